@@ -1,0 +1,11 @@
+//! The pure core of Portcullis: what a policy says, which one applies, and what is recorded about a job.
+//!
+//! Nothing here does I/O except [`store_client`], which reads policies from where they live.
+
+pub mod endpoint;
+pub mod event;
+pub mod job_context;
+pub mod policy;
+pub mod report;
+pub mod resolution;
+pub mod wire;

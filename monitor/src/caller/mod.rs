@@ -1,0 +1,1 @@
+//! Who calls: peer credentials, pidfd, and the ancestors up to `Runner.Worker`.

@@ -1,0 +1,1 @@
+//! `monitor check`: probes this host and says what posture a job would get.

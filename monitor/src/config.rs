@@ -1,0 +1,1 @@
+//! `monitor.toml` and the paths below the root directory.

@@ -1,0 +1,1 @@
+//! The job's resolver: parse, judge, ask upstream, grant, answer.

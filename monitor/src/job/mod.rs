@@ -1,0 +1,1 @@
+//! A job from its binding to its end.

@@ -1,0 +1,2 @@
+//! `monitor`: the root daemon, one per host.
+fn main() {}

@@ -1,0 +1,3 @@
+//! Small safe wrappers around system calls. All `unsafe` of this crate lives here, each with its reason.
+
+pub mod namespace;

@@ -1,0 +1,1 @@
+//! Watchers: they gather facts and decide nothing.

@@ -1,0 +1,2 @@
+//! post-job
+fn main() {}

@@ -1,0 +1,2 @@
+//! pre-job
+fn main() {}
