@@ -55,6 +55,20 @@ pub enum Verdict {
     WouldBlock,
 }
 
+/// Which way a call went.
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// From a process of the job's network namespace.
+    Outbound,
+    /// From a container or another network namespace, through this host.
+    Forwarded,
+    /// From outside to a process of the job: the address is the peer's, the port is ours.
+    Inbound,
+}
+
 /// The policy responsible for a verdict.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub struct PolicyReference {
@@ -109,6 +123,8 @@ pub struct Ancestor {
 pub struct NetworkEvent {
     /// What became of it.
     pub verdict: Verdict,
+    /// Which way it went.
+    pub direction: Direction,
     /// `tcp`, `udp`, `icmp`, `icmpv6`, or the number of another IP protocol: `132`.
     pub protocol: String,
     /// The destination.

@@ -6,7 +6,9 @@
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use portcullis_common::wire::{Answer, Call, MAX_ANSWER_BYTES, PROTOCOL_VERSION, Request};
+use portcullis_common::wire::{
+    Answer, Call, MAX_ANSWER_BYTES, PROTOCOL_VERSION, RefusalKind, Request,
+};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -16,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// Pause between two attempts while the monitor is not listening yet or its backlog is full.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
+
+/// Pause before the next attempt when the monitor says that it serves too many connections.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why no answer was had.
 #[derive(Debug, thiserror::Error)]
@@ -72,15 +77,22 @@ pub struct Patience {
 pub fn exchange(path: &Path, call: Call, patience: Patience) -> Result<Answer, ClientError> {
     let started = Instant::now();
     let deadline = started + patience.total;
-    let mut stream = connect_until(path, started + patience.connect.min(patience.total))?;
-    stream.set_nonblocking(true).map_err(ClientError::Broken)?;
-
     let request = Request { version: PROTOCOL_VERSION, call };
     let mut line = serde_json::to_vec(&request).map_err(ClientError::NotUnderstood)?;
     line.push(b'\n');
-    send(&mut stream, &line, started, deadline)?;
-    let answer = receive_line(&mut stream, started, deadline)?;
-    serde_json::from_slice(&answer).map_err(ClientError::NotUnderstood)
+    loop {
+        let mut stream = connect_until(path, started + patience.connect.min(patience.total))?;
+        stream.set_nonblocking(true).map_err(ClientError::Broken)?;
+        send(&mut stream, &line, started, deadline)?;
+        let answer = receive_line(&mut stream, started, deadline)?;
+        let answer = serde_json::from_slice(&answer).map_err(ClientError::NotUnderstood)?;
+        // Somebody else may hold connections open for a while; that must not decide over this job.
+        let busy = matches!(&answer, Answer::Refused(refusal) if refusal.kind == RefusalKind::Busy);
+        if !busy || Instant::now() + BUSY_PAUSE >= deadline {
+            return Ok(answer);
+        }
+        thread::sleep(BUSY_PAUSE);
+    }
 }
 
 /// Connects without ever blocking in `connect`, which on a Unix socket waits while the listener's backlog is full.

@@ -82,6 +82,21 @@ fn an_endless_line_is_refused() {
 }
 
 #[test]
+fn a_busy_monitor_is_asked_again() {
+    let peer = peer();
+    let path = peer.path.clone();
+    let serving = thread::spawn(move || {
+        for answer in ["refused\",\"kind\":\"busy\",\"message\":\"\"", "status\",\"jobs\":[]"] {
+            let (mut stream, _) = peer.listener.accept().unwrap();
+            writeln!(stream, "{{\"answer\":\"{answer}}}").unwrap();
+        }
+    });
+    let answer = exchange(&path, Call::Status {}, PATIENCE).unwrap();
+    assert_eq!(answer, Answer::Status(Status::default()));
+    serving.join().unwrap();
+}
+
+#[test]
 fn half_an_answer_is_no_answer() {
     let (result, _) = with_peer(|mut stream| stream.write_all(b"{\"answer\":").unwrap());
     assert!(matches!(result.unwrap_err(), ClientError::NoAnswer));

@@ -1,0 +1,251 @@
+//! Which name opened which address: what lets an event say `registry.npmjs.org` instead of a number.
+//!
+//! Names come from our own resolver only, never from `/etc/hosts`, a reverse lookup or a TLS handshake: those can be
+//! chosen by the job.
+
+use crate::egress::grant::{Grant, GrantError, GrantSink};
+use portcullis_common::endpoint::Protocol;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The most addresses that are remembered with a name. Beyond that events carry the address alone.
+const MAX_ADDRESSES: usize = 65_536;
+
+/// The most names that are remembered for one address, newest first. Content networks put many names on one address.
+const MAX_NAMES_PER_ADDRESS: usize = 16;
+
+/// A name that our resolver gave an address for.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+pub struct NamedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The name that was asked for.
+    pub name: String,
+    /// The names between `name` and the address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cname_chain: Vec<String>,
+    /// What the name opened there; absent when it was answered only because the policy audits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Opened>,
+}
+
+/// What a name opened at an address.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+pub struct Opened {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The lowest port.
+    pub first_port: u16,
+    /// The highest port.
+    pub last_port: u16,
+    /// The endpoint responsible, as its author wrote it.
+    pub rule: String,
+}
+
+impl Opened {
+    fn covers(&self, protocol: &str, port: Option<u16>) -> bool {
+        let is_echo = self.protocol == "icmp" && matches!(protocol, "icmp" | "icmpv6");
+        let is_port = port.is_some_and(|port| self.first_port <= port && port <= self.last_port);
+        is_echo || self.protocol == protocol && is_port
+    }
+}
+
+/// The names of a job's addresses; kept in a file beside the job's state, so that a restarted monitor knows them.
+#[derive(Debug)]
+pub struct GrantBook {
+    kernel: Arc<dyn GrantSink>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    by_address: HashMap<IpAddr, Vec<NamedAddress>>,
+    known: HashSet<NamedAddress>,
+    file: File,
+}
+
+impl GrantBook {
+    /// Opens the book in `directory`, reading what an earlier monitor wrote there; grants go on to `kernel`.
+    ///
+    /// # Errors
+    /// When the file can't be opened or read.
+    pub fn open(directory: &Path, kernel: Arc<dyn GrantSink>) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(directory.join("names.ndjson"))?;
+        let mut state = State { by_address: HashMap::new(), known: HashSet::new(), file };
+        let reader = BufReader::new(state.file.try_clone()?).take(64 * 1024 * 1024);
+        for line in reader.lines() {
+            // A line that a crash left unfinished names one address less; the address itself is in the kernel.
+            if let Ok(entry) = serde_json::from_str::<NamedAddress>(&line?) {
+                state.remember(entry);
+            }
+        }
+        Ok(Self { kernel, state: Mutex::new(state) })
+    }
+
+    /// Remembers a name that was answered without opening anything.
+    pub fn learn(&self, address: IpAddr, name: &str, cname_chain: &[String]) {
+        let entry = NamedAddress {
+            address,
+            name: name.to_owned(),
+            cname_chain: cname_chain.to_vec(),
+            opened: None,
+        };
+        self.lock().add(entry);
+    }
+
+    /// The name that opened `protocol` and `port` at `address`, the newest; or, when none did, the newest name that was
+    /// answered with this address.
+    pub fn find(&self, address: IpAddr, protocol: &str, port: Option<u16>) -> Option<NamedAddress> {
+        let state = self.lock();
+        let names = state.by_address.get(&address)?;
+        let opens = |entry: &&NamedAddress| {
+            entry.opened.as_ref().is_some_and(|opened| opened.covers(protocol, port))
+        };
+        let newest_first = || names.iter().rev();
+        newest_first().find(opens).or_else(|| newest_first().next()).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GrantSink for GrantBook {
+    fn grant(&self, grants: &[Grant]) -> Result<(), GrantError> {
+        // The book first: a packet can be on its way as soon as the kernel knows the address.
+        let mut state = self.lock();
+        for grant in grants {
+            state.add(entry(grant));
+        }
+        drop(state);
+        self.kernel.grant(grants)
+    }
+}
+
+fn entry(grant: &Grant) -> NamedAddress {
+    let protocol = match grant.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Icmp => "icmp",
+    };
+    NamedAddress {
+        address: grant.address,
+        name: grant.name.as_str().to_owned(),
+        cname_chain: grant.cname_chain.iter().map(|name| name.as_str().to_owned()).collect(),
+        opened: Some(Opened {
+            protocol: protocol.to_owned(),
+            first_port: grant.ports.first(),
+            last_port: grant.ports.last(),
+            rule: grant.rule.text.clone(),
+        }),
+    }
+}
+
+impl State {
+    /// Remembers an entry and writes it down when it is new.
+    fn add(&mut self, entry: NamedAddress) {
+        if self.known.contains(&entry) {
+            return;
+        }
+        if let Ok(mut line) = serde_json::to_vec(&entry) {
+            line.push(b'\n');
+            // Without the line a restarted monitor knows the address but not the name: worth a word, not a failure.
+            if let Err(error) = self.file.write_all(&line) {
+                tracing::warn!(error = %error, "the name of an address could not be kept for a restart");
+            }
+        }
+        self.remember(entry);
+    }
+
+    fn remember(&mut self, entry: NamedAddress) {
+        if self.by_address.len() >= MAX_ADDRESSES && !self.by_address.contains_key(&entry.address) {
+            return;
+        }
+        let names = self.by_address.entry(entry.address).or_default();
+        if names.len() >= MAX_NAMES_PER_ADDRESS {
+            let oldest = names.remove(0);
+            self.known.remove(&oldest);
+        }
+        names.push(entry.clone());
+        self.known.insert(entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GrantBook, MAX_NAMES_PER_ADDRESS};
+    use crate::egress::grant::{Grant, GrantError, GrantSink};
+    use portcullis_common::endpoint::{Endpoint, PortRange, Protocol};
+    use portcullis_common::policy::Rule;
+    use std::net::IpAddr;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[derive(Debug)]
+    struct Kernel;
+
+    impl GrantSink for Kernel {
+        fn grant(&self, _: &[Grant]) -> Result<(), GrantError> {
+            Ok(())
+        }
+    }
+
+    fn grant(name: &str, port: u16) -> Grant {
+        let text = format!("{name}:{port}");
+        Grant {
+            address: "192.0.2.7".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            ports: PortRange::single(port).unwrap(),
+            name: name.parse().unwrap(),
+            cname_chain: vec!["edge.cdn.test".parse().unwrap()],
+            rule: Arc::new(Rule {
+                endpoint: text.parse::<Endpoint>().unwrap(),
+                text,
+                policy: "p".to_owned(),
+            }),
+            lifetime: Duration::from_secs(60),
+        }
+    }
+
+    fn name_at(book: &GrantBook, port: u16) -> Option<String> {
+        let address: IpAddr = "192.0.2.7".parse().unwrap();
+        book.find(address, "tcp", Some(port)).map(|entry| entry.name)
+    }
+
+    #[test]
+    fn the_name_that_opened_the_port_is_found_also_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = GrantBook::open(directory.path(), Arc::new(Kernel)).unwrap();
+        book.grant(&[grant("a.test", 443), grant("b.test", 8443)]).unwrap();
+        book.learn("198.51.100.1".parse().unwrap(), "c.test", &[]);
+        for book in [book, GrantBook::open(directory.path(), Arc::new(Kernel)).unwrap()] {
+            assert_eq!(name_at(&book, 443).unwrap(), "a.test");
+            assert_eq!(name_at(&book, 8443).unwrap(), "b.test");
+            let learnt = book.find("198.51.100.1".parse().unwrap(), "udp", Some(1)).unwrap();
+            assert_eq!((learnt.name.as_str(), learnt.opened), ("c.test", None));
+            assert!(book.find("198.51.100.2".parse().unwrap(), "tcp", Some(443)).is_none());
+        }
+    }
+
+    #[test]
+    fn one_address_with_many_names_is_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = GrantBook::open(directory.path(), Arc::new(Kernel)).unwrap();
+        for number in 0..=MAX_NAMES_PER_ADDRESS {
+            book.grant(&[grant(&format!("n{number}.test"), 443)]).unwrap();
+        }
+        assert_eq!(book.lock().known.len(), MAX_NAMES_PER_ADDRESS);
+        assert_eq!(name_at(&book, 443).unwrap(), format!("n{MAX_NAMES_PER_ADDRESS}.test"));
+    }
+}

@@ -1,0 +1,55 @@
+# shellcheck shell=bash
+# Shared by the scripts of this directory; to be sourced. Expects `set -euo pipefail`.
+
+say() { printf '\n==> %s\n' "$*"; }
+die() {
+    printf 'error: %s\n' "$1" >&2
+    [ -z "${2:-}" ] || printf '\nhint: %s\n' "$2" >&2
+    exit 1
+}
+
+# Installs the Debian packages of a list (one a line, comments after `#`) that are missing.
+install_packages() {
+    local list=$1 name missing=()
+    while read -r name; do
+        dpkg-query -W -f='${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing+=("$name")
+    done < <(sed 's/#.*//; /^[[:space:]]*$/d; s/[[:space:]]//g' "$list")
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    command -v apt-get >/dev/null ||
+        die "these packages are missing: ${missing[*]}" "this is no Debian or Ubuntu; install them by hand"
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q >/dev/null
+    apt-get install -qy --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Installs a cargo tool that is missing.
+install_cargo_tool() {
+    command -v "$1" >/dev/null || {
+        say "installing $1"
+        cargo install --locked --quiet "$1"
+    }
+}
+
+require_root() {
+    [ "$(id -u)" -eq 0 ] ||
+        die "this needs root: it makes network namespaces, cgroups and nftables rules of its own" "run it with sudo -E"
+}
+
+require_cargo() {
+    # shellcheck source=/dev/null
+    command -v cargo >/dev/null || [ ! -f "$HOME/.cargo/env" ] || . "$HOME/.cargo/env"
+    command -v cargo >/dev/null || die "cargo was not found" "install Rust: https://rustup.rs"
+}
+
+require_cgroup_v2() {
+    grep -q ' - cgroup2 ' /proc/self/mountinfo ||
+        die "no cgroup v2 is mounted, so a job can't be told apart from the rest of the machine" \
+            "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1"
+}
+
+# Whether the kernel takes an nftables table; tried in a network namespace of its own.
+require_nftables() {
+    unshare -n nft add table inet portcullis_probe 2>/dev/null ||
+        die "the kernel takes no nftables table" "load the module nf_tables (modprobe nf_tables), or use another kernel"
+}
