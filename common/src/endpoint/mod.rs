@@ -1,6 +1,32 @@
 //! Endpoints: what a policy allows or denies, `[tcp://|udp://|icmp://]HOST[:PORT[-PORT]|:*]`.
+//!
+//! No scheme means TCP, no port means 443. The host is a DNS name, `*.name`, an address or a network in CIDR notation,
+//! IPv6 in brackets: `[2001:db8::7]:443`, `[2001:db8::/32]:443`. Two texts with one meaning have one value:
+//! names are lower-case A-labels, IPv4-mapped IPv6 addresses are IPv4, a network of one address is that address.
+//!
+//! `0.0.0.0/0` and `[::/0]` are accepted: opening everything is sometimes what an operator wants (`icmp://0.0.0.0/0`),
+//! and a reviewer sees it in the document. [`Endpoint::is_unrestricted`] finds such entries, so that a posture can warn.
+
+mod error;
+mod matching;
+mod name;
+mod parse;
+mod text;
+
+#[cfg(test)]
+pub(crate) mod strategy;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
+
+pub use error::{EndpointError, EndpointProblem, NameError, NameProblem};
+pub use matching::Peer;
+pub use name::{DnsName, MAX_LABEL_BYTES, MAX_NAME_BYTES};
+pub use parse::MAX_ENDPOINT_BYTES;
+
+/// The port of an endpoint that names none: HTTPS.
+const DEFAULT_PORT: PortRange = PortRange { first: 443, last: 443 };
 
 /// The transport of an endpoint.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -54,17 +80,6 @@ impl PortRange {
     /// Whether `port` lies in the range.
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
-    }
-}
-
-/// A DNS name in lower-case A-label (punycode) form without a trailing dot, checked when made.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct DnsName(String);
-
-impl DnsName {
-    /// The name as text: `registry.npmjs.org`.
-    pub fn as_str(&self) -> &str {
-        &self.0
     }
 }
 
