@@ -1,5 +1,7 @@
 //! Endpoints: what a policy allows or denies, `[tcp://|udp://|icmp://]HOST[:PORT[-PORT]|:*]`.
 
+mod wire_name;
+
 use std::net::IpAddr;
 
 /// The transport of an endpoint.
