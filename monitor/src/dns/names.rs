@@ -1,0 +1,174 @@
+//! The policy's endpoints, indexed so that judging a name costs as many look-ups as the name has labels.
+
+use super::addresses::NetworkIndex;
+use portcullis_common::endpoint::{Host, PortRange, Protocol};
+use portcullis_common::policy::Rule;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What a rule opens for the addresses of a name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Opening {
+    /// The transport.
+    pub protocol: Protocol,
+    /// The ports.
+    pub ports: PortRange,
+    /// The rule responsible.
+    pub rule: Arc<Rule>,
+}
+
+/// What the policy says about a name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NameVerdict {
+    /// A rule denies it, and nothing of what is allowed remains.
+    Denied(Arc<Rule>),
+    /// Rules allow it.
+    Allowed {
+        /// What is opened; not empty. Port ranges that a denied endpoint takes away are gone already.
+        openings: Vec<Opening>,
+        /// The name below which a wildcard allows it (`npmjs.org` of `*.npmjs.org`), when no rule names it exactly.
+        wildcard: Option<Arc<str>>,
+    },
+    /// Nothing names it.
+    NotListed,
+}
+
+/// The rules that a name leads to.
+#[derive(Debug, Default)]
+struct Listed {
+    /// Rules for the name itself.
+    exact: Vec<Entry>,
+    /// Rules for every name below it.
+    below: Vec<Entry>,
+}
+
+/// One rule of the index.
+#[derive(Clone, Debug)]
+struct Entry {
+    denied: bool,
+    rule: Arc<Rule>,
+}
+
+/// The index: names with their rules, and the addresses that the policy names itself.
+#[derive(Debug, Default)]
+pub struct NamePolicy {
+    names: HashMap<Arc<str>, Listed>,
+    allowed_networks: NetworkIndex,
+    denied_networks: NetworkIndex,
+}
+
+impl NamePolicy {
+    /// Indexes a policy's endpoints.
+    pub fn compile(allowed: &[Rule], denied: &[Rule]) -> Self {
+        let mut policy = Self::default();
+        for rule in allowed {
+            policy.add(rule, false);
+        }
+        for rule in denied {
+            policy.add(rule, true);
+        }
+        policy
+    }
+
+    fn add(&mut self, rule: &Rule, denied: bool) {
+        let rule = Arc::new(rule.clone());
+        let networks = if denied { &mut self.denied_networks } else { &mut self.allowed_networks };
+        match &rule.endpoint.host {
+            Host::Address(address) => networks.insert((*address).into(), Arc::clone(&rule)),
+            Host::Network(network) => networks.insert(*network, Arc::clone(&rule)),
+            Host::Name(name) => {
+                self.listed(name.as_str()).exact.push(Entry { denied, rule: Arc::clone(&rule) });
+            }
+            Host::Wildcard(base) => {
+                self.listed(base.as_str()).below.push(Entry { denied, rule: Arc::clone(&rule) });
+            }
+        }
+    }
+
+    fn listed(&mut self, name: &str) -> &mut Listed {
+        self.names.entry(Arc::from(name)).or_default()
+    }
+
+    /// Judges `name`: lower case, without a trailing dot, its labels free of dots (a checked
+    /// [`Question`](super::message::Question) gives such a name).
+    pub fn judge(&self, name: &str) -> NameVerdict {
+        let mut matching: Vec<&Entry> = Vec::new();
+        let mut exact = false;
+        let mut wildcard = None;
+        if let Some(listed) = self.names.get(name) {
+            exact = listed.exact.iter().any(|entry| !entry.denied);
+            matching.extend(&listed.exact);
+        }
+        let mut rest = name;
+        while let Some((_, parent)) = rest.split_once('.') {
+            rest = parent;
+            if let Some((base, listed)) = self.names.get_key_value(parent) {
+                if wildcard.is_none() && listed.below.iter().any(|entry| !entry.denied) {
+                    wildcard = Some(Arc::clone(base));
+                }
+                matching.extend(&listed.below);
+            }
+        }
+        let denied = || matching.iter().filter(|entry| entry.denied).map(|entry| &entry.rule);
+        let openings: Vec<Opening> = matching
+            .iter()
+            .filter(|entry| !entry.denied)
+            .flat_map(|entry| remaining(&entry.rule, denied()))
+            .collect();
+        if !openings.is_empty() {
+            return NameVerdict::Allowed { openings, wildcard: wildcard.filter(|_| !exact) };
+        }
+        denied().next().map_or(NameVerdict::NotListed, |rule| NameVerdict::Denied(Arc::clone(rule)))
+    }
+
+    /// Whether the policy itself allows `address`, alone or in a network: only then may a name that leads to an address
+    /// of special use open it.
+    pub fn names_address(&self, address: IpAddr) -> bool {
+        self.allowed_networks.find(address).next().is_some()
+    }
+
+    /// What remains of `opening` for `address` after the denied addresses and networks.
+    pub fn openings_at(&self, opening: &Opening, address: IpAddr) -> Vec<PortRange> {
+        remaining_ports(opening.protocol, opening.ports, self.denied_networks.find(address))
+    }
+}
+
+/// `rule` without the ports that `denied` rules of the same transport take away.
+fn remaining<'rules>(
+    rule: &Arc<Rule>,
+    denied: impl Iterator<Item = &'rules Arc<Rule>>,
+) -> impl Iterator<Item = Opening> {
+    let protocol = rule.endpoint.protocol;
+    let rule = Arc::clone(rule);
+    remaining_ports(protocol, rule.endpoint.ports, denied).into_iter().map(move |ports| Opening {
+        protocol,
+        ports,
+        rule: Arc::clone(&rule),
+    })
+}
+
+/// `ports` without those of `denied`.
+fn remaining_ports<'rules>(
+    protocol: Protocol,
+    ports: PortRange,
+    denied: impl Iterator<Item = &'rules Arc<Rule>>,
+) -> Vec<PortRange> {
+    denied.filter(|rule| rule.endpoint.protocol == protocol).fold(vec![ports], |ranges, rule| {
+        let taken = rule.endpoint.ports;
+        ranges
+            .into_iter()
+            .flat_map(|range| {
+                let before = taken
+                    .first()
+                    .checked_sub(1)
+                    .and_then(|end| PortRange::new(range.first(), range.last().min(end)));
+                let after = taken
+                    .last()
+                    .checked_add(1)
+                    .and_then(|start| PortRange::new(range.first().max(start), range.last()));
+                before.into_iter().chain(after)
+            })
+            .collect()
+    })
+}
