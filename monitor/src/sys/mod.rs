@@ -1,3 +1,7 @@
 //! Small safe wrappers around system calls. All `unsafe` of this crate lives here, each with its reason.
 
 pub mod namespace;
+#[expect(unsafe_code, reason = "no safe wrapper knows pidfd_open and pidfd_send_signal")]
+pub mod pidfd;
+#[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
+pub mod readiness;
