@@ -2,3 +2,7 @@
 
 pub mod activation;
 pub mod namespace;
+#[expect(unsafe_code, reason = "no safe wrapper knows pidfd_open and pidfd_send_signal")]
+pub mod pidfd;
+#[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
+pub mod readiness;

@@ -1,1 +1,13 @@
 //! Watchers: they gather facts and decide nothing.
+
+pub mod attribution;
+pub mod flow;
+pub mod inodes;
+mod netlink;
+pub mod nflog;
+pub mod packet;
+pub mod process;
+pub mod sockets;
+pub mod worker_exit;
+
+mod bounded;

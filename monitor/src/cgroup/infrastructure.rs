@@ -1,0 +1,107 @@
+//! Groups that are not a job's: systemd units and the monitor itself.
+
+use super::CgroupError;
+use super::group::{Cgroup, CgroupIdentity};
+use super::job::MONITOR_PREFIX;
+use super::mount::Hierarchy;
+use crate::caller::{ProcFs, ProcessEntry, ProcessTable};
+use std::os::unix::fs::MetadataExt;
+
+/// How deep slices are nested at most: `system.slice/system-getty.slice/…` is 2.
+const SLICE_DEPTH: u32 = 4;
+
+/// Finds the group of a running systemd unit, such as `ssh.service`: in `system.slice` or in another slice of the system
+/// manager. Only directories of root are looked into, and none of user sessions: their users could make a group of any
+/// name. `None` when it is not running, is a template, or is no unit name.
+///
+/// # Errors
+/// See [`CgroupError`].
+pub fn find_unit(hierarchy: &Hierarchy, unit: &str) -> Result<Option<CgroupIdentity>, CgroupError> {
+    if !is_unit_name(unit) {
+        return Ok(None);
+    }
+    let root = hierarchy.root()?;
+    if let Ok(system) = root.child("system.slice")
+        && let Some(found) = find_in_slice(&system, unit, SLICE_DEPTH)
+    {
+        return Ok(Some(found));
+    }
+    Ok(find_in_slice(&root, unit, SLICE_DEPTH))
+}
+
+/// Looks for the unit in a slice and the slices below it.
+fn find_in_slice(slice: &Cgroup, unit: &str, depth: u32) -> Option<CgroupIdentity> {
+    let names = slice.child_names().ok()?;
+    if names.iter().any(|name| name == unit)
+        && let Ok(group) = slice.child(unit)
+        && is_owned_by_root(&group)
+    {
+        return Some(group.identity().clone());
+    }
+    if depth == 0 {
+        return None;
+    }
+    names
+        .iter()
+        .filter(|name| name.strip_suffix(".slice").is_some_and(|name| !name.starts_with("user")))
+        .filter_map(|name| slice.child(name).ok())
+        .filter(is_owned_by_root)
+        .find_map(|slice| find_in_slice(&slice, unit, depth - 1))
+}
+
+/// Whether only root can make groups in it.
+fn is_owned_by_root(group: &Cgroup) -> bool {
+    std::fs::metadata(group.directory()).is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+/// Whether it is the name of a unit that has processes; of a template (`getty@.service`) only instances run.
+pub(super) fn is_unit_name(unit: &str) -> bool {
+    let Some((name, kind)) = unit.rsplit_once('.') else { return false };
+    matches!(kind, "service" | "scope" | "slice" | "socket" | "mount" | "swap")
+        && !name.is_empty()
+        && !name.ends_with('@')
+        && unit.len() <= 255
+        && unit.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte))
+}
+
+/// Where the monitor itself lives.
+#[derive(Clone, Debug)]
+pub struct MonitorGroup {
+    /// The group.
+    pub identity: CgroupIdentity,
+    /// Whether it was made for the monitor, because the monitor shared a group with a runner or lived in the root.
+    pub created: bool,
+}
+
+/// Makes sure that the monitor lives in a group that holds no runner, so that rules can tell them apart: stays where it
+/// is, or moves itself into `portcullis-monitor-<pid>` below its present group.
+///
+/// # Errors
+/// See [`CgroupError`].
+pub fn enter_monitor_group(hierarchy: &Hierarchy) -> Result<MonitorGroup, CgroupError> {
+    let own = std::process::id();
+    let current = hierarchy.group_of(own)?;
+    let is_own = current
+        .directory()
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(MONITOR_PREFIX));
+    let shared =
+        current.identity().level == 0 || holds_runner(&ProcFs, &current.processes_recursive()?);
+    if is_own || !shared {
+        return Ok(MonitorGroup { identity: current.identity().clone(), created: is_own });
+    }
+    let name = format!("{MONITOR_PREFIX}{own}");
+    // A monitor with this pid that died before leaves an empty group of the name.
+    let group = current.child(&name).or_else(|_| current.create_child(&name))?;
+    if !group.add(own)? {
+        return Err(CgroupError::Gone { pid: own });
+    }
+    Ok(MonitorGroup { identity: group.identity().clone(), created: true })
+}
+
+/// Whether one of the processes is part of a runner.
+pub(super) fn holds_runner(table: &impl ProcessTable, pids: &[u32]) -> bool {
+    pids.iter()
+        .filter_map(|pid| table.process(*pid))
+        .any(|entry: ProcessEntry| entry.is_named_listener() || entry.is_named_worker())
+}

@@ -1,0 +1,196 @@
+//! Who did it: the seam between events and sensors.
+
+use super::bounded::BoundedCache;
+use super::flow::Flow;
+use super::inodes::SocketOwners;
+use super::process::ProcessInspector;
+use super::sockets::{SocketDiagnostics, SocketError};
+use crate::caller::{ProcessKey, Worker};
+use crate::cgroup::JobCgroup;
+use portcullis_common::event::Process;
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many client ports are remembered for one job.
+const REMEMBERED_PORTS: usize = 16_384;
+
+/// How many processes are remembered for one job.
+const REMEMBERED_PROCESSES: usize = 4_096;
+
+/// How long a client port stands for the process that had it, once its socket can't be found any more. Linux gives a port
+/// to another socket no sooner than TIME-WAIT allows for TCP (60 s); UDP ports can be taken again at once, but are
+/// picked at random out of 28 000.
+const PORT_MEMORY: Duration = Duration::from_mins(1);
+
+/// How an attribution was found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AttributionSource {
+    /// The socket and the process that holds it, now.
+    Socket,
+    /// The process that had the client port a moment ago.
+    Remembered,
+    /// The socket was found, but no process that holds it: it has exited already.
+    UserOnly,
+    /// Nothing is known.
+    Unknown,
+}
+
+/// Whose a flow is, as far as it could be found out.
+#[derive(Clone, Debug)]
+pub struct Attribution {
+    /// The process.
+    pub process: Option<Arc<Process>>,
+    /// The user that made the socket.
+    pub uid: Option<u32>,
+    /// The cgroup v2 that the socket was made in, by inode (Linux 5.8 and newer).
+    pub cgroup: Option<u64>,
+    /// How it was found.
+    pub source: AttributionSource,
+}
+
+impl Attribution {
+    /// Nothing is known.
+    pub const UNKNOWN: Self =
+        Self { process: None, uid: None, cgroup: None, source: AttributionSource::Unknown };
+
+    /// The process for an event; only the user when that is all there is.
+    pub fn to_process(&self) -> Option<Process> {
+        match (&self.process, self.uid) {
+            (Some(process), _) => Some(Process::clone(process)),
+            (None, Some(uid)) => Some(Process { uid: Some(uid), ..Process::default() }),
+            (None, None) => None,
+        }
+    }
+}
+
+/// Finds out whose a flow is. Called on the way of a packet: an implementation must be quick and must not fail.
+pub trait ProcessSensor: fmt::Debug + Send + Sync {
+    /// Whose `flow` is; its source is the local side.
+    fn attribute(&self, flow: &Flow) -> Attribution;
+}
+
+/// The sensor that works on every kernel: `sock_diag` for the socket, `/proc` for its process.
+#[derive(Debug)]
+pub struct ProcfsSensor {
+    /// The job's group: where owners are looked for first.
+    group: Option<JobCgroup>,
+    /// The socket tables of the Worker's network namespace.
+    diagnostics: SocketDiagnostics,
+    /// Snapshots of processes.
+    inspector: Arc<ProcessInspector>,
+    /// Owners of sockets.
+    owners: Mutex<SocketOwners>,
+    /// Who had a client port.
+    ports: Mutex<BoundedCache<(u8, SocketAddr), Remembered>>,
+}
+
+/// A client port's owner.
+#[derive(Clone, Debug)]
+struct Remembered {
+    /// Whose it was.
+    attribution: Attribution,
+    /// When that was seen last.
+    seen: Instant,
+}
+
+impl ProcfsSensor {
+    /// A sensor for the job of `worker`.
+    ///
+    /// # Errors
+    /// When the socket tables of the Worker's network namespace can't be opened.
+    pub fn new(worker: &Worker, group: Option<JobCgroup>) -> Result<Self, SocketError> {
+        let namespace = worker
+            .network_namespace()
+            .map_err(|error| SocketError::Open(std::io::Error::other(error)))?;
+        Ok(Self::with(worker.key(), group, SocketDiagnostics::open(namespace.as_fd())?))
+    }
+
+    /// A sensor from its parts.
+    pub(crate) fn with(
+        worker: ProcessKey,
+        group: Option<JobCgroup>,
+        diagnostics: SocketDiagnostics,
+    ) -> Self {
+        Self {
+            group,
+            diagnostics,
+            inspector: Arc::new(ProcessInspector::new(worker, REMEMBERED_PROCESSES)),
+            owners: Mutex::default(),
+            ports: Mutex::new(BoundedCache::new(REMEMBERED_PORTS)),
+        }
+    }
+
+    /// Snapshots of the job's processes.
+    pub fn inspector(&self) -> &Arc<ProcessInspector> {
+        &self.inspector
+    }
+
+    /// The socket tables of the Worker's network namespace.
+    pub fn diagnostics(&self) -> &SocketDiagnostics {
+        &self.diagnostics
+    }
+
+    /// Looks the flow up as it is now.
+    fn look_up(&self, flow: &Flow) -> Option<Attribution> {
+        let socket = match self.diagnostics.find(flow) {
+            Ok(socket) => socket?,
+            Err(error) => {
+                tracing::warn!(%error, "a flow can't be attributed");
+                return None;
+            }
+        };
+        let process = self.owner(socket.inode).and_then(|owner| self.inspector.inspect(owner));
+        let source = match process {
+            Some(_) => AttributionSource::Socket,
+            None => AttributionSource::UserOnly,
+        };
+        // A socket without an inode is in TIME-WAIT: the kernel has forgotten its user and says 0.
+        let uid = (socket.inode != 0).then_some(socket.uid);
+        Some(Attribution { process, uid, cgroup: socket.cgroup, source })
+    }
+
+    /// The process that holds a socket.
+    fn owner(&self, inode: u32) -> Option<ProcessKey> {
+        let likely = || {
+            let group = self.group.as_ref()?;
+            let mut pids = group.processes().ok()?;
+            // A new socket is most often a new process'.
+            pids.reverse();
+            Some(pids)
+        };
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.find(inode, likely)
+    }
+}
+
+impl ProcessSensor for ProcfsSensor {
+    fn attribute(&self, flow: &Flow) -> Attribution {
+        let port = (flow.protocol, flow.source);
+        let has_port = flow.source.port() != 0;
+        let now = Instant::now();
+        let found = self.look_up(flow);
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        match found {
+            Some(attribution) if attribution.process.is_some() => {
+                if has_port {
+                    ports.insert(port, Remembered { attribution: attribution.clone(), seen: now });
+                }
+                attribution
+            }
+            found => match ports.get(&port) {
+                Some(remembered)
+                    if has_port && now.duration_since(remembered.seen) < PORT_MEMORY =>
+                {
+                    Attribution {
+                        source: AttributionSource::Remembered,
+                        ..remembered.attribution.clone()
+                    }
+                }
+                _ => found.unwrap_or(Attribution::UNKNOWN),
+            },
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What can be known of a process: a snapshot for events.
+
+use super::bounded::BoundedCache;
+use crate::caller::table::read_bounded;
+use crate::caller::{ProcFs, ProcessKey};
+use portcullis_common::event::{Ancestor, Process};
+use procfs::process::{Process as ProcHandle, Stat};
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How much of a command line is kept, in bytes.
+const ARGV_LIMIT: u64 = 4096;
+
+/// How many ancestors are listed; a job can make the chain as long as it likes.
+const ANCESTOR_LIMIT: usize = 64;
+
+/// How much of a path is kept, in bytes: `PATH_MAX`.
+const PATH_LIMIT: usize = 4096;
+
+/// How much of an environment is searched for the step.
+const ENVIRONMENT_LIMIT: u64 = 256 << 10;
+
+/// How long a step's name may be.
+const STEP_LIMIT: usize = 256;
+
+/// The variable that holds the step's id.
+const STEP_VARIABLE: &[u8] = b"GITHUB_ACTION=";
+
+/// Takes snapshots of a job's processes, and remembers them.
+#[derive(Debug)]
+pub struct ProcessInspector {
+    /// Where the list of ancestors ends.
+    worker: ProcessKey,
+    /// Snapshots.
+    known: Mutex<BoundedCache<ProcessKey, Known>>,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug)]
+struct Known {
+    /// Of which program image.
+    image: Image,
+    /// The snapshot.
+    process: Arc<Process>,
+}
+
+/// What changes when a process executes another program. The addresses are random for each exec, so that another exec of
+/// the same file is noticed too, unless address randomisation is off.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Image {
+    /// The command name.
+    name: String,
+    /// Where the code, the stack and the arguments begin.
+    addresses: [u64; 4],
+    /// The executable.
+    executable: Option<PathBuf>,
+}
+
+impl ProcessInspector {
+    /// An inspector for the job of `worker` that remembers `capacity` snapshots.
+    pub fn new(worker: ProcessKey, capacity: usize) -> Self {
+        Self { worker, known: Mutex::new(BoundedCache::new(capacity)) }
+    }
+
+    /// The process as it is now, or as it was when it was seen last; `None` when it is gone and was never seen.
+    pub fn inspect(&self, key: ProcessKey) -> Option<Arc<Process>> {
+        let Some((handle, stat, image)) = open(key) else { return self.recall(key) };
+        {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(found) = known.get(&key).filter(|found| found.image == image) {
+                return Some(Arc::clone(&found.process));
+            }
+        }
+        let process = Arc::new(self.snapshot(key, &handle, &stat, image.executable.as_ref()));
+        let known = Known { image, process: Arc::clone(&process) };
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, known);
+        Some(process)
+    }
+
+    /// The process as it was when it was seen last.
+    pub fn recall(&self, key: ProcessKey) -> Option<Arc<Process>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&key).map(|known| Arc::clone(&known.process))
+    }
+
+    /// Reads everything. What is gone meanwhile stays absent.
+    fn snapshot(
+        &self,
+        key: ProcessKey,
+        handle: &ProcHandle,
+        stat: &Stat,
+        executable: Option<&PathBuf>,
+    ) -> Process {
+        let lineage = self.ancestors(key, stat.ppid);
+        let step = self.step(key, &lineage);
+        Process {
+            pid: Some(key.pid),
+            start_time: Some(key.start_time),
+            exe: executable.map(|path| bounded_text(path)),
+            argv: read_argv(handle),
+            uid: handle.status().ok().map(|status| status.ruid),
+            cwd: handle.cwd().ok().map(|path| bounded_text(&path)),
+            ancestors: lineage.into_iter().map(|(_, ancestor)| ancestor).collect(),
+            step,
+        }
+    }
+
+    /// From the parent up to the Worker, or as far as the chain goes.
+    fn ancestors(&self, key: ProcessKey, parent: i32) -> Vec<(ProcessKey, Ancestor)> {
+        let mut found = Vec::new();
+        let (mut child, mut parent) = (key, parent);
+        while found.len() < ANCESTOR_LIMIT && child != self.worker {
+            let Some((handle, stat)) = read(parent) else { break };
+            let Ok(pid) = u32::try_from(parent) else { break };
+            let key = ProcessKey { pid, start_time: stat.starttime };
+            if key.start_time > child.start_time {
+                // The parent exited and its pid belongs to somebody else by now.
+                break;
+            }
+            let exe = handle.exe().map(|path| bounded_text(&path)).unwrap_or_default();
+            found.push((key, Ancestor { pid, exe }));
+            (child, parent) = (key, stat.ppid);
+        }
+        found
+    }
+
+    /// The step that a process belongs to.
+    ///
+    /// A process can set any environment for what it starts and can overwrite its own. The direct child of the Worker got
+    /// its environment from the Worker, so its value is preferred: to change that one, a step has to replace its own
+    /// shell by `exec`. Below a daemon that has lost its ancestors only its own word is left.
+    fn step(&self, key: ProcessKey, ancestors: &[(ProcessKey, Ancestor)]) -> Option<String> {
+        let from_worker = ancestors.last().is_some_and(|(key, _)| *key == self.worker);
+        let chain: Vec<ProcessKey> = std::iter::once(key)
+            .chain(ancestors.iter().map(|(key, _)| *key))
+            .filter(|key| *key != self.worker)
+            .collect();
+        let direct_child = if from_worker { chain.last().copied() } else { None };
+        direct_child
+            .into_iter()
+            .chain(chain.iter().copied().filter(|key| Some(*key) != direct_child))
+            .find_map(|key| {
+                self.recall(key).and_then(|known| known.step.clone()).or_else(|| read_step(key))
+            })
+    }
+}
+
+/// Opens a process and reads what tells its program image; `None` when it is gone.
+fn open(key: ProcessKey) -> Option<(ProcHandle, Stat, Image)> {
+    let (handle, stat) = read(i32::try_from(key.pid).ok()?)?;
+    if stat.starttime != key.start_time || matches!(stat.state, 'Z' | 'X') {
+        return None;
+    }
+    let image = Image {
+        name: stat.comm.clone(),
+        addresses: [
+            stat.startcode,
+            stat.startstack,
+            stat.arg_start.unwrap_or_default(),
+            stat.env_start.unwrap_or_default(),
+        ],
+        executable: handle.exe().ok(),
+    };
+    Some((handle, stat, image))
+}
+
+/// Opens a process; the handle keeps naming it when its pid is recycled.
+fn read(pid: i32) -> Option<(ProcHandle, Stat)> {
+    let handle = ProcHandle::new(pid).ok()?;
+    let stat = handle.stat().ok()?;
+    Some((handle, stat))
+}
+
+/// The command line, cut at [`ARGV_LIMIT`].
+fn read_argv(handle: &ProcHandle) -> Vec<String> {
+    let mut text = Vec::new();
+    let Ok(file) = handle.open_relative("cmdline") else { return Vec::new() };
+    if file.take(ARGV_LIMIT).read_to_end(&mut text).is_err() || text.is_empty() {
+        return Vec::new();
+    }
+    let text = text.strip_suffix(b"\0").unwrap_or(&text);
+    text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+/// `GITHUB_ACTION` in the environment of a process.
+fn read_step(key: ProcessKey) -> Option<String> {
+    let environment =
+        read_bounded(&format!("/proc/{}/environ", key.pid), ENVIRONMENT_LIMIT).ok()?;
+    let value = environment
+        .split(|byte| *byte == 0)
+        .find_map(|variable| variable.strip_prefix(STEP_VARIABLE))
+        .filter(|value| !value.is_empty() && value.len() <= STEP_LIMIT)?;
+    // Alive with the same start time now: it was this process' environment.
+    (ProcFs.key(key.pid) == Some(key)).then(|| String::from_utf8_lossy(value).into_owned())
+}
+
+/// A path as text, bounded.
+fn bounded_text(path: &std::path::Path) -> String {
+    let text = path.to_string_lossy();
+    let mut end = text.len().min(PATH_LIMIT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}

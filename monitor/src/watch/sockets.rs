@@ -1,0 +1,358 @@
+//! The kernel's socket tables, by `NETLINK_SOCK_DIAG`: who owns a flow, which flows are alive, and cutting them.
+
+use super::flow::{Flow, ICMP, ICMP_V6, TCP, UDP, UDP_LITE, is_bound_for};
+use super::netlink::Connection;
+use crate::sys::namespace::in_network_namespace;
+use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, Nla as _};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
+};
+use netlink_packet_sock_diag::unix::nlas::Nla as UnixNla;
+use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags as UnixStateFlags, UnixRequest};
+use netlink_packet_sock_diag::{SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SockDiagMessage};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// `INET_DIAG_CGROUP_ID` of `linux/inet_diag.h` (5.8 and newer): the inode of the cgroup that the socket was made in.
+const INET_DIAG_CGROUP_ID: u16 = 21;
+
+/// `IPPROTO_RAW`: the table of raw sockets, whatever protocol they carry.
+const RAW: u8 = 255;
+
+/// `TCP_LISTEN`.
+const LISTEN: u8 = 10;
+
+/// "No cookie": any socket of the tuple (`INET_DIAG_NOCOOKIE`).
+const ANY_COOKIE: [u8; 8] = [0xff; 8];
+
+/// The offset of `sdiag_raw_protocol` in a request for raw sockets.
+const RAW_PROTOCOL_OFFSET: usize = 3;
+
+/// Why the socket tables could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// No netlink socket in the namespace.
+    #[error("can't open a sock_diag socket in the job's network namespace")]
+    Open(#[source] io::Error),
+    /// A look-up failed for another reason than that there is no such socket.
+    #[error("sock_diag did not answer; is the module inet_diag loaded?")]
+    Query(#[source] io::Error),
+    /// A socket could not be destroyed.
+    #[error("the kernel did not destroy a socket; it needs CONFIG_INET_DIAG_DESTROY")]
+    Destroy(#[source] io::Error),
+}
+
+/// A socket as the kernel describes it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SocketRecord {
+    /// The IP protocol; for raw sockets the protocol that they carry.
+    pub protocol: u8,
+    /// The local side, IPv4-mapped addresses as IPv4.
+    pub local: SocketAddr,
+    /// The remote side; unspecified when the socket is not connected.
+    pub remote: SocketAddr,
+    /// The state: 1 established, 2 SYN sent, 7 closed or not connected, 10 listening.
+    pub state: u8,
+    /// The inode in `/proc/PID/fd`; 0 when no process owns the socket any more.
+    pub inode: u32,
+    /// The user that made it.
+    pub uid: u32,
+    /// The cgroup v2 that it was made in, by inode; `None` before Linux 5.8.
+    pub cgroup: Option<u64>,
+    /// The address family of the socket itself.
+    family: u8,
+    /// The table it is in.
+    table: u8,
+    /// How the kernel names it, with its cookie.
+    id: SocketId,
+}
+
+impl SocketRecord {
+    /// The five-tuple.
+    pub fn flow(&self) -> Flow {
+        Flow::new(self.protocol, self.local, self.remote)
+    }
+
+    /// Whether it has a peer.
+    pub fn is_connected(&self) -> bool {
+        !self.remote.ip().is_unspecified()
+    }
+
+    /// Whether it listens.
+    pub fn is_listening(&self) -> bool {
+        self.table == TCP && self.state == LISTEN
+    }
+
+    /// Reads an answer of the kernel.
+    fn from_response(table: u8, protocol: u8, response: InetResponse) -> Self {
+        let header = response.header;
+        let id = header.socket_id;
+        let cgroup = response.nlas.iter().find_map(|attribute| match attribute {
+            Nla::Other(attribute) if attribute.kind() == INET_DIAG_CGROUP_ID => {
+                let mut value = [0; 8];
+                if attribute.value_len() != value.len() {
+                    return None;
+                }
+                attribute.emit_value(&mut value);
+                Some(u64::from_ne_bytes(value))
+            }
+            _ => None,
+        });
+        // Raw sockets carry their protocol where others have the local port.
+        let (protocol, local_port, remote_port) = if table == RAW {
+            (protocol, 0, 0)
+        } else {
+            (protocol, id.source_port, id.destination_port)
+        };
+        Self {
+            protocol,
+            local: SocketAddr::new(id.source_address.to_canonical(), local_port),
+            remote: SocketAddr::new(id.destination_address.to_canonical(), remote_port),
+            state: header.state,
+            inode: header.inode,
+            uid: header.uid,
+            cgroup,
+            family: header.family,
+            table,
+            id,
+        }
+    }
+}
+
+/// The socket tables of one network namespace, through a held netlink socket.
+#[derive(Debug)]
+pub struct SocketDiagnostics {
+    /// The connection; a request and its answer belong together.
+    connection: Mutex<Connection>,
+}
+
+impl SocketDiagnostics {
+    /// Opens the tables of `namespace` (an open `/proc/PID/ns/net`).
+    ///
+    /// # Errors
+    /// [`SocketError::Open`].
+    pub fn open(namespace: BorrowedFd<'_>) -> Result<Self, SocketError> {
+        let connection =
+            Connection::open(NETLINK_SOCK_DIAG, Some(namespace)).map_err(SocketError::Open)?;
+        Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// The socket that sent, or receives, the packets of `flow`. An exact look-up (microseconds); only for raw sockets and
+    /// for UDP sockets bound to a device a look through the table.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`]; no such socket is `Ok(None)`.
+    pub fn find(&self, flow: &Flow) -> Result<Option<SocketRecord>, SocketError> {
+        let found = match flow.protocol {
+            TCP => self.find_exact(flow, flow.source, flow.destination)?,
+            // "src and dst are swapped for historical reasons" (net/ipv4/udp_diag.c).
+            UDP | UDP_LITE => match self.find_exact(flow, flow.destination, flow.source)? {
+                Some(found) => Some(found),
+                None => self.find_in_table(flow)?,
+            },
+            _ => self.find_in_table(flow)?,
+        };
+        Ok(found.filter(|socket| !socket.is_listening()))
+    }
+
+    /// Every TCP socket that is not listening and every connected UDP socket.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn connected(&self) -> Result<Vec<SocketRecord>, SocketError> {
+        let mut sockets = Vec::new();
+        for protocol in [TCP, UDP, UDP_LITE] {
+            sockets.extend(
+                self.dump(protocol, protocol)?
+                    .into_iter()
+                    .filter(|socket| socket.is_connected() && !socket.is_listening()),
+            );
+        }
+        Ok(sockets)
+    }
+
+    /// The connected sockets that `select` picks: of a cgroup, of a user.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn connected_where(
+        &self,
+        select: impl Fn(&SocketRecord) -> bool,
+    ) -> Result<Vec<SocketRecord>, SocketError> {
+        let mut sockets = self.connected()?;
+        sockets.retain(select);
+        Ok(sockets)
+    }
+
+    /// Closes a socket under its owner, who then gets `ECONNABORTED`; `false` when it was gone already.
+    ///
+    /// # Errors
+    /// [`SocketError::Destroy`].
+    pub fn destroy(&self, socket: &SocketRecord) -> Result<bool, SocketError> {
+        let payload = request(socket.family, socket.table, socket.protocol, socket.id.clone());
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        match connection.request(SOCK_DESTROY, NLM_F_ACK, &payload, |_: SockDiagMessage| ()) {
+            Ok(()) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(SocketError::Destroy(error)),
+        }
+    }
+
+    /// Asks for one socket by its tuple.
+    fn find_exact(
+        &self,
+        flow: &Flow,
+        first: SocketAddr,
+        second: SocketAddr,
+    ) -> Result<Option<SocketRecord>, SocketError> {
+        let id = SocketId {
+            source_port: first.port(),
+            destination_port: second.port(),
+            source_address: first.ip(),
+            destination_address: second.ip(),
+            interface_id: 0,
+            cookie: ANY_COOKIE,
+        };
+        let payload = request(family_of(first.ip()), flow.protocol, flow.protocol, id);
+        let mut found = None;
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = connection.request(SOCK_DIAG_BY_FAMILY, 0, &payload, |message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                found = Some(SocketRecord::from_response(flow.protocol, flow.protocol, *response));
+            }
+        });
+        match result {
+            Ok(()) => Ok(found.filter(|socket| carries(socket, flow))),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(SocketError::Query(error)),
+        }
+    }
+
+    /// Looks for the best match in a whole table.
+    fn find_in_table(&self, flow: &Flow) -> Result<Option<SocketRecord>, SocketError> {
+        let table = match flow.protocol {
+            UDP | UDP_LITE => flow.protocol,
+            _ => RAW,
+        };
+        let mut candidates = self.dump(table, flow.protocol)?;
+        if table == RAW && matches!(flow.protocol, ICMP | ICMP_V6) {
+            // Unprivileged ping sockets have no table in sock_diag, raw sockets with IP_HDRINCL carry any protocol.
+            candidates.extend(self.dump(RAW, RAW)?);
+        }
+        candidates.retain(|socket| carries(socket, flow));
+        Ok(candidates.into_iter().max_by_key(|socket| {
+            (socket.is_connected(), !socket.local.ip().is_unspecified(), socket.inode != 0)
+        }))
+    }
+
+    /// A whole table, IPv4 and IPv6.
+    fn dump(&self, table: u8, protocol: u8) -> Result<Vec<SocketRecord>, SocketError> {
+        let mut sockets = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            let unspecified: IpAddr = if family == AF_INET {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                Ipv6Addr::UNSPECIFIED.into()
+            };
+            let id = SocketId {
+                source_port: 0,
+                destination_port: 0,
+                source_address: unspecified,
+                destination_address: unspecified,
+                interface_id: 0,
+                cookie: ANY_COOKIE,
+            };
+            let payload = request(family, table, protocol, id);
+            let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = connection.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &payload, |message| {
+                if let SockDiagMessage::InetResponse(response) = message {
+                    sockets.push(SocketRecord::from_response(table, protocol, *response));
+                }
+            });
+            match result {
+                Ok(()) => {}
+                // The kernel has no such table (UDP-Lite, IPv6 off): then there are no such sockets.
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(SocketError::Query(error)),
+            }
+        }
+        Ok(sockets)
+    }
+}
+
+/// `AF_INET` as the tables have it.
+const AF_INET: u8 = netlink_packet_sock_diag::constants::AF_INET;
+/// `AF_INET6` as the tables have it.
+const AF_INET6: u8 = netlink_packet_sock_diag::constants::AF_INET6;
+
+/// The address family of an address.
+fn family_of(address: IpAddr) -> u8 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+/// Whether the packets of `flow` can come from `socket`.
+fn carries(socket: &SocketRecord, flow: &Flow) -> bool {
+    (socket.table == RAW || socket.local.port() == flow.source.port())
+        && is_bound_for(socket.local.ip(), flow.source.ip())
+        && (!socket.is_connected()
+            || (socket.remote.ip() == flow.destination.ip()
+                && (socket.table == RAW || socket.remote.port() == flow.destination.port())))
+}
+
+/// Whether the answer means "there is none".
+fn is_absent(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOENT)
+}
+
+/// A request's payload.
+fn request(family: u8, table: u8, protocol: u8, socket_id: SocketId) -> Vec<u8> {
+    let request = InetRequest {
+        family,
+        protocol: table,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::from_bits_retain(0xfff),
+        socket_id,
+    };
+    let mut payload = vec![0; request.buffer_len()];
+    request.emit(&mut payload);
+    if table == RAW {
+        payload[RAW_PROTOCOL_OFFSET] = protocol;
+    }
+    payload
+}
+
+/// The inode of the socket at the other end of `socket`, a connected Unix socket made by a process in the network
+/// namespace of `pid`; `None` when the other end is closed.
+pub(crate) fn unix_peer_inode(socket: BorrowedFd<'_>, pid: u32) -> io::Result<Option<u32>> {
+    let inode = nix::sys::stat::fstat(socket)?.st_ino;
+    let request = UnixRequest {
+        state_flags: UnixStateFlags::all(),
+        inode: u32::try_from(inode).map_err(io::Error::other)?,
+        show_flags: ShowFlags::PEER,
+        cookie: ANY_COOKIE,
+    };
+    let mut payload = vec![0; request.buffer_len()];
+    request.emit(&mut payload);
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    let mut connection =
+        in_network_namespace(namespace.as_fd(), || Connection::open(NETLINK_SOCK_DIAG, None))??;
+    let mut peer = None;
+    let result = connection.request(SOCK_DIAG_BY_FAMILY, 0, &payload, |message| {
+        if let SockDiagMessage::UnixResponse(response) = message {
+            peer = response.nlas.iter().find_map(|attribute| match attribute {
+                UnixNla::Peer(inode) => Some(*inode),
+                _ => None,
+            });
+        }
+    });
+    match result {
+        Ok(()) => Ok(peer),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
