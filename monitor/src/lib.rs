@@ -5,11 +5,12 @@
 
 pub mod caller;
 pub mod cgroup;
-pub mod check;
+pub mod command;
 pub mod config;
 pub mod dns;
 pub mod egress;
 pub mod job;
+pub mod network;
 pub mod nftables;
 pub mod record;
 pub mod server;

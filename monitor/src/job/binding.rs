@@ -1,0 +1,174 @@
+//! Binding: what has to be known of a Worker and its surroundings before its policy can be put in force.
+
+use super::host::Host;
+use super::policy_choice::{Origin, PolicyChoice};
+use super::state::JobState;
+use crate::caller::{
+    ProcFs, RunnerSurvey, Worker, WorkerCandidate, kill_left_overs, left_overs, runner_flows,
+    survey_runners,
+};
+use crate::cgroup::{CgroupIdentity, JobCgroup, stale_job_groups};
+use crate::config::ScopeConfig;
+use crate::network::interfaces;
+use crate::watch::sockets::SocketDiagnostics;
+use jiff::Timestamp;
+use portcullis_common::event::EnforcementScope;
+use portcullis_common::hook::with_causes;
+use portcullis_common::job_context::JobContext;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// How long the groups of earlier jobs may take to become empty once killed. 500 processes take 25 ms.
+const LEFT_OVER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A Worker that is about to be bound.
+#[derive(Debug)]
+pub struct Binding {
+    /// What is written down of it.
+    pub state: JobState,
+    /// The Worker, held by a pidfd.
+    pub worker: Worker,
+    /// The job's group, with the Worker and everything below it inside.
+    pub group: Option<JobCgroup>,
+    /// Processes of earlier jobs that were killed, in words.
+    pub left_overs: Vec<String>,
+}
+
+/// Why a Worker can't be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The Worker is gone or can't be held.
+    #[error("the Runner.Worker can't be held")]
+    Worker(#[from] crate::caller::CallerError),
+    /// Its network namespace can't be looked into.
+    #[error("the Worker's network namespace can't be looked into")]
+    Network(#[source] std::io::Error),
+    /// Its connections can't be listed.
+    #[error("the runner's own connections can't be listed")]
+    Flows(#[from] crate::watch::sockets::SocketError),
+    /// Nothing tells the job apart from other jobs of this host.
+    #[error(
+        "with several runners on a host a job needs a cgroup or a user of its own, and it has neither ({0}); mount cgroup v2, or give each runner a user"
+    )]
+    NotTellable(String),
+}
+
+/// Gathers everything, moves the Worker into a group of its own and ends what earlier jobs left behind. `active` are the
+/// groups of jobs that are running.
+///
+/// # Errors
+/// See [`BindError`].
+pub fn bind(
+    host: &Host,
+    id: String,
+    candidate: &WorkerCandidate,
+    context: JobContext,
+    choice: PolicyChoice,
+    active: &[CgroupIdentity],
+) -> Result<Binding, BindError> {
+    let worker = Worker::open(candidate)?;
+    let survey = survey_runners(&ProcFs, candidate);
+    let scope = scope(host.config.defaults.scope, survey);
+    let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
+
+    let (group, left_overs) = match make_group(host, &worker, &id, active) {
+        Ok((group, left_overs)) => (Some(group), left_overs),
+        Err(problem) if scope == EnforcementScope::Job && survey.user_is_shared => {
+            return Err(BindError::NotTellable(problem));
+        }
+        Err(problem) => {
+            tracing::error!(job.id = id, reason = problem, "the job has no cgroup of its own");
+            warnings.push(format!("the job has no cgroup of its own: {problem}"));
+            (None, Vec::new())
+        }
+    };
+
+    let namespace = worker.network_namespace()?;
+    let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
+    let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
+    let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
+    let flows = runner_flows(&runner, &diagnostics)?;
+    let state = JobState {
+        format: JobState::FORMAT,
+        id,
+        context,
+        worker: worker.key(),
+        uid: worker.uid(),
+        cgroup: group.as_ref().map(|group| group.identity().clone()),
+        is_audit_fallback: matches!(choice.origin, Origin::AuditFallback { .. }),
+        resolution: choice.resolution,
+        on_failure: choice.on_failure,
+        warnings,
+        scope,
+        has_own_user: !survey.user_is_shared,
+        known_interfaces: links.into_iter().map(|link| (link.name, link.index)).collect(),
+        adopted_flows: flows
+            .into_iter()
+            .filter(|flow| flow.protocol == crate::watch::flow::TCP)
+            // Loopback is not judged.
+            .filter(|flow| !flow.destination.ip().is_loopback())
+            .map(|flow| (flow.source, flow.destination))
+            .collect(),
+        started: Timestamp::now(),
+    };
+    Ok(Binding { state, worker, group, left_overs })
+}
+
+fn scope(configured: ScopeConfig, survey: RunnerSurvey) -> EnforcementScope {
+    match configured {
+        ScopeConfig::Host => EnforcementScope::Host,
+        ScopeConfig::Job => EnforcementScope::Job,
+        ScopeConfig::Auto if survey.listeners_in_network_namespace > 1 => EnforcementScope::Job,
+        ScopeConfig::Auto => EnforcementScope::Host,
+    }
+}
+
+/// Ends the groups of earlier jobs and the processes they left behind, then makes the group of this one.
+fn make_group(
+    host: &Host,
+    worker: &Worker,
+    id: &str,
+    active: &[CgroupIdentity],
+) -> Result<(JobCgroup, Vec<String>), String> {
+    let hierarchy = host.hierarchy.as_ref().map_err(Clone::clone)?;
+    let of_worker = hierarchy.group_of(worker.pid()).map_err(|error| with_causes(&error))?;
+    let mut ended = Vec::new();
+    for stale in stale_job_groups(&of_worker, active).map_err(|error| with_causes(&error))? {
+        let name = stale.identity().path.display().to_string();
+        match stale.end(LEFT_OVER_PATIENCE) {
+            Ok(killed) if killed.is_empty() => {}
+            Ok(killed) => ended.push(format!("{} processes in {name}", killed.len())),
+            Err(error) => return Err(with_causes(&error)),
+        }
+    }
+    let active_groups: Vec<_> = active.iter().filter_map(|group| JobCgroup::open_existing(hierarchy, group).ok()).collect();
+    let orphans = left_overs(&ProcFs, worker.uid(), |process| {
+        active_groups.iter().any(|group| group.contains(process.key.pid))
+    });
+    for outcome in kill_left_overs(orphans) {
+        ended.push(format!("process {}", outcome.process.key.pid));
+    }
+    let group =
+        JobCgroup::create(hierarchy, worker.key(), id).map_err(|error| with_causes(&error))?;
+    Ok((group, ended))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scope;
+    use crate::caller::RunnerSurvey;
+    use crate::config::ScopeConfig;
+    use portcullis_common::event::EnforcementScope;
+
+    #[test]
+    fn several_runners_are_kept_apart_and_one_has_the_host() {
+        let survey = |listeners_in_network_namespace| RunnerSurvey {
+            listeners_in_network_namespace,
+            user_is_shared: false,
+        };
+        assert_eq!(scope(ScopeConfig::Auto, survey(1)), EnforcementScope::Host);
+        assert_eq!(scope(ScopeConfig::Auto, survey(2)), EnforcementScope::Job);
+        assert_eq!(scope(ScopeConfig::Host, survey(2)), EnforcementScope::Host);
+        assert_eq!(scope(ScopeConfig::Job, survey(1)), EnforcementScope::Job);
+    }
+}

@@ -1,0 +1,204 @@
+//! The end of a job, in this order: freeze, kill the cgroup, take the counters, write the report, remove the rules.
+//!
+//! The rules go last: as long as anything of the job lives, or a packet of it is on its way, it is judged.
+
+use super::Job;
+use super::host::Host;
+use super::last_known_good::write_atomically;
+use crate::nftables::Counter;
+use crate::record::reconcile::differences;
+use portcullis_common::event::{
+    DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
+};
+use portcullis_common::hook::with_causes;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a killed job may take to be gone. 500 processes take 25 ms; one in an uninterruptible wait takes longer.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long logged packets may take from the kernel's queue to the record.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause between two looks at the kernel's counters.
+const DRAIN_PAUSE: Duration = Duration::from_millis(2);
+
+/// Spooled jobs that are kept: enough to look back, bounded so that a host that runs for years does not fill its disk.
+const KEPT_JOBS: usize = 500;
+
+/// Bytes of spooled jobs that are kept.
+const KEPT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+
+/// Ends the job; blocks until everything of it is gone.
+pub fn end(host: &Host, job: &Job, reason: &str) {
+    kill_what_is_left(job);
+    let resolver = job.resolver.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(resolver);
+    job.dns_sink.flush();
+
+    let counters = drained_counters(job);
+    for difference in differences(&counters) {
+        job.note_gap(difference);
+    }
+    let lost = job.dns_sink.lost() + job.recorder.totals().lost_events;
+    if lost > 0 {
+        job.note_gap(format!("{lost} events could not be recorded: there were too many at once, or the disk is full"));
+    }
+    let mut reason = reason.to_owned();
+    if job.group.is_some() {
+        reason.push_str(" and its cgroup is empty");
+    }
+    let posture = job.posture();
+    job.recorder.job(JobEvent { stage: JobStage::Ended, reason, counters });
+    let spool = host.paths.spool().join(job.id());
+    let report = job.recorder.report(&job.header(), posture);
+    if let Err(error) = write_report(&spool, &report).and_then(|()| job.recorder.sync()) {
+        tracing::error!(job.id = job.id(), error = %error, "the job's report could not be written");
+    }
+
+    *job.changes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    if let Err(error) = job.table.remove() {
+        tracing::error!(job.id = job.id(), error = %with_causes(&error), "the job's rules could not be removed");
+    }
+    *job.packets.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    if let Some(Err(error)) = job.group.as_ref().map(crate::cgroup::JobCgroup::remove) {
+        tracing::warn!(job.id = job.id(), error = %with_causes(&error), "the job's cgroup could not be removed");
+    }
+    if let Err(error) = fs::remove_dir_all(host.paths.jobs().join(job.id())) {
+        tracing::error!(job.id = job.id(), error = %error, "the job's state could not be removed");
+    }
+    prune_spool(&host.paths.spool(), KEPT_JOBS, KEPT_BYTES);
+    let totals = job.recorder.totals();
+    tracing::info!(
+        job.id = job.id(),
+        events = totals.events,
+        blocked = totals.blocked,
+        detections = totals.detections,
+        "the job has ended"
+    );
+}
+
+/// Freezes first, so that nothing can fork away from what kills it.
+fn kill_what_is_left(job: &Job) {
+    let Some(group) = &job.group else { return };
+    if let Err(error) = group.freeze() {
+        tracing::warn!(job.id = job.id(), error = %with_causes(&error), "the job could not be frozen");
+    }
+    let left = group.processes().unwrap_or_default();
+    for pid in left.iter().take(32) {
+        let process = job.sensor.process(*pid);
+        let name = process.as_ref().and_then(|process| process.exe.clone()).unwrap_or_else(|| "?".to_owned());
+        job.recorder.detection(DetectionEvent {
+            detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
+            evidence: format!("process {pid} ({name}) outlived the job's Worker and was killed"),
+            is_lockdown: false,
+            process,
+        });
+    }
+    let killed = group.kill().and_then(|()| group.wait_empty(KILL_PATIENCE));
+    match killed {
+        Ok(true) => {}
+        Ok(false) => job.note_gap(format!(
+            "processes of the job were still there {} s after they were killed",
+            KILL_PATIENCE.as_secs()
+        )),
+        Err(error) => job.note_gap(format!("the job's processes could not be killed: {}", with_causes(&error))),
+    }
+}
+
+/// The kernel's counters beside the record, once the packets that are still in the kernel's queue have come through.
+fn drained_counters(job: &Job) -> Vec<RuleCounter> {
+    let deadline = Instant::now() + DRAIN_PATIENCE;
+    loop {
+        let counters = match job.table.counters() {
+            Ok(counters) => counters,
+            Err(error) => {
+                job.note_gap(format!("the kernel's counters can't be read: {}", with_causes(&error)));
+                return Vec::new();
+            }
+        };
+        let beside = beside_record(job, counters);
+        if differences(&beside).is_empty() || Instant::now() >= deadline {
+            return beside;
+        }
+        thread::sleep(DRAIN_PAUSE);
+    }
+}
+
+fn beside_record(job: &Job, counters: Vec<Counter>) -> Vec<RuleCounter> {
+    counters
+        .into_iter()
+        .map(|counter| RuleCounter {
+            recorded: if counter.is_logged { job.recorder.packets_of(&counter.name) } else { counter.packets },
+            rule: counter.name,
+            packets: counter.packets,
+            bytes: counter.bytes,
+        })
+        .collect()
+}
+
+fn write_report(spool: &Path, report: &portcullis_common::report::Report) -> io::Result<()> {
+    let bytes = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
+    write_atomically(&spool.join("report.json"), &bytes)
+}
+
+/// Removes the oldest jobs that have ended until the rest fits. Ids sort by time.
+fn prune_spool(spool: &Path, kept_jobs: usize, kept_bytes: u64) {
+    let Ok(entries) = fs::read_dir(spool) else { return };
+    let mut jobs: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        // A job without a report still runs, or waits to be taken over.
+        .filter(|path| path.join("report.json").exists())
+        .collect();
+    jobs.sort();
+    let (mut count, mut bytes) = (0, 0);
+    for job in jobs.iter().rev() {
+        let files = fs::read_dir(job).into_iter().flatten().flatten();
+        let size: u64 = files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum();
+        count += 1;
+        bytes += size;
+        if (count > kept_jobs || bytes > kept_bytes)
+            && let Err(error) = fs::remove_dir_all(job)
+        {
+            tracing::warn!(path = %job.display(), error = %error, "an old job could not be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::prune_spool;
+    use std::fs;
+
+    #[test]
+    fn the_oldest_ended_jobs_go_first_and_running_ones_stay() {
+        let spool = tempfile::tempdir().unwrap();
+        for (name, ended) in [("0-running", false), ("1", true), ("2", true), ("3", true)] {
+            let job = spool.path().join(name);
+            fs::create_dir(&job).unwrap();
+            fs::write(job.join("events.ndjson"), vec![b'x'; 1000]).unwrap();
+            if ended {
+                fs::write(job.join("report.json"), "{}").unwrap();
+            }
+        }
+        let left = || {
+            let mut names: Vec<_> = fs::read_dir(spool.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        prune_spool(spool.path(), 10, 1_000_000);
+        assert_eq!(left().len(), 4);
+        prune_spool(spool.path(), 2, 1_000_000);
+        assert_eq!(left(), ["0-running", "2", "3"]);
+        prune_spool(spool.path(), 10, 1_500);
+        assert_eq!(left(), ["0-running", "3"]);
+    }
+}

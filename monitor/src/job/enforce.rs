@@ -1,0 +1,350 @@
+//! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
+
+use super::grant_book::GrantBook;
+use super::host::Host;
+use super::privileges::job_privileges;
+use super::sink::{DnsSink, EventContext, LateTable};
+use super::state::JobState;
+use super::{Job, policy_reference};
+use crate::caller::Worker;
+use crate::cgroup::JobCgroup;
+use crate::dns::{NamePolicy, Resolver, ResolverConfig, upstreams};
+use crate::egress::github_hosts::github_hosts;
+use crate::egress::target::{
+    CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts, TableName,
+    Uplink,
+};
+use crate::egress::{RuleSet, rule_set};
+use crate::network::{self, interfaces};
+use crate::nftables::InstalledTable;
+use crate::record::recorder::Recorder;
+use crate::watch::attribution::ProcfsSensor;
+use crate::watch::nflog::{NflogGroup, NflogReader};
+use portcullis_common::event::{EnforcementScope, Feature, FeatureState};
+use portcullis_common::hook::with_causes;
+use portcullis_common::policy::EffectivePolicy;
+use std::error::Error;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// The NFLOG groups that are tried. Low numbers are what administrators write by hand; the kernel has 65 536.
+const NFLOG_GROUPS: std::ops::RangeInclusive<u16> = 20_480..=24_575;
+
+/// Notices that wait for the job's task.
+const WAITING_NOTICES: usize = 64;
+
+/// Whether the rules are new or left by an earlier monitor.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rules {
+    /// There are none yet.
+    New,
+    /// An earlier monitor left them; addresses that are open stay open.
+    LeftByEarlierMonitor,
+}
+
+/// Why a policy is not in force.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}")]
+pub struct EnforceError {
+    /// What was being done, in words for a person.
+    step: &'static str,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+/// Names the step that failed.
+fn at<E: Into<Box<dyn Error + Send + Sync>>>(step: &'static str) -> impl FnOnce(E) -> EnforceError {
+    move |source| EnforceError { step, source: source.into() }
+}
+
+/// A job in force, and what its task must listen to.
+#[derive(Debug)]
+pub struct Enforced {
+    /// The job.
+    pub job: Arc<Job>,
+    /// What changes its posture.
+    pub notices: mpsc::Receiver<String>,
+}
+
+/// Puts the policy of `state` in force for `worker`. Must be called within a tokio runtime, on a thread that may block.
+///
+/// # Errors
+/// When anything that enforcement rests on can't be had; then no rules are left behind.
+pub fn enforce(
+    host: &Host,
+    state: JobState,
+    worker: Worker,
+    group: Option<JobCgroup>,
+    rules: Rules,
+    started: Instant,
+) -> Result<Enforced, EnforceError> {
+    let namespace =
+        worker.network_namespace().map_err(at("the Worker's network namespace can't be opened"))?;
+    let links = interfaces(namespace.as_fd())
+        .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
+    let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
+        .map_err(at("the packets that rules log can't be received"))?;
+    let sensor =
+        Arc::new(ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?);
+
+    let directory = host.paths.jobs().join(&state.id);
+    let spool = host.paths.spool().join(&state.id);
+    fs::create_dir_all(&spool).map_err(at("the directory of the job's events can't be made"))?;
+    let recorder =
+        Arc::new(Recorder::open(&spool, &state.id).map_err(at("the job's events can't be written"))?);
+
+    let enforced = with_github_hosts(host, &state.resolution.policy);
+    let late_table = Arc::new(LateTable::default());
+    let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
+        .map_err(at("the names of open addresses can't be kept"))?;
+    let book = Arc::new(book);
+    let context = Arc::new(EventContext {
+        sensor: Arc::clone(&sensor),
+        book: Arc::clone(&book),
+        recorder: Arc::clone(&recorder),
+        policy: enforced.clone(),
+        reference: policy_reference(&state),
+    });
+    let (notify, notices) = mpsc::channel(WAITING_NOTICES);
+    let dns_sink = Arc::new(
+        DnsSink::start(Arc::clone(&context), notify).map_err(at("the thread of DNS events can't be started"))?,
+    );
+
+    let servers = upstream_servers(host, &worker)?;
+    let config = resolver_config(&enforced, &namespace, &links, &servers)
+        .map_err(at("the Worker's network namespace can't be held"))?;
+    let resolver = Resolver::start(
+        config,
+        NamePolicy::compile(&enforced.allowed, &enforced.denied),
+        Arc::<GrantBook>::clone(&book),
+        Arc::<DnsSink>::clone(&dns_sink),
+    )
+    .map_err(at("the job's resolver can't be started"))?;
+
+    let target = target(host, &state, &links, &servers, &resolver, packets.group())
+        .ok_or_else(|| at("the job's id is not one")("not lower-case hexadecimal".into()))?;
+    let rules_value =
+        rule_set(&enforced, &target).map_err(at("the policy can't be made into rules"))?;
+    let reader = read_packets(packets, &context)?;
+    let installed = match rules {
+        Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
+        Rules::LeftByEarlierMonitor => {
+            InstalledTable::adopt(namespace.as_fd(), &target.table, &rules_value)
+        }
+    };
+    let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
+    late_table.set(Arc::clone(&table));
+
+    let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
+    let job = Job {
+        enforced,
+        worker: Arc::new(worker),
+        group,
+        rules: rules_value,
+        table,
+        book,
+        resolver: Mutex::new(Some(resolver)),
+        dns_sink,
+        packets: Mutex::new(Some(reader)),
+        recorder,
+        sensor,
+        features,
+        gaps: Mutex::new(Vec::new()),
+        applied_ms: started.elapsed().as_secs_f64() * 1e3,
+        state,
+    };
+    Ok(Enforced { job: Arc::new(job), notices })
+}
+
+/// The policy with the hosts that a runner can't do without.
+fn with_github_hosts(host: &Host, policy: &EffectivePolicy) -> EffectivePolicy {
+    let mut enforced = policy.clone();
+    enforced.allowed.extend(github_hosts(&host.config.github.server));
+    enforced
+}
+
+fn read_packets(
+    packets: NflogGroup,
+    context: &Arc<EventContext>,
+) -> Result<NflogReader, EnforceError> {
+    let context = Arc::clone(context);
+    packets
+        .start(move |packet| context.packet(&packet))
+        .map_err(at("the thread of logged packets can't be started"))
+}
+
+/// The servers that the resolver asks: the configured ones, or those of the Worker's own `resolv.conf`.
+fn upstream_servers(
+    host: &Host,
+    worker: &Worker,
+) -> Result<upstreams::ResolvConf, EnforceError> {
+    let configured = &host.config.dns.upstreams;
+    if !configured.is_empty() {
+        return Ok(upstreams::ResolvConf { servers: configured.clone(), ..Default::default() });
+    }
+    let root = format!("/proc/{}/root", worker.pid());
+    upstreams::read_resolv_conf(Path::new(&root))
+        .map_err(at("the DNS servers of the Worker's /etc/resolv.conf can't be used; set dns.upstreams in monitor.toml"))
+}
+
+fn resolver_config(
+    policy: &EffectivePolicy,
+    namespace: &File,
+    links: &[network::Interface],
+    servers: &upstreams::ResolvConf,
+) -> std::io::Result<ResolverConfig> {
+    let bridges = links.iter().filter(|link| link.is_container_bridge());
+    let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    listen.extend(bridges.flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))));
+    let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.servers.clone());
+    config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
+    config.listen = listen;
+    config.search_domains.clone_from(&servers.search_domains);
+    Ok(config)
+}
+
+/// Listening on a link-local address needs its interface; containers ask the bridge's other address.
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// Everything measured that the rule set depends on.
+fn target(
+    host: &Host,
+    state: &JobState,
+    links: &[network::Interface],
+    servers: &upstreams::ResolvConf,
+    resolver: &Resolver,
+    nflog_group: u16,
+) -> Option<EnforcementTarget> {
+    let mut target = EnforcementTarget::new(table_name(&state.id)?, state.scope);
+    let group_id = |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
+    target.job_cgroup = state.cgroup.as_ref().map(group_id);
+    target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
+    target.infrastructure = host.infrastructure_groups();
+    target.monitor_cgroup = host.monitor_group.as_ref().map(group_id);
+    target.upstreams.clone_from(&servers.servers);
+    target.upstream_source_ports =
+        resolver.upstream_source_ports().iter().map(|source| source.port).collect();
+    let listens = |wanted: IpAddr| {
+        let mut addresses = resolver.listen_addresses().iter();
+        addresses.find(|address| address.ip() == wanted).map(SocketAddr::port)
+    };
+    target.resolver = ResolverPorts {
+        v4: listens(Ipv4Addr::LOCALHOST.into()),
+        v6: listens(Ipv6Addr::LOCALHOST.into()),
+    };
+    target.forwarded_dns = links
+        .iter()
+        .filter(|link| link.is_container_bridge())
+        .flat_map(|link| {
+            let of_link = link.addresses.iter().filter_map(|address| {
+                listens(*address).map(|port| SocketAddr::new(*address, port))
+            });
+            of_link.map(|resolver| ForwardedDns { interface: link.name.clone(), resolver })
+        })
+        .collect();
+    let plain = |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
+    target.uplinks = links
+        .iter()
+        .filter(|link| link.is_uplink())
+        .map(|link| Uplink { interface: plain(link), mac: link.mac })
+        .collect();
+    target.container_bridges =
+        links.iter().filter(|link| link.is_container_bridge()).map(plain).collect();
+    target.known_interfaces = state
+        .known_interfaces
+        .iter()
+        .map(|(name, index)| Interface { name: name.clone(), index: *index })
+        .collect();
+    target.adopted_flows =
+        state.adopted_flows.iter().map(|(local, remote)| Flow { local: *local, remote: *remote }).collect();
+    target.nflog_group = nflog_group;
+    target.owner = host.kernel.owner;
+    target.kernel = host.kernel.support;
+    Some(target)
+}
+
+/// The job's tables: named after the last 12 digits of its id, which are random.
+pub(super) fn table_name(job_id: &str) -> Option<TableName> {
+    let digits: String = job_id.chars().filter(char::is_ascii_hexdigit).collect();
+    TableName::for_job(digits.get(digits.len().checked_sub(12)?..)?)
+}
+
+/// The mechanisms as they are for this job.
+fn features(
+    host: &Host,
+    state: &JobState,
+    worker: &Worker,
+    rules: &RuleSet,
+    resolver: &Resolver,
+    has_group: bool,
+) -> Vec<Feature> {
+    let feature = |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
+    let mut features = Vec::new();
+    features.push(match (has_group, &host.hierarchy) {
+        (true, _) => feature("cgroup-v2", FeatureState::Active, "the job has a group of its own".to_owned()),
+        (false, Err(problem)) => feature("cgroup-v2", FeatureState::Missing, problem.clone()),
+        (false, Ok(_)) => feature(
+            "cgroup-v2",
+            FeatureState::Missing,
+            "the job's group could not be made; left-over processes can't be told apart".to_owned(),
+        ),
+    });
+    features.push(match host.kernel.owner {
+        OwnerMode::OwnerPersist => feature(
+            "table-owner",
+            FeatureState::Active,
+            "only the monitor can change the rules, and they outlive it".to_owned(),
+        ),
+        OwnerMode::Owner | OwnerMode::None => feature(
+            "table-owner",
+            FeatureState::Degraded,
+            "the kernel has no persistent owned tables (6.9): root in the job can remove the rules; that is noticed and undone"
+                .to_owned(),
+        ),
+    });
+    for gap in &rules.gaps {
+        features.push(feature("rule-gap", FeatureState::Degraded, gap.clone()));
+    }
+    for skipped in resolver.skipped_listeners() {
+        // Without an IPv6 loopback there is no IPv6 to be judged; the rules block that family's DNS all the same.
+        let reason = format!("no resolver on {}: {}", skipped.address, skipped.error);
+        features.push(feature("sensor-dns-listener", FeatureState::Degraded, reason));
+    }
+    features.push(job_privileges(worker.pid(), host.paths.root()));
+    let policy = &state.resolution.policy;
+    let asked_for_but_missing = [
+        (policy.disable_sudo, "disable-sudo"),
+        (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
+        (policy.lockdown.enabled, "lockdown-mode"),
+    ];
+    for (asked, name) in asked_for_but_missing {
+        if asked {
+            let reason = "the policy asks for it, and this version of the monitor can't do it".to_owned();
+            features.push(feature(name, FeatureState::Missing, reason));
+        }
+    }
+    features.push(feature(
+        "sensor-process",
+        FeatureState::Degraded,
+        "processes are found by procfs and sock_diag: a process that ends at once may be known by its user only".to_owned(),
+    ));
+    if state.scope == EnforcementScope::Job && !state.has_own_user {
+        features.push(feature(
+            "own-user",
+            FeatureState::Degraded,
+            "another runner has the same user, so a process that leaves the job's cgroup can't be told apart".to_owned(),
+        ));
+    }
+    features
+}
+
+/// The reason in one line, for hook and log.
+pub fn reason(error: &EnforceError) -> String {
+    with_causes(error)
+}

@@ -1,0 +1,109 @@
+//! What is the same for every job of this host: its configuration, its store, what its kernel can do.
+
+use super::last_known_good::LastKnownGood;
+use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
+use crate::config::{Config, ConfigError, Paths, refuse_what_others_can_change};
+use crate::egress::target::CgroupId;
+use crate::nftables::{self, KernelProbe};
+use portcullis_common::hook::with_causes;
+use portcullis_common::job_context::JobContext;
+use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
+use portcullis_common::store_client::directory::DirectoryStore;
+use portcullis_common::wire::InfrastructureUnit;
+use std::path::PathBuf;
+
+/// What is the same for every job of this host.
+#[derive(Debug)]
+pub struct Host {
+    /// Where things are.
+    pub paths: Paths,
+    /// `monitor.toml`.
+    pub config: Config,
+    /// The cgroup v2 hierarchy, or why there is none.
+    pub hierarchy: Result<Hierarchy, String>,
+    /// The monitor's own cgroup.
+    pub monitor_group: Option<CgroupIdentity>,
+    /// What the kernel can do, as tried.
+    pub kernel: KernelProbe,
+    /// The last known good policies.
+    pub last_known_good: LastKnownGood,
+    store: Result<DirectoryStore, String>,
+}
+
+impl Host {
+    /// Reads the configuration and tries out the kernel.
+    ///
+    /// # Errors
+    /// When the configuration can't be used; everything else that is missing shows in the posture of jobs.
+    pub fn open(paths: Paths) -> Result<Self, ConfigError> {
+        let config = Config::load(&paths)?;
+        let hierarchy = Hierarchy::find().map_err(|error| with_causes(&error));
+        let monitor_group = hierarchy.as_ref().ok().and_then(|hierarchy| {
+            let group = enter_monitor_group(hierarchy);
+            group.inspect_err(|error| tracing::warn!(error = %with_causes(error), "the monitor has no cgroup of its own")).ok()
+        });
+        let store = config
+            .policy_directory(&paths)
+            .ok_or_else(|| {
+                format!("this monitor reads policies from a directory only, and store.url is {}", config.store.url)
+            })
+            .map(DirectoryStore::open);
+        Ok(Self {
+            last_known_good: LastKnownGood::at(paths.last_known_good()),
+            kernel: nftables::probe(),
+            monitor_group: monitor_group.map(|group| group.identity),
+            hierarchy,
+            store,
+            config,
+            paths,
+        })
+    }
+
+    /// Which policy applies to the job.
+    ///
+    /// # Errors
+    /// Why the store can't say, in words for a person.
+    pub fn resolve(&self, context: &JobContext) -> Result<Resolution, String> {
+        let store = self.store.as_ref().map_err(Clone::clone)?;
+        let directory = self.policy_directory()?;
+        refuse_what_others_can_change(&directory).map_err(|error| with_causes(&error))?;
+        let policies = store.current().map_err(|errors| errors.to_string())?;
+        let defaults = HostDefaults {
+            cluster: self.config.cluster.clone(),
+            default_policy: match self.config.defaults.policy.as_str() {
+                "audit" => DefaultPolicy::Audit,
+                "block" => DefaultPolicy::Block,
+                name => DefaultPolicy::Named(name.to_owned()),
+            },
+        };
+        policies.resolve(context, &defaults).map_err(|error| with_causes(&error))
+    }
+
+    /// The cgroups of the machine's own services that are running.
+    pub fn infrastructure_groups(&self) -> Vec<CgroupId> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        self.config
+            .infrastructure_units()
+            .iter()
+            .filter_map(|unit| find_unit(hierarchy, unit).ok().flatten())
+            .map(|group| CgroupId { id: group.id, level: group.level })
+            .collect()
+    }
+
+    /// The machine's own services, for `monitor status`.
+    pub fn infrastructure_units(&self) -> Vec<InfrastructureUnit> {
+        let found = |unit: &str| {
+            self.hierarchy
+                .as_ref()
+                .is_ok_and(|hierarchy| matches!(find_unit(hierarchy, unit), Ok(Some(_))))
+        };
+        let units = self.config.infrastructure_units();
+        units.into_iter().map(|unit| InfrastructureUnit { found: found(&unit), unit }).collect()
+    }
+
+    fn policy_directory(&self) -> Result<PathBuf, String> {
+        self.config
+            .policy_directory(&self.paths)
+            .ok_or_else(|| format!("store.url is {}", self.config.store.url))
+    }
+}

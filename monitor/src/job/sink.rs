@@ -1,0 +1,213 @@
+//! Where the watchers' facts go: attributed, made into events, recorded.
+
+use super::grant_book::GrantBook;
+use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
+use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
+use crate::egress::grant::{Grant, GrantError, GrantSink};
+use crate::egress::log_prefix::LogPrefix;
+use crate::nftables::InstalledTable;
+use crate::record::recorder::Recorder;
+use crate::watch::attribution::{ProcfsSensor, ProcessSensor};
+use crate::watch::flow;
+use crate::watch::nflog::LoggedPacket;
+use portcullis_common::event::{
+    DetectionEvent, DetectionType, PolicyReference, Process, RecordedDetection,
+};
+use portcullis_common::policy::EffectivePolicy;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+/// Observations of the resolver that wait to be recorded. Each is a few hundred bytes.
+const WAITING_OBSERVATIONS: usize = 16_384;
+
+/// What is needed to make events of facts.
+#[derive(Debug)]
+pub struct EventContext {
+    /// Who did it.
+    pub sensor: Arc<ProcfsSensor>,
+    /// Which name opened which address.
+    pub book: Arc<GrantBook>,
+    /// Where events go.
+    pub recorder: Arc<Recorder>,
+    /// The policy as it is enforced.
+    pub policy: EffectivePolicy,
+    /// How events name it.
+    pub reference: PolicyReference,
+}
+
+impl EventContext {
+    /// Records a packet that a rule logged.
+    pub fn packet(&self, packet: &LoggedPacket) {
+        let prefix: LogPrefix = match packet.prefix.parse() {
+            Ok(prefix) => prefix,
+            // The group is ours alone, but any root process can make a rule that logs to it.
+            Err(error) => return tracing::warn!(error = %error, "a logged packet is not ours"),
+        };
+        let (address, port) = peer(&packet.headers, prefix.path);
+        let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
+        let process = self.sensor.attribute(&packet.flow()).to_process().or_else(|| {
+            packet.uid.map(|uid| Process { uid: Some(uid), ..Process::default() })
+        });
+        let event =
+            network_event(&packet.headers, &prefix, name, process, &self.policy, &self.reference);
+        self.recorder.network(event);
+    }
+
+    fn observation(&self, observation: &DnsObservation) {
+        let outcome = &observation.outcome;
+        for address in &outcome.answered {
+            if !outcome.granted.contains(address) {
+                self.book.learn(*address, &outcome.name, &outcome.cname_chain);
+            }
+        }
+        let process = observation
+            .process
+            .as_deref()
+            .cloned()
+            .or_else(|| self.asker(observation.client, observation.transport));
+        if is_no_call(outcome) && outcome.verdict == portcullis_common::event::Verdict::Blocked {
+            // Recorded as what it is, but no call of the job was stopped.
+            let mut event = dns_event(observation, process, &self.reference);
+            event.verdict = portcullis_common::event::Verdict::Allowed;
+            return self.recorder.dns(event);
+        }
+        self.recorder.dns(dns_event(observation, process, &self.reference));
+    }
+
+    fn detection(&self, detection: &DnsDetection) {
+        let process = detection
+            .process
+            .as_deref()
+            .cloned()
+            .or_else(|| self.asker(detection.client, detection.transport));
+        let below = detection.below.as_deref().unwrap_or("all names");
+        self.recorder.detection(DetectionEvent {
+            detection: DetectionType::Recorded(RecordedDetection::DnsExfiltration),
+            evidence: format!("{} ({below}); the name that exceeded it: {}", detection.budget, detection.name),
+            is_lockdown: false,
+            process,
+        });
+    }
+
+    fn asker(&self, client: SocketAddr, transport: Transport) -> Option<Process> {
+        let protocol = match transport {
+            Transport::Udp => flow::UDP,
+            Transport::Tcp => flow::TCP,
+        };
+        self.sensor.attribute_client(protocol, client).to_process()
+    }
+}
+
+/// The resolver's observer: a bounded queue and a thread that attributes and records.
+#[derive(Debug)]
+pub struct DnsSink {
+    context: Arc<EventContext>,
+    queue: SyncSender<Observed>,
+    lost: AtomicU64,
+    notices: tokio::sync::mpsc::Sender<String>,
+}
+
+#[derive(Debug)]
+enum Observed {
+    Query(DnsObservation),
+    Detection(DnsDetection),
+    /// Answered when everything before it was recorded.
+    Flush(SyncSender<()>),
+}
+
+impl DnsSink {
+    /// Starts the thread. It ends when the sink is dropped. What changes the job's posture is told to `notices`.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn start(
+        context: Arc<EventContext>,
+        notices: tokio::sync::mpsc::Sender<String>,
+    ) -> io::Result<Self> {
+        let (queue, waiting) = sync_channel(WAITING_OBSERVATIONS);
+        let events = Arc::clone(&context);
+        thread::Builder::new().name("dns-events".to_owned()).spawn(move || record(&events, &waiting))?;
+        Ok(Self { context, queue, lost: AtomicU64::new(0), notices })
+    }
+
+    /// How many observations there was no room for.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything observed so far is recorded.
+    pub fn flush(&self) {
+        let (done, wait) = sync_channel(1);
+        if self.queue.send(Observed::Flush(done)).is_ok() {
+            // An error means that the thread is gone, and with it what waited.
+            let _ = wait.recv();
+        }
+    }
+
+    fn put(&self, observed: Observed) {
+        if self.queue.try_send(observed).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn record(context: &EventContext, waiting: &Receiver<Observed>) {
+    while let Ok(observed) = waiting.recv() {
+        match observed {
+            Observed::Query(observation) => context.observation(&observation),
+            Observed::Detection(detection) => context.detection(&detection),
+            // Nobody waits any more when this fails.
+            Observed::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+impl DnsObserver for DnsSink {
+    fn asker(&self, client: SocketAddr, transport: Transport) -> Option<Arc<Process>> {
+        self.context.asker(client, transport).map(Arc::new)
+    }
+
+    fn observe(&self, observation: DnsObservation) {
+        self.put(Observed::Query(observation));
+    }
+
+    fn detect(&self, detection: DnsDetection) {
+        self.put(Observed::Detection(detection));
+    }
+
+    fn upstream_changed(&self, change: UpstreamChange) {
+        let state = if change.reachable { "answers again" } else { "does not answer" };
+        let notice = format!("the DNS server {} {state}: {}", change.upstream, change.reason);
+        tracing::warn!(upstream = %change.upstream, "{notice}");
+        if self.notices.try_send(notice).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The kernel's side of grants: the resolver starts before the rules exist, because the rules name its ports.
+#[derive(Debug, Default)]
+pub struct LateTable {
+    table: OnceLock<Arc<InstalledTable>>,
+}
+
+impl LateTable {
+    /// The rules are in the kernel now.
+    pub fn set(&self, table: Arc<InstalledTable>) {
+        // Set once by the one who made it; a second table would be a bug, and the first stays.
+        let _ = self.table.set(table);
+    }
+}
+
+impl GrantSink for LateTable {
+    fn grant(&self, grants: &[Grant]) -> Result<(), GrantError> {
+        match self.table.get() {
+            Some(table) => table.grant(grants),
+            None => Err(GrantError::Kernel(io::Error::other("the rules are not installed yet"))),
+        }
+    }
+}
