@@ -2,10 +2,13 @@
 //!
 //! Nothing here does I/O except [`store_client`], which reads policies from where they live.
 
+pub mod diagnostic;
 pub mod endpoint;
 pub mod event;
 pub mod job_context;
 pub mod policy;
 pub mod report;
 pub mod resolution;
+pub mod store_client;
+pub mod text;
 pub mod wire;

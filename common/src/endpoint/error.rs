@@ -129,9 +129,7 @@ impl fmt::Display for EndpointProblem {
             Self::Ipv6(text) => {
                 write!(formatter, "`{}` is no IPv6 address", text.escape_default())
             }
-            Self::Unbracketed => {
-                formatter.write_str("an IPv6 address must be written in brackets")
-            }
+            Self::Unbracketed => formatter.write_str("an IPv6 address must be written in brackets"),
             Self::Bracket => {
                 formatter.write_str("the bracket must close right before the port or the end")
             }

@@ -77,8 +77,7 @@ impl Endpoint {
             Peer::Name(name) => self.host.matches_name(name),
             Peer::Address(address) => self.host.matches_address(address),
         };
-        let port =
-            protocol == Protocol::Icmp || port.is_some_and(|port| self.ports.contains(port));
+        let port = protocol == Protocol::Icmp || port.is_some_and(|port| self.ports.contains(port));
         self.protocol == protocol && host && port
     }
 

@@ -37,7 +37,7 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP and ICMPv6 echo; such an endpoint has no port.
+    /// ICMP and `ICMPv6` echo; such an endpoint has no port.
     Icmp,
 }
 

@@ -126,10 +126,9 @@ fn check_label(label: &[u8]) -> Result<(), NameError> {
         .position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-' && *byte != b'_');
     match bad {
         _ if label.is_empty() => Err(NameError { offset: 0, problem: NameProblem::EmptyLabel }),
-        Some(offset) => Err(NameError {
-            offset,
-            problem: NameProblem::Character(char::from(label[offset])),
-        }),
+        Some(offset) => {
+            Err(NameError { offset, problem: NameProblem::Character(char::from(label[offset])) })
+        }
         None if label.len() > MAX_LABEL_BYTES => {
             Err(NameError { offset: MAX_LABEL_BYTES, problem: NameProblem::LabelTooLong })
         }

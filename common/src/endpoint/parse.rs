@@ -65,8 +65,11 @@ fn scheme(text: &str) -> Result<(Protocol, usize), EndpointError> {
     Ok((protocol, scheme.len() + "://".len()))
 }
 
+/// The host, and the port's text with where it begins.
+type HostAndPort<'a> = (&'a str, Option<(usize, &'a str)>);
+
 /// Splits `HOST[:PORT]`; `start` is where `rest` begins in the whole text, as is the offset that is returned.
-fn split_port(rest: &str, start: usize) -> Result<(&str, Option<(usize, &str)>), EndpointError> {
+fn split_port(rest: &str, start: usize) -> Result<HostAndPort<'_>, EndpointError> {
     let (host, port_at) = if rest.starts_with('[') {
         let hint = "write it like `[2001:db8::7]:443` or `[2001:db8::/32]:443`";
         let Some(close) = rest.find(']') else {
@@ -232,8 +235,12 @@ fn network(
     })?;
     if network != network.trunc() {
         let hint = match address {
-            IpAddr::V4(_) => format!("write `{}`, or `{address}` for the one address", network.trunc()),
-            IpAddr::V6(_) => format!("write `[{}]`, or `[{address}]` for the one address", network.trunc()),
+            IpAddr::V4(_) => {
+                format!("write `{}`, or `{address}` for the one address", network.trunc())
+            }
+            IpAddr::V6(_) => {
+                format!("write `[{}]`, or `[{address}]` for the one address", network.trunc())
+            }
         };
         let problem = EndpointProblem::HostBits(written.to_owned());
         return Err(EndpointError::at(offset, problem, hint));

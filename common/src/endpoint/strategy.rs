@@ -32,10 +32,13 @@ pub(crate) fn host() -> impl Strategy<Value = Host> {
 
 /// Any endpoint that the grammar can name.
 pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
-    let ports = (1..=u16::MAX, 1..=u16::MAX)
-        .prop_map(|(a, b)| PortRange::new(a.min(b), a.max(b)).unwrap());
     let ports =
-        prop_oneof![Just(PortRange::ALL), ports, (1..=u16::MAX).prop_map(|p| PortRange::single(p).unwrap())];
+        (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| PortRange::new(a.min(b), a.max(b)).unwrap());
+    let ports = prop_oneof![
+        Just(PortRange::ALL),
+        ports,
+        (1..=u16::MAX).prop_map(|p| PortRange::single(p).unwrap())
+    ];
     (prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Icmp)], host(), ports)
         .prop_map(|(protocol, host, ports)| Endpoint {
             protocol,

@@ -48,12 +48,47 @@ fn prints_the_canonical_text() {
 fn says_where_what_and_what_to_do() {
     insta::assert_snapshot!(
         [
-            "", "https://github.com/octo", "ftp://x", "github.com/octo", "git hub.com", "user@github.com",
-            "*", "*:443", "a.*.com", "*foo.com", "*.com", "*.github.io:443", "*.co.uk",
-            "10.20.0.1/16", "[2001:db8::1/32]:443", "[2001:db8::]/32", "10.0.0.0/33", "10.0.0.0/08", "1.2.3", "10.0.0.010", "１.２.３",
-            "2001:db8::7", "2001:db8::7:443:80", "[fe80::1%eth0]:80", "[192.0.2.1]:80", "[2001:db8::7", "[::1]x",
-            "github.com:", "github.com:0", "github.com:+80", "github.com:080", "github.com:65536", "github.com:90-80", "github.com:443/x",
-            "icmp://192.0.2.1:7", "icmp://192.0.2.1:*", ":443", "a..b", ".a", "a\u{1b}[31m.com", "\u{202e}moc.evil",
+            "",
+            "https://github.com/octo",
+            "ftp://x",
+            "github.com/octo",
+            "git hub.com",
+            "user@github.com",
+            "*",
+            "*:443",
+            "a.*.com",
+            "*foo.com",
+            "*.com",
+            "*.github.io:443",
+            "*.co.uk",
+            "10.20.0.1/16",
+            "[2001:db8::1/32]:443",
+            "[2001:db8::]/32",
+            "10.0.0.0/33",
+            "10.0.0.0/08",
+            "1.2.3",
+            "10.0.0.010",
+            "１.２.３",
+            "2001:db8::7",
+            "2001:db8::7:443:80",
+            "[fe80::1%eth0]:80",
+            "[192.0.2.1]:80",
+            "[2001:db8::7",
+            "[::1]x",
+            "github.com:",
+            "github.com:0",
+            "github.com:+80",
+            "github.com:080",
+            "github.com:65536",
+            "github.com:90-80",
+            "github.com:443/x",
+            "icmp://192.0.2.1:7",
+            "icmp://192.0.2.1:*",
+            ":443",
+            "a..b",
+            ".a",
+            "a\u{1b}[31m.com",
+            "\u{202e}moc.evil",
         ]
         .map(|text| format!("{:<24} {}", text.escape_debug().to_string(), refused(text)))
         .join("\n")
@@ -79,7 +114,9 @@ fn refuses_names_that_are_too_long() {
 fn takes_wire_labels_as_they_are() {
     let name = |labels: &[&[u8]]| DnsName::from_labels(labels.iter().copied());
     assert_eq!(name(&[b"Registry", b"npmjs", b"org"]).unwrap().as_str(), "registry.npmjs.org");
-    for hostile in [&b"github.com"[..], b"a\0", b"a&b", b"#", b"a b", b"", &[0xc3, 0xbc], &[b'a'; 64]] {
+    for hostile in
+        [&b"github.com"[..], b"a\0", b"a&b", b"#", b"a b", b"", &[0xc3, 0xbc], &[b'a'; 64]]
+    {
         assert!(name(&[hostile, b"ok", b"test"]).is_err(), "{hostile:?}");
     }
     assert!(name(&[]).is_err());
@@ -137,7 +174,10 @@ fn survives_json_as_text() {
     let endpoint: Endpoint = serde_json::from_str("\"GitHub.com\"").unwrap();
     assert_eq!(serde_json::to_string(&endpoint).unwrap(), "\"github.com:443\"");
     let error = serde_json::from_str::<Endpoint>("\"*.com\"").unwrap_err();
-    assert!(error.to_string().contains("`*.com` covers names that anybody can register"), "{error}");
+    assert!(
+        error.to_string().contains("`*.com` covers names that anybody can register"),
+        "{error}"
+    );
 }
 
 proptest! {

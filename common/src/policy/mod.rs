@@ -1,9 +1,28 @@
 //! Policies: the document as written, and what it means for a job once `extends` is followed.
 
+mod attachment;
+mod document;
+mod effective;
+pub(crate) mod error;
+mod extends;
+mod name;
+mod yaml;
+
 use crate::endpoint::Endpoint;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+pub use attachment::{Attachment, AttachmentError};
+pub use attachment::{is_cluster, scope_name};
+pub(crate) use attachment::{is_owner, is_repository, normalised_workflow};
+pub use document::{EndpointList, JsonPolicyDocument, PolicyDocument, WrittenEndpoint};
+pub use effective::{DEFAULT_AUDIT, DEFAULT_BLOCK};
+pub use error::{Place, PolicyError, PolicyErrors};
+pub use extends::Library;
+pub use name::{PolicyName, PolicyNameError};
+pub(crate) use yaml::too_large;
+pub use yaml::{MAX_FILE_BYTES, SourceDocument, parse_documents};
 
 /// What happens to a call that no endpoint allows.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
@@ -47,7 +66,7 @@ pub enum LockdownDetection {
 
 /// `lockdown-mode` of a policy.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LockdownMode {
     /// Whether a listed detection kills the job.
     #[serde(default)]
@@ -58,7 +77,7 @@ pub struct LockdownMode {
 }
 
 /// An endpoint with the place it was written in, so that a verdict can name the rule responsible.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Rule {
     /// What is allowed or denied.
     pub endpoint: Endpoint,
@@ -75,7 +94,8 @@ impl fmt::Display for Rule {
 }
 
 /// A policy with `extends` followed: what is in force for a job.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the policy document")]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct EffectivePolicy {
     /// The policy's name.
     pub name: String,

@@ -1,8 +1,19 @@
 //! Resolution: from a job's context to the one policy that applies, with the reason.
+//!
+//! The most specific attached policy wins: workflow, repository, organization, cluster, then the host's default.
+//! The workflow is that of `GITHUB_WORKFLOW_REF`, which may live in another repository than the job's (a required workflow of
+//! an organization); the repository and the organization are those of `GITHUB_REPOSITORY`.
+
+mod set;
+
+#[cfg(test)]
+mod tests;
 
 use crate::policy::EffectivePolicy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use set::{DefaultPolicy, HostDefaults, PolicySet, ResolveError};
 
 /// Where a policy can be attached, the most specific last: the order is the precedence.
 #[derive(
@@ -49,7 +60,7 @@ pub enum Identity {
 }
 
 /// The answer to "which policy applies to this job?".
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Resolution {
     /// The policy that applies.
     pub policy: EffectivePolicy,

@@ -1,0 +1,237 @@
+//! Policies and their attachments, checked as a whole, and which of them applies to a job.
+
+use super::{Considered, Identity, Resolution, ScopeKind};
+use crate::diagnostic::Diagnostic;
+use crate::job_context::JobContext;
+use crate::policy::error::{ErrorList, did_you_mean};
+use crate::policy::{
+    Attachment, EffectivePolicy, EgressMode, Library, Place, PolicyError, PolicyErrors,
+    SourceDocument,
+};
+use crate::text::log_line;
+use std::collections::BTreeMap;
+
+/// What a host says about the jobs it runs, from `monitor.toml`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct HostDefaults {
+    /// The cluster that the host belongs to.
+    pub cluster: Option<String>,
+    /// What a job gets that no policy is attached to.
+    pub default_policy: DefaultPolicy,
+}
+
+/// The host's default policy.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum DefaultPolicy {
+    /// The built-in policy that allows nothing and audits.
+    #[default]
+    Audit,
+    /// The built-in policy that allows nothing and blocks.
+    Block,
+    /// A policy of the store.
+    Named(String),
+}
+
+/// All policies of a store with their attachments; at most one policy for each target.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySet {
+    library: Library,
+    /// Target → policy.
+    attached: BTreeMap<Attachment, String>,
+}
+
+/// Why no policy could be given to a job.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ResolveError {
+    /// The host's default policy is not in the store.
+    #[error("nothing is attached to this job, and the host's default policy `{}` is not in the store", log_line(.name, 80))]
+    DefaultMissing {
+        /// The name in the host's configuration.
+        name: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The policy can't be put in force.
+    #[error(transparent)]
+    Policy(#[from] PolicyErrors),
+}
+
+impl ResolveError {
+    /// The error for a person.
+    pub fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::DefaultMissing { hint, .. } => Diagnostic::new(self.to_string(), hint.clone()),
+            Self::Policy(errors) => errors.errors().first().map_or_else(
+                || Diagnostic { message: self.to_string(), hint: None },
+                PolicyError::diagnostic,
+            ),
+        }
+    }
+}
+
+impl PolicySet {
+    /// Checks documents and their attachments as a whole.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them, up to a bound; see [`Library::new`]. Two policies for one target are an error
+    /// that names both places.
+    pub fn new(documents: impl IntoIterator<Item = SourceDocument>) -> Result<Self, PolicyErrors> {
+        let documents: Vec<SourceDocument> = documents.into_iter().collect();
+        let mut errors = ErrorList::default();
+        let mut first_places: BTreeMap<&Attachment, (&str, &Place)> = BTreeMap::new();
+        for source in &documents {
+            let name = source.document.name.as_str();
+            for (index, target) in source.document.attach.iter().enumerate() {
+                let place = source.attach_places.get(index).unwrap_or(&source.name_place);
+                match first_places.get(target) {
+                    None => {
+                        first_places.insert(target, (name, place));
+                    }
+                    Some((first_name, first_place)) => errors.push(PolicyError {
+                        place: place.clone(),
+                        key: Some("attach".to_owned()),
+                        message: format!(
+                            "the {target} has a policy already: `{first_name}`, attached in {first_place}"
+                        ),
+                        hint: "remove one of the two; a target has at most one policy, `extends` unites several".to_owned(),
+                    }),
+                }
+            }
+        }
+        let attached = first_places
+            .into_iter()
+            .map(|(target, (name, _))| (target.clone(), name.to_owned()))
+            .collect();
+        match Library::new(documents) {
+            Ok(library) => errors.finish(Self { library, attached }),
+            Err(more) => {
+                errors.extend(more);
+                errors.finish(Self::default())
+            }
+        }
+    }
+
+    /// The policies.
+    pub const fn library(&self) -> &Library {
+        &self.library
+    }
+
+    /// The attachments: target and policy.
+    pub fn attachments(&self) -> impl Iterator<Item = (&Attachment, &str)> {
+        self.attached.iter().map(|(target, policy)| (target, policy.as_str()))
+    }
+
+    /// Which policy applies to a job on a host, and why. The identity is [`Identity::Asserted`]; a store that verified a
+    /// token says so afterwards.
+    ///
+    /// # Errors
+    /// When the host's default is needed and not there, or the policy never says `egress-policy`.
+    pub fn resolve(
+        &self,
+        context: &JobContext,
+        host: &HostDefaults,
+    ) -> Result<Resolution, ResolveError> {
+        let mut considered = Vec::with_capacity(5);
+        let mut chosen: Option<(ScopeKind, String, &str)> = None;
+        let organization = context.repository.split('/').next().unwrap_or_default();
+        let targets = [
+            (ScopeKind::Workflow, Some(context.workflow_path())),
+            (ScopeKind::Repository, Some(context.repository.as_str())),
+            (ScopeKind::Organization, Some(organization)),
+            (ScopeKind::Cluster, host.cluster.as_deref()),
+        ];
+        for (scope, target) in targets {
+            let (target, policy, reason) = match target.map(|text| Attachment::new(scope, text)) {
+                None => ("-".to_owned(), None, "this host belongs to no cluster".to_owned()),
+                Some(Err(error)) => (
+                    error.target.clone(),
+                    None,
+                    format!("no policy can be attached to it: {error}"),
+                ),
+                Some(Ok(attachment)) => {
+                    let policy = self.attached.get(&attachment).map(String::as_str);
+                    let reason = match (policy, &chosen) {
+                        (None, _) => format!("no policy is attached to this {scope}"),
+                        (Some(_), None) => {
+                            format!("it is attached to this {scope}, and to nothing more specific")
+                        }
+                        (Some(_), Some((winner, ..))) => {
+                            format!(
+                                "it is attached to this {scope}, but the {winner}'s policy is more specific"
+                            )
+                        }
+                    };
+                    (attachment.target().to_owned(), policy, reason)
+                }
+            };
+            let wins = chosen.is_none() && policy.is_some();
+            considered.push(Considered {
+                scope,
+                target: target.clone(),
+                policy: policy.map(str::to_owned),
+                reason,
+                chosen: wins,
+            });
+            if let Some(policy) = policy.filter(|_| wins) {
+                chosen = Some((scope, target, policy));
+            }
+        }
+        considered.push(considered_default(host, chosen.as_ref().map(|(scope, ..)| *scope)));
+        let (policy, scope, target) = match chosen {
+            Some((scope, target, name)) => (self.by_name(name)?, scope, target),
+            None => (
+                self.default_policy(&host.default_policy)?,
+                ScopeKind::Default,
+                DEFAULT_TARGET.to_owned(),
+            ),
+        };
+        Ok(Resolution { policy, scope, target, identity: Identity::Asserted, considered })
+    }
+
+    /// The host's default policy.
+    ///
+    /// # Errors
+    /// When it is not in the store, or can't be put in force. A host that starts asks for it to learn so early.
+    pub fn default_policy(&self, default: &DefaultPolicy) -> Result<EffectivePolicy, ResolveError> {
+        match default {
+            DefaultPolicy::Audit => Ok(EffectivePolicy::built_in(EgressMode::Audit)),
+            DefaultPolicy::Block => Ok(EffectivePolicy::built_in(EgressMode::Block)),
+            DefaultPolicy::Named(name) => self.by_name(name),
+        }
+    }
+
+    fn by_name(&self, name: &str) -> Result<EffectivePolicy, ResolveError> {
+        match self.library.effective(name) {
+            Some(policy) => Ok(policy?),
+            None => Err(ResolveError::DefaultMissing {
+                name: name.to_owned(),
+                hint: format!(
+                    "set `policy` in `[defaults]` of monitor.toml; {}",
+                    did_you_mean(name, ["audit", "block"].into_iter().chain(self.library.names()))
+                ),
+            }),
+        }
+    }
+}
+
+/// The target of a resolution that fell to the host's default.
+const DEFAULT_TARGET: &str = "default";
+
+/// The host's default as the last that was looked at; `winner` is what won over it.
+fn considered_default(host: &HostDefaults, winner: Option<ScopeKind>) -> Considered {
+    let policy = match &host.default_policy {
+        DefaultPolicy::Audit => crate::policy::DEFAULT_AUDIT,
+        DefaultPolicy::Block => crate::policy::DEFAULT_BLOCK,
+        DefaultPolicy::Named(name) => name,
+    };
+    Considered {
+        scope: ScopeKind::Default,
+        target: DEFAULT_TARGET.to_owned(),
+        policy: Some(policy.to_owned()),
+        reason: match winner {
+            None => "nothing is attached to this job, so the host's default applies".to_owned(),
+            Some(scope) => format!("the host's default is not needed: the {scope} has a policy"),
+        },
+        chosen: winner.is_none(),
+    }
+}
