@@ -12,6 +12,8 @@ pub mod table;
 mod worker;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use flows::runner_flows;

@@ -79,7 +79,14 @@ pub struct MonitorGroup {
 /// # Errors
 /// See [`CgroupError`].
 pub fn enter_monitor_group(hierarchy: &Hierarchy) -> Result<MonitorGroup, CgroupError> {
-    let own = std::process::id();
+    enter_group_of_own(hierarchy, std::process::id())
+}
+
+/// The same for any process.
+pub(super) fn enter_group_of_own(
+    hierarchy: &Hierarchy,
+    own: u32,
+) -> Result<MonitorGroup, CgroupError> {
     let current = hierarchy.group_of(own)?;
     let is_own = current
         .directory()

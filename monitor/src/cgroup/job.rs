@@ -206,7 +206,7 @@ fn group_name(job_id: &str) -> Result<String, CgroupError> {
 
 /// The processes below `root`, by parent pid. A pid whose process is younger than its child is somebody else's: the
 /// snapshot is not of one moment.
-pub(super) fn descendants(entries: &[ProcessEntry], root: ProcessKey) -> Vec<ProcessKey> {
+pub(crate) fn descendants(entries: &[ProcessEntry], root: ProcessKey) -> Vec<ProcessKey> {
     let mut children: HashMap<u32, Vec<ProcessKey>> = HashMap::new();
     for entry in entries {
         children.entry(entry.parent).or_default().push(entry.key);
