@@ -47,6 +47,11 @@ impl Paths {
         Self { root: root.into() }
     }
 
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// `path`, an absolute path of a real host, below the root. `..` can't lead out of it.
     pub fn at(&self, path: &str) -> PathBuf {
         let inside =

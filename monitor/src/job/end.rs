@@ -5,6 +5,7 @@
 use super::Job;
 use super::host::Host;
 use super::last_known_good::write_atomically;
+use crate::egress::log_prefix::RuleKind;
 use crate::nftables::Counter;
 use crate::record::reconcile::differences;
 use portcullis_common::event::{
@@ -90,7 +91,7 @@ fn kill_what_is_left(job: &Job) {
     }
     let left = group.processes().unwrap_or_default();
     for pid in left.iter().take(32) {
-        let process = job.sensor.process(*pid);
+        let process = job.process(*pid);
         let name = process.as_ref().and_then(|process| process.exe.clone()).unwrap_or_else(|| "?".to_owned());
         job.recorder.detection(DetectionEvent {
             detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
@@ -129,11 +130,13 @@ fn drained_counters(job: &Job) -> Vec<RuleCounter> {
     }
 }
 
+/// Counters of rules that log beside what was recorded; the others have nothing to differ from.
 fn beside_record(job: &Job, counters: Vec<Counter>) -> Vec<RuleCounter> {
+    let kind = |name: &str| RuleKind::ALL.into_iter().find(|kind| kind.counter() == name);
     counters
         .into_iter()
         .map(|counter| RuleCounter {
-            recorded: if counter.is_logged { job.recorder.packets_of(&counter.name) } else { counter.packets },
+            recorded: kind(&counter.name).map_or(counter.packets, |kind| job.recorder.packets(kind)),
             rule: counter.name,
             packets: counter.packets,
             bytes: counter.bytes,

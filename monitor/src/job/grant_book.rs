@@ -4,7 +4,8 @@
 //! chosen by the job.
 
 use crate::egress::grant::{Grant, GrantError, GrantSink};
-use portcullis_common::endpoint::Protocol;
+use portcullis_common::endpoint::{PortRange, Protocol};
+use portcullis_common::policy::Rule;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -13,6 +14,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The most addresses that are remembered with a name. Beyond that events carry the address alone.
 const MAX_ADDRESSES: usize = 65_536;
@@ -116,6 +118,35 @@ impl GrantBook {
         newest_first().find(opens).or_else(|| newest_first().next()).cloned()
     }
 
+    /// A grant like the one that opened the ports at the address, for addresses that are still in use.
+    pub fn grant_again(
+        &self,
+        address: IpAddr,
+        protocol: Protocol,
+        ports: PortRange,
+        lifetime: Duration,
+    ) -> Option<Grant> {
+        let state = self.lock();
+        let wanted = protocol_name(protocol);
+        let entry = state.by_address.get(&address)?.iter().rev().find(|entry| {
+            entry.opened.as_ref().is_some_and(|opened| {
+                opened.protocol == wanted
+                    && (opened.first_port, opened.last_port) == (ports.first(), ports.last())
+            })
+        })?;
+        let text = entry.opened.as_ref()?.rule.clone();
+        let rule = Rule { endpoint: text.parse().ok()?, text, policy: String::new() };
+        Some(Grant {
+            address,
+            protocol,
+            ports,
+            name: entry.name.parse().ok()?,
+            cname_chain: Vec::new(),
+            rule: Arc::new(rule),
+            lifetime,
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,18 +164,21 @@ impl GrantSink for GrantBook {
     }
 }
 
-fn entry(grant: &Grant) -> NamedAddress {
-    let protocol = match grant.protocol {
+fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
         Protocol::Icmp => "icmp",
-    };
+    }
+}
+
+fn entry(grant: &Grant) -> NamedAddress {
     NamedAddress {
         address: grant.address,
         name: grant.name.as_str().to_owned(),
         cname_chain: grant.cname_chain.iter().map(|name| name.as_str().to_owned()).collect(),
         opened: Some(Opened {
-            protocol: protocol.to_owned(),
+            protocol: protocol_name(grant.protocol).to_owned(),
             first_port: grant.ports.first(),
             last_port: grant.ports.last(),
             rule: grant.rule.text.clone(),

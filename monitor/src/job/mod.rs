@@ -19,21 +19,26 @@ pub mod run;
 pub mod sink;
 pub mod state;
 
-use crate::caller::Worker;
+use crate::caller::{ProcFs, Worker};
 use crate::cgroup::JobCgroup;
 use crate::dns::Resolver;
-use crate::egress::RuleSet;
-use crate::nftables::InstalledTable;
+use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
+use crate::nftables::{ChangeWatcher, InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
-use portcullis_common::event::{Feature, PolicyReference, Posture};
-use portcullis_common::policy::EffectivePolicy;
+use portcullis_common::event::{
+    EnforcementScope, Feature, PolicyReference, Posture, PostureLevel, Process,
+};
+use portcullis_common::hook::with_causes;
+use portcullis_common::policy::{EffectivePolicy, EgressMode};
 use portcullis_common::report::{Report, markdown};
+use portcullis_common::resolution::{Identity, ScopeKind};
 use portcullis_common::wire::{JobStatus, Started};
 use sink::DnsSink;
 use state::JobState;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A job whose policy is in force.
@@ -45,7 +50,8 @@ pub struct Job {
     enforced: EffectivePolicy,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
-    rules: RuleSet,
+    /// Everything measured that the rules depend on; the rules are made again of it when the scope is narrowed.
+    target: Mutex<EnforcementTarget>,
     table: Arc<InstalledTable>,
     book: Arc<grant_book::GrantBook>,
     resolver: Mutex<Option<Resolver>>,
@@ -55,6 +61,8 @@ pub struct Job {
     sensor: Arc<ProcfsSensor>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
+    /// Tells of changes that others make to the packet filter.
+    changes: Mutex<Option<ChangeWatcher>>,
     /// Gaps found since.
     gaps: Mutex<Vec<String>>,
     applied_ms: f64,
@@ -73,13 +81,13 @@ impl Job {
 
     /// The posture now: the rules are read back for it.
     pub fn posture(&self) -> Posture {
-        let rules = self.table.verify().map_err(|error| portcullis_common::hook::with_causes(&error));
+        let rules = self.table.verify().map_err(|error| with_causes(&error));
         let mut warnings = self.state.warnings.clone();
         warnings.extend(self.gaps.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         posture::posture(posture::Measured {
             mode: self.enforced.egress,
             is_audit_fallback: self.state.is_audit_fallback,
-            scope: self.state.scope,
+            scope: self.scope(),
             rules,
             features: self.features.clone(),
             warnings,
@@ -125,7 +133,7 @@ impl Job {
             worker_pid: self.state.worker.pid,
             policy: self.state.resolution.policy.name.clone(),
             version: self.state.resolution.policy.version.clone(),
-            scope: self.state.scope,
+            scope: self.scope(),
             mode: self.enforced.egress,
             posture: self.posture(),
             grants,
@@ -133,6 +141,55 @@ impl Job {
             blocked: totals.blocked,
             detections: totals.detections,
         }
+    }
+
+    /// A process as the job's sensor sees it.
+    pub fn process(&self, pid: u32) -> Option<Process> {
+        let key = ProcFs.key(pid)?;
+        self.sensor.inspector().inspect(key).map(|process| Process::clone(&process))
+    }
+
+    /// Whose traffic is the job's, now.
+    pub fn scope(&self) -> EnforcementScope {
+        self.target().scope
+    }
+
+    /// Judges the job's own traffic only, from now on: another runner of this host has started a job.
+    ///
+    /// # Errors
+    /// Why it can't be done, in words; the job then still judges the whole host.
+    pub fn narrow_scope(&self, jobs: &Path) -> Result<(), String> {
+        let mut target = self.target();
+        if target.scope == EnforcementScope::Job {
+            return Ok(());
+        }
+        let narrowed = EnforcementTarget { scope: EnforcementScope::Job, ..target.clone() };
+        let rules = rule_set(&self.enforced, &narrowed).map_err(|error| with_causes(&error))?;
+        self.table.replace(&rules).map_err(|error| with_causes(&error))?;
+        *target = narrowed;
+        drop(target);
+        let state = JobState { scope: EnforcementScope::Job, ..self.state.clone() };
+        state.save(jobs).map_err(|error| error.to_string())?;
+        let reason = "another runner of this host started a job: only this job's own traffic is judged from now on";
+        self.recorder.posture(reason.to_owned(), self.posture());
+        Ok(())
+    }
+
+    /// Installs the rules again, after somebody else changed them; addresses that are open stay open.
+    ///
+    /// # Errors
+    /// When the kernel refused.
+    pub fn put_rules_back(&self) -> Result<(), PutBackError> {
+        self.table.replace(&self.rules()?)?;
+        Ok(())
+    }
+
+    fn rules(&self) -> Result<RuleSet, PlanError> {
+        rule_set(&self.enforced, &self.target())
+    }
+
+    fn target(&self) -> std::sync::MutexGuard<'_, EnforcementTarget> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn header(&self) -> ReportHeader {
@@ -154,5 +211,39 @@ pub(crate) fn policy_reference(state: &JobState) -> PolicyReference {
         name: state.resolution.policy.name.clone(),
         version: state.resolution.policy.version.clone(),
         scope: state.resolution.scope,
+    }
+}
+
+/// Why the rules could not be put back.
+#[derive(Debug, thiserror::Error)]
+pub enum PutBackError {
+    /// The policy can't be made into rules any more.
+    #[error("the policy can't be made into rules")]
+    Plan(#[from] PlanError),
+    /// The kernel refused.
+    #[error("the rules can't be installed again")]
+    Install(#[from] InstallError),
+}
+
+/// What the started hook is told when nothing could be put in force and the failure mode is `audit`.
+pub(crate) fn unenforced(id: &str, problem: &str) -> Started {
+    Started {
+        job_id: id.to_owned(),
+        policy: "none".to_owned(),
+        policy_version: "-".to_owned(),
+        scope: ScopeKind::Default,
+        target: "failure mode".to_owned(),
+        identity: Identity::Asserted,
+        mode: EgressMode::Audit,
+        endpoints: 0,
+        posture: Posture {
+            level: PostureLevel::Unenforced,
+            scope: EnforcementScope::Host,
+            features: Vec::new(),
+            warnings: vec![format!(
+                "nothing is in force and nothing is recorded ({problem}); the job runs because the failure mode is audit"
+            )],
+        },
+        applied_ms: 0.0,
     }
 }

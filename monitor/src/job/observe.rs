@@ -2,6 +2,7 @@
 
 use super::grant_book::NamedAddress;
 use crate::dns::{DnsObservation, DnsOutcome, Reason};
+use crate::record::summary::DENIED_PREFIX;
 use crate::egress::log_prefix::{LogPrefix, Path, RuleKind};
 use crate::watch::flow;
 use crate::watch::packet::Headers;
@@ -71,7 +72,7 @@ pub fn network_event(
             .or_else(|| rule_for(&policy.allowed, headers.protocol, address, port))
             .unwrap_or_else(|| "a connection that the runner had before the job".to_owned()),
         RuleKind::Denied => rule_for(&policy.denied, headers.protocol, address, port)
-            .map_or_else(|| "denied".to_owned(), |rule| format!("denied by {rule}")),
+            .map_or_else(|| DENIED_PREFIX.to_owned(), |rule| format!("{DENIED_PREFIX} by {rule}")),
         RuleKind::Blocked | RuleKind::WouldBlock => NO_RULE.to_owned(),
         RuleKind::Inbound | RuleKind::WouldBlockInbound => INBOUND_RULE.to_owned(),
     };

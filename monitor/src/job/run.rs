@@ -111,7 +111,7 @@ fn tampering(job: &Job, change: &Change) {
         exe: Some(name.clone()),
         ..Process::default()
     });
-    let known = process.as_ref().and_then(|process| process.pid).and_then(|pid| job.sensor.process(pid));
+    let known = process.as_ref().and_then(|process| process.pid).and_then(|pid| job.process(pid));
     job.recorder.detection(DetectionEvent {
         detection: DetectionType::Recorded(RecordedDetection::FirewallTampering),
         evidence: format!("{change}; {outcome}"),

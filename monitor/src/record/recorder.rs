@@ -3,6 +3,7 @@
 use super::event_log::{EventLog, MAX_BYTES};
 use super::repeats::{MAX_KEYS, Repeats};
 use super::summary::{ReportHeader, Summary};
+use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
     DetectionEvent, DnsEvent, EventKind, JobEvent, NetworkEvent, Posture, PostureEvent, Process,
@@ -146,6 +147,13 @@ impl Recorder {
         let state = &mut *self.lock();
         state.write_repeats();
         state.summary.report(header, posture)
+    }
+
+    /// How many packets that rules of this kind logged are recorded; repeats that wait are written for it.
+    pub fn packets(&self, kind: RuleKind) -> u64 {
+        let state = &mut *self.lock();
+        state.write_repeats();
+        state.summary.packets(kind)
     }
 
     /// Events written, calls stopped and detections so far.

@@ -1,5 +1,6 @@
 //! From the events of a job to its report.
 
+use crate::egress::log_prefix::RuleKind;
 use portcullis_common::event::{
     DetectionEvent, Direction, DnsEvent, EventKind, NetworkEvent, PolicyReference, Posture,
     Process, Verdict,
@@ -17,6 +18,9 @@ pub const MAX_ROWS: usize = 4_096;
 
 /// How many detections are kept with their evidence.
 pub const MAX_DETECTIONS: usize = 256;
+
+/// What the rule of a denied call starts with.
+pub const DENIED_PREFIX: &str = "denied";
 
 /// What stays the same over the life of a job.
 #[derive(Clone, Debug)]
@@ -45,6 +49,7 @@ pub struct Summary {
     detection_count: u64,
     is_lockdown: bool,
     posture: Option<Posture>,
+    packets: HashMap<RuleKind, u64>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -88,6 +93,11 @@ impl Summary {
     pub fn count(&self, verdict: Verdict) -> u64 {
         let of_the_job = |key: &RowKey| key.verdict == verdict && !key.is_inbound;
         self.rows.iter().filter(|(key, _)| of_the_job(key)).map(|(_, row)| row.count()).sum()
+    }
+
+    /// How many packets that rules of this kind logged are recorded.
+    pub fn packets(&self, kind: RuleKind) -> u64 {
+        self.packets.get(&kind).copied().unwrap_or_default()
     }
 
     /// How many detections there were.
@@ -143,6 +153,7 @@ impl Summary {
     }
 
     fn add_network(&mut self, event: &NetworkEvent) {
+        *self.packets.entry(rule_kind(event)).or_default() += event.packets;
         let (process, step) = who(event.process.as_ref());
         let key = RowKey {
             endpoint: endpoint(event),
@@ -195,6 +206,19 @@ impl Summary {
             return None;
         }
         Some(self.rows.entry(key).or_default())
+    }
+}
+
+/// The kind of rule that logged the packet of an event, so that events add up to the kernel's counters also when they are
+/// read back after a restart.
+fn rule_kind(event: &NetworkEvent) -> RuleKind {
+    match (event.verdict, event.direction) {
+        (Verdict::Allowed, _) => RuleKind::Allowed,
+        (Verdict::Blocked, Direction::Inbound) => RuleKind::Inbound,
+        (Verdict::Blocked, _) if event.rule.starts_with(DENIED_PREFIX) => RuleKind::Denied,
+        (Verdict::Blocked, _) => RuleKind::Blocked,
+        (Verdict::WouldBlock, Direction::Inbound) => RuleKind::WouldBlockInbound,
+        (Verdict::WouldBlock, _) => RuleKind::WouldBlock,
     }
 }
 

@@ -1,0 +1,81 @@
+//! `monitor serve`: the daemon itself.
+
+use crate::config::Paths;
+use crate::job::host::Host;
+use crate::job::registry::Registry;
+use crate::server::{self, listener::Listener};
+use anyhow::Context;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Threads that run the jobs' tasks. Most of the work is the kernel's; what blocks has threads of its own.
+const RUNTIME_THREADS: usize = 2;
+
+/// Threads at most for what blocks: a job has a handful of blocking steps in its life.
+const BLOCKING_THREADS: usize = 64;
+
+/// Serves until SIGTERM or SIGINT. The jobs that run then keep their rules; the next monitor takes them over.
+///
+/// # Errors
+/// When the configuration can't be used or the socket can't be had.
+pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
+    if detach {
+        // A session of our own: the runner must not find us among its hook's children.
+        nix::unistd::setsid().context("a session of its own could not be made")?;
+    }
+    for (directory, mode) in [(paths.jobs(), 0o700), (paths.spool(), 0o700), (paths.last_known_good(), 0o700)] {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(&directory)
+            .with_context(|| format!("{} can't be made", directory.display()))?;
+    }
+    let listener = Listener::open(paths)?;
+    let host = Arc::new(Host::open(paths.clone())?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_io()
+        .enable_time()
+        .thread_name("monitor")
+        .build()
+        .context("the runtime could not be started")?;
+    let registry = Arc::new(Registry::new(host, runtime.handle().clone()));
+    registry.adopt_all();
+    runtime.block_on(async {
+        let socket = UnixListener::from_std(listener.socket.try_clone()?)?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        notify_systemd();
+        tracing::info!(socket = %paths.socket().display(), version = env!("CARGO_PKG_VERSION"), "the monitor listens");
+        tokio::select! {
+            () = server::run(socket, registry) => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        anyhow::Ok(())
+    })?;
+    tracing::info!("the monitor stops; the rules of running jobs stay");
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// `READY=1` to the socket that systemd names (`sd_notify(3)`).
+fn notify_systemd() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+        let address = match path.as_bytes().strip_prefix(b"@") {
+            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
+            None => std::os::unix::net::SocketAddr::from_pathname(&path)?,
+        };
+        socket.send_to_addr(b"READY=1", &address)
+    });
+    if let Err(error) = sent {
+        tracing::warn!(error = %error, "systemd could not be told that the monitor is ready");
+    }
+}
