@@ -66,7 +66,11 @@ fn optional_variables_may_be_absent() {
 #[test]
 fn everything_that_is_missing_is_named() {
     let error = JobContext::from_environment(|_| None).unwrap_err();
-    insta::assert_snapshot!(error.diagnostic());
+    insta::assert_snapshot!(error.diagnostic(), @"
+    error: this is not the environment of a GitHub Actions job hook: `GITHUB_RUN_ID` is missing; `GITHUB_RUN_ATTEMPT` is missing; `GITHUB_REPOSITORY` is missing; `GITHUB_REPOSITORY_OWNER` is missing; `GITHUB_WORKFLOW_REF` is missing; `GITHUB_JOB` is missing; `GITHUB_SERVER_URL` is missing; `RUNNER_NAME` is missing
+
+    hint: hooks are started by the runner: name the hook script in ACTIONS_RUNNER_HOOK_JOB_STARTED and ACTIONS_RUNNER_HOOK_JOB_COMPLETED, in the file .env of the runner's directory
+    ");
 }
 
 #[test]
@@ -99,7 +103,26 @@ fn malformed_values_are_refused_in_one_visible_line() {
                 .replace("this is not the environment of a GitHub Actions job hook: ", "")
         })
         .collect();
-    insta::assert_snapshot!(shown.join("\n"));
+    insta::assert_snapshot!(shown.join("\n"), @r"
+    `GITHUB_REPOSITORY` is not `owner/name`: `octo`
+    `GITHUB_REPOSITORY` is not `owner/name`: `octo/../x`
+    `GITHUB_REPOSITORY_OWNER` is not the owner that `GITHUB_REPOSITORY` names
+    `GITHUB_WORKFLOW_REF` is not `owner/name/path@ref`: `octo/hello/.github/workflows/ci.yml`
+    `GITHUB_WORKFLOW_REF` is not of the form `owner/name/path@ref`
+    `GITHUB_WORKFLOW_REF` is not of the form `owner/name/path@ref`
+    `GITHUB_WORKFLOW` has a line break or control character: `a\n::error::b`
+    `GITHUB_WORKFLOW` has a line break or control character: `\x1b[31mred`
+    `GITHUB_JOB` is not a job's key: `a b`
+    `GITHUB_RUN_ID` is not a number: `+7`
+    `GITHUB_RUN_ID` is not a number from 1
+    `GITHUB_RUN_ID` is not a number: `99999999999999999999999`
+    `GITHUB_RUN_ATTEMPT` is not a number: `x`
+    `GITHUB_SHA` is not a commit's 40 or 64 hexadecimal digits: `HEAD`
+    `GITHUB_SERVER_URL` is not a URL such as `https://github.com`: `file:///etc`
+    `GITHUB_WORKSPACE` is not an absolute path: `../x`
+    `RUNNER_NAME` has a line break or control character: `a\x00b`
+    `GITHUB_ACTOR` is not UTF-8
+    ");
     let long = with("RUNNER_NAME", "x".repeat(1024 * 1024)).unwrap_err();
     assert!(long.len() < 300 && long.contains("has 1048576 bytes, more than 1024"), "{long}");
 }

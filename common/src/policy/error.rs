@@ -126,6 +126,11 @@ impl ErrorList {
         }
     }
 
+    /// Whether an error about this key at this place is there already.
+    pub(crate) fn has_place(&self, error: &PolicyError) -> bool {
+        self.errors.iter().any(|known| known.place == error.place && known.key == error.key)
+    }
+
     /// Whether no further error is kept, so that looking for more is in vain.
     pub(crate) const fn is_full(&self) -> bool {
         self.errors.len() >= MAX_ERRORS

@@ -55,7 +55,36 @@ pub(crate) fn report() -> Report {
 
 #[test]
 fn shows_what_a_job_reached() {
-    insta::assert_snapshot!(markdown(&report()));
+    insta::assert_snapshot!(markdown(&report()), @r#"
+    ## Portcullis: what this job reached
+
+    | | |
+    |---|---|
+    | Policy | `node-build` version `1f2e3d4c5b6a` |
+    | Attached to | repository `octo/hello` |
+    | Mode | block |
+    | Posture | **enforced**, scope job |
+    | Identity | asserted by the runner |
+    | Calls | 1 allowed, 6 blocked, 0 would be blocked |
+
+    ### Destinations
+
+    | Endpoint | Process | Step | Status | Rule | Policy | Count |
+    |---|---|---|---|---|---|---:|
+    | `*.evil.test:443` | `/usr/bin/curl` | `__run_2` | Blocked | `no endpoint allows it` | `node-build` | 3 |
+    | `udp://203.0.113.66:53` | `/usr/bin/curl` | `__run_2` | Blocked | `no endpoint allows it` | `node-build` | 3 |
+    | `github.com:443` | `/usr/bin/curl` | `__run_2` | Allowed | `github.com:443` | `node-build` | 1 |
+
+    ### To allow what was stopped
+
+    Add what this job should reach to its policy, and nothing else:
+
+    ```yaml
+    allowed-endpoints:
+      - "*.evil.test:443"
+      - "udp://203.0.113.66:53"
+    ```
+    "#);
 }
 
 #[test]
@@ -87,7 +116,49 @@ fn a_downgrade_is_red_and_warnings_are_listed() {
         process: Some(Process { exe: Some("/usr/bin/bash".to_owned()), ..Process::default() }),
     }];
     report.fail_job = true;
-    insta::assert_snapshot!(markdown(&report));
+    insta::assert_snapshot!(markdown(&report), @r#"
+    ## Portcullis: what this job reached
+
+    > [!CAUTION]
+    > **The policy was not enforced.** Enforcement failed, and the failure mode let the job run; its calls were only recorded.
+
+    > [!CAUTION]
+    > **The policy says that this job fails.**
+
+    > [!WARNING]
+    > * rules could not be verified
+    > * `nftables` is missing: the kernel has no nf&#95;tables
+
+    | | |
+    |---|---|
+    | Policy | `node-build` version `1f2e3d4c5b6a` |
+    | Attached to | repository `octo/hello` |
+    | Mode | audit |
+    | Posture | **audit-fallback**, scope job |
+    | Identity | asserted by the runner |
+    | Calls | 1 allowed, 6 blocked, 0 would be blocked |
+
+    ### Destinations
+
+    | Endpoint | Process | Step | Status | Rule | Policy | Count |
+    |---|---|---|---|---|---|---:|
+    | `evil.test:443` | `/usr/bin/curl` | `__run_2` | Would be blocked | `no endpoint allows it` | `node-build` | 3 |
+
+    ### Detections
+
+    | Detection | Evidence | Process | Job killed |
+    |---|---|---|---|
+    | `Reverse-Shell` | `standard input and output lead to 203.0.113.66:4444` | `/usr/bin/bash` | **yes** |
+
+    ### To allow what was stopped
+
+    Add what this job should reach to its policy, and nothing else:
+
+    ```yaml
+    allowed-endpoints:
+      - "evil.test:443"
+    ```
+    "#);
 }
 
 #[test]
@@ -108,7 +179,33 @@ fn hostile_strings_stay_text() {
         is_lockdown: false,
         process: None,
     }];
-    insta::assert_snapshot!(markdown(&report));
+    insta::assert_snapshot!(markdown(&report), @r"
+    ## Portcullis: what this job reached
+
+    > [!WARNING]
+    > * &#60;img src&#61;x&#62; &#64;&#8203;octo &#35;&#8203;1\n&#62; &#91;&#33;NOTE&#93;
+
+    | | |
+    |---|---|
+    | Policy | `node-build` version `1f2e3d4c5b6a` |
+    | Attached to | repository `octo/hello \x7c \x60x\x60 \n# forged` |
+    | Mode | block |
+    | Posture | **enforced**, scope job |
+    | Identity | asserted by the runner |
+    | Calls | 1 allowed, 6 blocked, 0 would be blocked |
+
+    ### Destinations
+
+    | Endpoint | Process | Step | Status | Rule | Policy | Count |
+    |---|---|---|---|---|---|---:|
+    | `evil.test:443 \x7c\n\x7c forged` | `/tmp/\x60\x7c\x1b[31m\n</details>` | `](https://evil.test)` | Blocked | `\u{202e}@everyone` | `node-build` | 3 |
+
+    ### Detections
+
+    | Detection | Evidence | Process | Job killed |
+    |---|---|---|---|
+    | `Dns-Exfiltration` | `\x60\x60\x60\n## forged` | `-` | no |
+    ");
 }
 
 #[test]
@@ -166,7 +263,7 @@ fn first_line_says_it_all() {
         posture: posture(PostureLevel::Enforced),
         applied_ms: 1.5,
     };
-    insta::assert_snapshot!(first_line(&started));
+    insta::assert_snapshot!(first_line(&started), @r"Portcullis: policy node-build version 1f2e3d4c5b6a from repository octo/hello\n::error::forged, mode block, 12 endpoints allowed, posture enforced");
 }
 
 proptest! {

@@ -59,7 +59,13 @@ fn explains_what_was_considered() {
             )
         })
         .collect();
-    insta::assert_snapshot!(lines.join("\n"));
+    insta::assert_snapshot!(lines.join("\n"), @"
+      workflow octo/hello/.github/workflows/ci.yml [-]: no policy is attached to this workflow
+    * repository octo/hello [base]: it is attached to this repository, and to nothing more specific
+      organization octo [-]: no policy is attached to this organization
+      cluster prod [base]: it is attached to this cluster, but the repository's policy is more specific
+      default default [default-block]: the host's default is not needed: the repository has a policy
+    ");
 }
 
 #[test]
@@ -109,8 +115,41 @@ fn mistakes_between_documents_are_told_with_both_places() {
             refused("name: a\nextends:\n  - org-bse\n---\nname: org-base\n"),
             refused("name: a\nattach: [{cluster: x}]\n"),
         ]
-        .join("\n\n----\n\n")
-    );
+        .join("\n\n----\n\n"), @"
+    error: policies.yaml:10:5: `attach`: the repository octo/hello has a policy already: `a`, attached in policies.yaml:4:5
+
+    hint: remove one of the two; a target has at most one policy, `extends` unites several
+
+    ----
+
+    error: policies.yaml:3:7: `name`: there are two policies named `a`; the first is in policies.yaml:1:7
+
+    hint: rename one of them
+
+    ----
+
+    error: policies.yaml:1:7: `name`: `default-block` is the name of a built-in policy
+
+    hint: choose another name
+
+    ----
+
+    error: policies.yaml:8:11: `extends`: the policies extend each other in a circle: `a` → `b` → `c` → `a`
+
+    hint: remove one of these entries
+
+    ----
+
+    error: policies.yaml:3:5: `extends`: there is no policy named `org-bse`: `a` → `org-bse`
+
+    hint: did you mean `org-base`? It can be `a` or `org-base`
+
+    ----
+
+    error: policies.yaml:1:7: `egress-policy`: neither policy `a` nor what it extends says `egress-policy`
+
+    hint: add `egress-policy: block`, or `egress-policy: audit` to only record
+    ");
 }
 
 #[test]

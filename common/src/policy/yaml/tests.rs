@@ -168,7 +168,83 @@ denied-endpoints: |
   fine.test
   git hub:0
 "#
-    ));
+    ), @"
+    error: policy.yaml:1:7: `name`: `Node_Build` is no policy name
+
+    hint: use 1 to 63 lower-case letters, digits and hyphens, the first no hyphen
+
+    error: policy.yaml:2:1: `egres-policy`: there is no such key
+
+    hint: did you mean `egress-policy`? It can be `name`, `description`, `egress-policy`, `allowed-endpoints`, `denied-endpoints`, `extends`, `fail-on-block`, `disable-sudo`, `disable-sudo-and-containers`, `disable-file-monitoring`, `disable-telemetry`, `on-failure`, `lockdown-mode` or `attach`
+
+    error: policy.yaml:4:19: `allowed-endpoints`: `github.com:443/path`: an endpoint has no path
+
+    hint: endpoints name hosts and ports; leave out what follows
+
+    error: policy.yaml:5:6: `allowed-endpoints`: `*.com`: `*.com` covers names that anybody can register
+
+    hint: name the domain below it, as in `*.example.com`
+
+    error: policy.yaml:6:14: `allowed-endpoints`: `10.0.0.1/8`: `10.0.0.1/8` has bits set behind its prefix length
+
+    hint: write `10.0.0.0/8`, or `10.0.0.1` for the one address
+
+    error: policy.yaml:7:5: `allowed-endpoints`: an endpoint is expected, not a list
+
+    hint: write a value behind the key, or leave the key out
+
+    error: policy.yaml:8:1: `allowed_endpoints`: the key stands twice, first in line 3
+
+    hint: keep one of them
+
+    error: policy.yaml:9:16: `fail-on-block`: `true` or `false` is expected, not `yes`
+
+    hint: write `true` or `false` without quotes
+
+    error: policy.yaml:10:15: `disable-sudo`: `true` or `false` is expected, not `true`
+
+    hint: write `true` or `false` without quotes
+
+    error: policy.yaml:11:13: `on-failure`: `close` is no value of this key
+
+    hint: did you mean `closed`? It can be `closed`, `last-known-good` or `audit`
+
+    error: policy.yaml:13:3: `lockdown-mode.enable`: there is no such key
+
+    hint: did you mean `enabled`? It can be `enabled` or `detections`
+
+    error: policy.yaml:14:16: `lockdown-mode.detections`: `reverse-shell` is no value of this key
+
+    hint: did you mean `Reverse-Shell`? It can be `Privileged-Container`, `Runner-Worker-Memory-Read` or `Reverse-Shell`
+
+    error: policy.yaml:15:10: `extends`: a list is expected, not `base`
+
+    hint: write a list of policy names, such as `[org-base]`
+
+    error: policy.yaml:17:5: `attach`: `org` is no kind of target
+
+    hint: did you mean `organization`? It can be `cluster`, `organization`, `repository` or `workflow`
+
+    error: policy.yaml:18:17: `attach.repository`: `octo` names no repository
+
+    hint: write `owner/name`, such as `octo/hello`
+
+    error: policy.yaml:19:5: `attach`: an entry names exactly one target
+
+    hint: begin each target with a `-` of its own
+
+    error: policy.yaml:22:1: `<<`: YAML merge keys can't be used in a policy
+
+    hint: put what is shared into a policy of its own and name it in `extends`
+
+    error: policy.yaml:24:16: `egress-policy`: `deny` is no value of this key
+
+    hint: it can be `audit` or `block`
+
+    error: policy.yaml:29:11: `denied-endpoints`: `hub:0`: `0` is no port from 1 to 65535
+
+    hint: write a port like `:443`, a range like `:8000-8100`, or `:*` for all ports
+    ");
 }
 
 #[test]
@@ -190,8 +266,67 @@ fn mistakes_of_form_are_told_with_their_place() {
             refused("name: a\ndescription: \u{1b}[31m\n"),
             refused(format!("name: {}", "[".repeat(100))),
         ]
-        .join("\n\n")
-    );
+        .join("\n\n"), @r"
+    error: policy.yaml: there is no policy in this file
+
+    hint: write at least `name:` and `egress-policy:`, or remove the file
+
+    error: policy.yaml: there is no policy in this file
+
+    hint: write at least `name:` and `egress-policy:`, or remove the file
+
+    error: policy.yaml:1:1: a mapping is expected, not a list
+
+    hint: write keys and values, such as `name: …`
+
+    error: policy.yaml:1:1: a mapping is expected, not `just text`
+
+    hint: write keys and values, such as `name: …`
+
+    error: policy.yaml:1:7: this is not valid YAML: unclosed bracket '['
+
+    hint: check indentation, quotes and brackets here and in the line above; quote a value that starts with `*`, `[`, `&` or `@`
+
+    error: policy.yaml:4:16: `egress-policy`: `wrong` is no value of this key
+
+    hint: it can be `audit` or `block`
+
+    error: policy.yaml:1:7: this is not valid YAML: while scanning a plain scalar, found a tab
+
+    hint: check indentation, quotes and brackets here and in the line above; quote a value that starts with `*`, `[`, `&` or `@`
+
+    error: policy.yaml:2:17: byte 24 (0xe9) is not UTF-8
+
+    hint: save the file as UTF-8
+
+    error: policy.yaml:1:23: the YAML tag `!!python/object` can't be used in a policy
+
+    hint: leave the tag out
+
+    error: policy.yaml:2:20: this is not valid YAML: while parsing node, found unknown anchor
+
+    hint: check indentation, quotes and brackets here and in the line above; quote a value that starts with `*`, `[`, `&` or `@`
+
+    error: policy.yaml:2:14: the alias refers to a node that contains it
+
+    hint: write the value out
+
+    error: policy.yaml:2:3: a key is expected, not a list
+
+    hint: write the key as a plain word
+
+    error: policy.yaml:1:5: `name`: a policy's name is expected, not nothing
+
+    hint: write a value behind the key, or leave the key out
+
+    error: policy.yaml:2:14: this is not valid YAML: unexpected character: `\u{1b}'
+
+    hint: check indentation, quotes and brackets here and in the line above; quote a value that starts with `*`, `[`, `&` or `@`
+
+    error: policy.yaml:1:106: this is not valid YAML: unclosed bracket '['
+
+    hint: check indentation, quotes and brackets here and in the line above; quote a value that starts with `*`, `[`, `&` or `@`
+    ");
 }
 
 #[test]

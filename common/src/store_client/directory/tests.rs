@@ -103,7 +103,15 @@ fn one_mistake_makes_the_whole_directory_unusable_until_it_is_mended() {
     )
     .unwrap();
     fs::write(path("c.yaml"), "name: c\negress: block\n").unwrap();
-    insta::assert_snapshot!(refused(&store));
+    insta::assert_snapshot!(refused(&store), @"
+    error: DIR/b.yaml:4:16: `egress-policy`: `deny` is no value of this key
+
+    hint: it can be `audit` or `block`
+
+    error: DIR/c.yaml:2:1: `egress`: there is no such key
+
+    hint: did you mean `egress-policy`? It can be `name`, `description`, `egress-policy`, `allowed-endpoints`, `denied-endpoints`, `extends`, `fail-on-block`, `disable-sudo`, `disable-sudo-and-containers`, `disable-file-monitoring`, `disable-telemetry`, `on-failure`, `lockdown-mode` or `attach`
+    ");
     assert_eq!(refused(&store), refused(&store));
     fs::remove_file(path("b.yaml")).unwrap();
     fs::remove_file(path("c.yaml")).unwrap();
@@ -128,7 +136,23 @@ fn what_is_no_regular_file_is_refused_and_holds_nobody_up() {
     fs::create_dir(directory.path().join("sub.yaml")).unwrap();
     symlink("/dev/zero", directory.path().join("zero.yaml")).unwrap();
     symlink("nowhere", directory.path().join("dangling.yaml")).unwrap();
-    insta::assert_snapshot!(refused(&store));
+    insta::assert_snapshot!(refused(&store), @"
+    error: DIR/dangling.yaml: the file can't be read: No such file or directory (os error 2)
+
+    hint: check that it exists and who may read it
+
+    error: DIR/pipe.yaml: this is not a regular file
+
+    hint: remove it, or give it a name that does not end in .yaml or .yml
+
+    error: DIR/sub.yaml: this is not a regular file
+
+    hint: remove it, or give it a name that does not end in .yaml or .yml
+
+    error: DIR/zero.yaml: the link leads out of the policy directory, to /dev/zero
+
+    hint: put the file itself into the directory
+    ");
 }
 
 #[test]
