@@ -2,7 +2,6 @@
 
 use super::error::{NameError, NameProblem};
 use idna::AsciiDenyList;
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -24,13 +23,18 @@ impl DnsName {
     /// # Errors
     /// When the text is no name that a host can have.
     pub fn new(text: &str) -> Result<Self, NameError> {
-        let ascii: Cow<'_, str> = if text.is_ascii() {
-            Cow::Borrowed(text)
-        } else {
-            idna::domain_to_ascii_cow(text.as_bytes(), AsciiDenyList::EMPTY)
-                .map_err(|_| NameError { offset: 0, problem: NameProblem::Idna })?
-        };
-        let name = ascii.strip_suffix('.').unwrap_or(&ascii);
+        if !text.is_ascii() {
+            // Places in the converted text say nothing about the text that was given.
+            let at_start = |problem| NameError { offset: 0, problem };
+            let ascii = idna::domain_to_ascii_cow(text.as_bytes(), AsciiDenyList::EMPTY)
+                .map_err(|_| at_start(NameProblem::Idna))?;
+            return Self::from_ascii(&ascii).map_err(|error| at_start(error.problem));
+        }
+        Self::from_ascii(text)
+    }
+
+    fn from_ascii(ascii: &str) -> Result<Self, NameError> {
+        let name = ascii.strip_suffix('.').unwrap_or(ascii);
         if name.is_empty() {
             return Err(NameError { offset: 0, problem: NameProblem::Empty });
         }

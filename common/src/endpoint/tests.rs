@@ -89,10 +89,53 @@ fn says_where_what_and_what_to_do() {
             ".a",
             "a\u{1b}[31m.com",
             "\u{202e}moc.evil",
+            "¯.test",
         ]
         .map(|text| format!("{:<24} {}", text.escape_debug().to_string(), refused(text)))
-        .join("\n")
-    );
+        .join("\n"), @r"
+                             1: the endpoint is empty | write a host and a port, such as `github.com:443`
+    https://github.com/octo  1: `https://` is no scheme of an endpoint | endpoints are no URLs; write `github.com:443`
+    ftp://x                  1: `ftp://` is no scheme of an endpoint | use `tcp://`, `udp://`, `icmp://`, or none for TCP
+    github.com/octo          11: an endpoint has no path | endpoints name hosts and ports; write `github.com:443`
+    git hub.com              4: ` ` can't be part of an endpoint | leave out white space and control characters; write one endpoint an entry
+    user@github.com          5: `@` can't be part of a DNS name | leave out the user; write host and port only
+    *                        1: `*` can only be the whole first label, as in `*.example.com` | write `*.example.com` for every name below example.com; there is no endpoint for every name
+    *:443                    1: `*` can only be the whole first label, as in `*.example.com` | write `*.example.com` for every name below example.com; there is no endpoint for every name
+    a.*.com                  3: `*` can only be the whole first label, as in `*.example.com` | write `*.example.com` for every name below example.com; there is no endpoint for every name
+    *foo.com                 1: `*` can only be the whole first label, as in `*.example.com` | write `*.example.com` for every name below example.com; there is no endpoint for every name
+    *.com                    1: `*.com` covers names that anybody can register | name the domain below it, as in `*.example.com`
+    *.github.io:443          1: `*.github.io` covers names that anybody can register | name the domain below it, as in `*.example.github.io`
+    *.co.uk                  1: `*.co.uk` covers names that anybody can register | name the domain below it, as in `*.example.co.uk`
+    10.20.0.1/16             11: `10.20.0.1/16` has bits set behind its prefix length | write `10.20.0.0/16`, or `10.20.0.1` for the one address
+    [2001:db8::1/32]:443     14: `2001:db8::1/32` has bits set behind its prefix length | write `[2001:db8::/32]`, or `[2001:db8::1]` for the one address
+    [2001:db8::]/32          13: `/32` is no prefix length here | write the prefix length inside: `[2001:db8::/…]`
+    10.0.0.0/33              10: `/33` is no prefix length here | write a prefix length from 0 to 32
+    10.0.0.0/08              10: `/08` is no prefix length here | write a prefix length from 0 to 32
+    1.2.3                    1: `1.2.3` is no IPv4 address | write four numbers from 0 to 255 without leading zeros, such as `192.0.2.7`
+    10.0.0.010               1: `10.0.0.010` is no IPv4 address | write four numbers from 0 to 255 without leading zeros, such as `192.0.2.7`
+    １.２.３                    1: `1.2.3` is no IPv4 address | write four numbers from 0 to 255 without leading zeros, such as `192.0.2.7`
+    2001:db8::7              1: an IPv6 address must be written in brackets | write `[2001:db8::7]:443`
+    2001:db8::7:443:80       1: an IPv6 address must be written in brackets | write `[2001:db8::7:443:80]:443`
+    [fe80::1%eth0]:80        9: an endpoint can't have an IPv6 zone id | leave out the zone; an endpoint holds on every interface
+    [192.0.2.1]:80           2: `192.0.2.1` is no IPv6 address | brackets are for IPv6 addresses and networks, such as `[2001:db8::7]:443`
+    [2001:db8::7             1: the bracket must close right before the port or the end | write it like `[2001:db8::7]:443` or `[2001:db8::/32]:443`
+    [::1]x                   6: the bracket must close right before the port or the end | write it like `[2001:db8::7]:443` or `[2001:db8::/32]:443`
+    github.com:              12: `` is no port from 1 to 65535 | write a port like `:443`, a range like `:8000-8100`, or `:*` for all ports
+    github.com:0             12: `0` is no port from 1 to 65535 | write a port like `:443`, a range like `:8000-8100`, or `:*` for all ports
+    github.com:+80           12: `+80` is no port from 1 to 65535 | write a port like `:443`, a range like `:8000-8100`, or `:*` for all ports
+    github.com:080           12: `080` is no port from 1 to 65535 | write a port like `:443`, a range like `:8000-8100`, or `:*` for all ports
+    github.com:65536         12: `65536` is no port from 1 to 65535 | write a port like `:443`, a range like `:8000-8100`, or `:*` for all ports
+    github.com:90-80         12: the port range 90-80 ends before it starts | write `80-90`
+    github.com:443/x         15: an endpoint has no path | endpoints name hosts and ports; leave out what follows
+    icmp://192.0.2.1:7       18: an `icmp://` endpoint has no port | write `icmp://192.0.2.1`
+    icmp://192.0.2.1:*       18: an `icmp://` endpoint has no port | write `icmp://192.0.2.1`
+    :443                     1: the host is missing | write a DNS name, an address or a network before the port
+    a..b                     3: the DNS name has an empty label | write a DNS name such as `registry.npmjs.org`, labels of letters, digits, `-` and `_` joined by dots
+    .a                       1: the DNS name has an empty label | write a DNS name such as `registry.npmjs.org`, labels of letters, digits, `-` and `_` joined by dots
+    a\u{1b}[31m.com          2: `\u{1b}` can't be part of an endpoint | leave out white space and control characters; write one endpoint an entry
+    \u{202e}moc.evil         1: the name is not valid as an internationalized domain name | write a DNS name such as `registry.npmjs.org`, labels of letters, digits, `-` and `_` joined by dots
+    ¯.test                   1: ` ` can't be part of a DNS name | write a DNS name such as `registry.npmjs.org`, labels of letters, digits, `-` and `_` joined by dots
+    ");
 }
 
 #[test]

@@ -69,8 +69,6 @@ impl PolicyError {
 pub struct PolicyErrors {
     /// The errors, by file and place.
     errors: Vec<PolicyError>,
-    /// Whether there were more than are kept.
-    truncated: bool,
 }
 
 /// The most errors that are kept: a person mends the first few, and a hostile file must not fill the memory.
@@ -82,9 +80,9 @@ impl PolicyErrors {
         &self.errors
     }
 
-    /// Whether there were more errors than [`Self::errors`] holds.
+    /// Whether so many errors were found that the search for more was given up.
     pub const fn is_truncated(&self) -> bool {
-        self.truncated
+        self.errors.len() >= MAX_ERRORS
     }
 
     /// Each error for a person.
@@ -101,11 +99,8 @@ impl fmt::Display for PolicyErrors {
             }
             diagnostic.fmt(formatter)?;
         }
-        if self.truncated {
-            write!(
-                formatter,
-                "\n\nerror: there are more than {MAX_ERRORS} errors; the rest is not shown"
-            )?;
+        if self.is_truncated() {
+            write!(formatter, "\n\nerror: there may be more errors than these {MAX_ERRORS}")?;
         }
         Ok(())
     }
@@ -113,7 +108,7 @@ impl fmt::Display for PolicyErrors {
 
 impl From<PolicyError> for PolicyErrors {
     fn from(error: PolicyError) -> Self {
-        Self { errors: vec![error], truncated: false }
+        Self { errors: vec![error] }
     }
 }
 
@@ -121,17 +116,19 @@ impl From<PolicyError> for PolicyErrors {
 #[derive(Debug, Default)]
 pub(crate) struct ErrorList {
     errors: Vec<PolicyError>,
-    truncated: bool,
 }
 
 impl ErrorList {
     /// Adds an error.
     pub(crate) fn push(&mut self, error: PolicyError) {
-        if self.is_full() {
-            self.truncated = true;
-        } else {
+        if !self.is_full() {
             self.errors.push(error);
         }
+    }
+
+    /// Whether an error about this key at this place is there already.
+    pub(crate) fn has_place(&self, error: &PolicyError) -> bool {
+        self.errors.iter().any(|known| known.place == error.place && known.key == error.key)
     }
 
     /// Whether no further error is kept, so that looking for more is in vain.
@@ -141,7 +138,6 @@ impl ErrorList {
 
     /// Adds the errors of another run.
     pub(crate) fn extend(&mut self, other: PolicyErrors) {
-        self.truncated |= other.truncated;
         other.errors.into_iter().for_each(|error| self.push(error));
     }
 
@@ -151,7 +147,7 @@ impl ErrorList {
             return Ok(value);
         }
         self.errors.sort_by(|a, b| a.place.cmp(&b.place));
-        Err(PolicyErrors { errors: self.errors, truncated: self.truncated })
+        Err(PolicyErrors { errors: self.errors })
     }
 
     /// How many errors are kept.

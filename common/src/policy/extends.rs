@@ -21,6 +21,23 @@ pub struct Library {
     documents: BTreeMap<String, SourceDocument>,
 }
 
+/// Whether all documents of a store are there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Completeness {
+    /// All of them.
+    Whole,
+    /// Some could not be read, so a name that is missing is no mistake of its own.
+    Partial,
+}
+
+/// Why a walk ended.
+enum Failure {
+    /// A name that no document has.
+    Missing(PolicyError),
+    /// Anything else.
+    Other(PolicyError),
+}
+
 /// A walk along `extends`.
 struct Walk<'a> {
     library: &'a Library,
@@ -38,6 +55,14 @@ impl Library {
     /// Names that stand twice or belong to the built-in policies, missing names, cycles and sizes of `extends`, and
     /// attached policies that never say `egress-policy`.
     pub fn new(documents: impl IntoIterator<Item = SourceDocument>) -> Result<Self, PolicyErrors> {
+        Self::check(documents, Completeness::Whole)
+    }
+
+    /// As [`Self::new`], also for what could be read of a store that is broken elsewhere.
+    pub(crate) fn check(
+        documents: impl IntoIterator<Item = SourceDocument>,
+        completeness: Completeness,
+    ) -> Result<Self, PolicyErrors> {
         let mut errors = ErrorList::default();
         let mut library = Self::default();
         for source in documents {
@@ -60,7 +85,13 @@ impl Library {
                 break;
             }
             match library.visit(source) {
-                Err(error) => errors.push(error),
+                Err(Failure::Missing(_)) if completeness == Completeness::Partial => {}
+                // Every policy that leads to one mistake meets it; it is reported once.
+                Err(Failure::Missing(error) | Failure::Other(error)) => {
+                    if !errors.has_place(&error) {
+                        errors.push(error);
+                    }
+                }
                 Ok(visited) => {
                     let says = visited.iter().any(|source| source.document.egress_policy.is_some());
                     if !says && !source.document.attach.is_empty() {
@@ -93,51 +124,68 @@ impl Library {
     /// When nothing says `egress-policy`: a policy that is put in force must not owe its mode to an omission.
     pub fn effective(&self, name: &str) -> Option<Result<EffectivePolicy, PolicyErrors>> {
         let source = self.documents.get(name)?;
-        Some(
-            self.visit(source)
-                .and_then(|visited| unite(source, &visited))
-                .map_err(PolicyErrors::from),
-        )
+        let visited = match self.visit(source) {
+            Ok(visited) => visited,
+            Err(Failure::Missing(error) | Failure::Other(error)) => return Some(Err(error.into())),
+        };
+        Some(unite(source, &visited).map_err(PolicyErrors::from))
     }
 
-    fn visit<'a>(
-        &'a self,
-        source: &'a SourceDocument,
-    ) -> Result<Vec<&'a SourceDocument>, PolicyError> {
+    fn visit<'a>(&'a self, source: &'a SourceDocument) -> Result<Vec<&'a SourceDocument>, Failure> {
         let mut walk =
             Walk { library: self, chain: Vec::new(), visited: Vec::new(), seen: HashSet::new() };
         walk.enter(source)?;
         Ok(walk.visited)
     }
+
+    /// The error for a cycle, the same wherever the walk entered it: it starts at the first name by alphabet, and stands
+    /// at the entry that leads back there.
+    fn cycle_error(&self, cycle: &[&str], entry: &SourceDocument) -> PolicyError {
+        let start = (0..cycle.len()).min_by_key(|index| cycle[*index]).unwrap_or(0);
+        let names = [&cycle[start..], &cycle[..start]].concat();
+        let first = names.first().copied().unwrap_or_default();
+        let closing = names.last().and_then(|last| self.documents.get(*last)).unwrap_or(entry);
+        let index = closing.document.extends.iter().position(|name| name.as_str() == first);
+        let message = format!(
+            "the policies extend each other in a circle: `{}` → `{first}`",
+            names.join("` → `")
+        );
+        extends_error(closing, index.unwrap_or(0), message, "remove one of these entries")
+    }
 }
 
 impl<'a> Walk<'a> {
     /// Visits a document and what it extends. The depth of the recursion is bounded by [`MAX_CHAIN`].
-    fn enter(&mut self, source: &'a SourceDocument) -> Result<(), PolicyError> {
+    fn enter(&mut self, source: &'a SourceDocument) -> Result<(), Failure> {
         let name = source.document.name.as_str();
         self.seen.insert(name);
         self.visited.push(source);
         self.chain.push(name);
         for (index, parent) in source.document.extends.iter().enumerate() {
-            let fail = |message: String, hint: &str| extends_error(source, index, message, hint);
-            let chain = || format!("`{}` → `{parent}`", self.chain.join("` → `"));
-            if self.chain.contains(&parent.as_str()) {
-                let message = format!("the policies extend each other in a circle: {}", chain());
-                return Err(fail(message, "remove one of these entries"));
+            if let Some(start) = self.chain.iter().position(|name| *name == parent.as_str()) {
+                return Err(Failure::Other(self.library.cycle_error(&self.chain[start..], source)));
             }
             if self.seen.contains(parent.as_str()) {
                 continue;
             }
             let Some(next) = self.library.documents.get(parent.as_str()) else {
-                let message = format!("there is no policy named `{parent}`: {}", chain());
-                return Err(fail(message, &did_you_mean(parent, self.library.names())));
+                let chain = self.chain.join("` → `");
+                let message =
+                    format!("there is no policy named `{parent}`: `{chain}` → `{parent}`");
+                let hint = did_you_mean(parent, self.library.names());
+                return Err(Failure::Missing(extends_error(source, index, message, &hint)));
             };
             if self.chain.len() >= MAX_CHAIN || self.visited.len() >= MAX_DOCUMENTS {
                 let message = format!(
                     "policy `{}` extends more than {MAX_DOCUMENTS} policies, or more than {MAX_CHAIN} in a row",
                     self.chain[0]
                 );
-                return Err(fail(message, "unite some of them"));
+                return Err(Failure::Other(extends_error(
+                    source,
+                    index,
+                    message,
+                    "unite some of them",
+                )));
             }
             self.enter(next)?;
         }

@@ -19,6 +19,7 @@ pub(crate) use attachment::{is_owner, is_repository, normalised_workflow};
 pub use document::{EndpointList, JsonPolicyDocument, PolicyDocument, WrittenEndpoint};
 pub use effective::{DEFAULT_AUDIT, DEFAULT_BLOCK};
 pub use error::{Place, PolicyError, PolicyErrors};
+pub(crate) use extends::Completeness;
 pub use extends::Library;
 pub use name::{PolicyName, PolicyNameError};
 pub(crate) use yaml::too_large;

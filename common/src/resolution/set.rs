@@ -5,8 +5,8 @@ use crate::diagnostic::Diagnostic;
 use crate::job_context::JobContext;
 use crate::policy::error::{ErrorList, did_you_mean};
 use crate::policy::{
-    Attachment, EffectivePolicy, EgressMode, Library, Place, PolicyError, PolicyErrors,
-    SourceDocument,
+    Attachment, Completeness, EffectivePolicy, EgressMode, Library, Place, PolicyError,
+    PolicyErrors, SourceDocument,
 };
 use crate::text::log_line;
 use std::collections::BTreeMap;
@@ -76,6 +76,14 @@ impl PolicySet {
     /// Everything that is wrong with them, up to a bound; see [`Library::new`]. Two policies for one target are an error
     /// that names both places.
     pub fn new(documents: impl IntoIterator<Item = SourceDocument>) -> Result<Self, PolicyErrors> {
+        Self::check(documents, Completeness::Whole)
+    }
+
+    /// As [`Self::new`], also for what could be read of a store that is broken elsewhere.
+    pub(crate) fn check(
+        documents: impl IntoIterator<Item = SourceDocument>,
+        completeness: Completeness,
+    ) -> Result<Self, PolicyErrors> {
         let documents: Vec<SourceDocument> = documents.into_iter().collect();
         let mut errors = ErrorList::default();
         let mut first_places: BTreeMap<&Attachment, (&str, &Place)> = BTreeMap::new();
@@ -102,7 +110,7 @@ impl PolicySet {
             .into_iter()
             .map(|(target, (name, _))| (target.clone(), name.to_owned()))
             .collect();
-        match Library::new(documents) {
+        match Library::check(documents, completeness) {
             Ok(library) => errors.finish(Self { library, attached }),
             Err(more) => {
                 errors.extend(more);

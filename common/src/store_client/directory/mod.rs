@@ -12,7 +12,7 @@ mod permissions;
 mod tests;
 
 use crate::policy::error::ErrorList;
-use crate::policy::{Place, PolicyError, PolicyErrors, parse_documents};
+use crate::policy::{Completeness, Place, PolicyError, PolicyErrors, parse_documents};
 use crate::resolution::PolicySet;
 use files::Snapshot;
 use std::io;
@@ -120,17 +120,16 @@ impl DirectoryStore {
                 Err(error) => errors.push(error),
             }
         }
-        match PolicySet::new(documents) {
-            // While a file is broken, what its policies are missing for elsewhere is no news.
-            Err(found) if errors.len() == 0 => errors.extend(found),
-            Err(found) => found
-                .errors()
-                .iter()
-                .filter(|e| !is_missing_name(e))
-                .for_each(|e| errors.push(e.clone())),
-            Ok(set) => return errors.finish(Arc::new(set)),
-        }
-        errors.finish(Arc::default())
+        let completeness =
+            if errors.len() == 0 { Completeness::Whole } else { Completeness::Partial };
+        let set = match PolicySet::check(documents, completeness) {
+            Ok(set) => set,
+            Err(found) => {
+                errors.extend(found);
+                PolicySet::default()
+            }
+        };
+        errors.finish(Arc::new(set))
     }
 
     fn error(&self, message: &str, hint: &str) -> PolicyErrors {
@@ -141,9 +140,4 @@ impl DirectoryStore {
             hint: hint.to_owned(),
         })
     }
-}
-
-/// Whether the error is a name in `extends` that no document has.
-fn is_missing_name(error: &PolicyError) -> bool {
-    error.key.as_deref() == Some("extends") && error.message.starts_with("there is no policy named")
 }

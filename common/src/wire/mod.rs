@@ -1,10 +1,21 @@
 //! The monitor's socket: JSON lines, one request a connection, the protocol's version in the first message.
 
+mod codec;
+
+#[cfg(test)]
+mod tests;
+
+pub use codec::{
+    DecodeError, MAX_ID_TOKEN_BYTES, decode_answer, decode_request, encode_answer, encode_request,
+};
+
+use crate::diagnostic::Diagnostic;
 use crate::event::{EnforcementScope, Feature, Posture};
 use crate::job_context::JobContext;
 use crate::policy::EgressMode;
 use crate::report::Report;
 use crate::resolution::{Considered, Identity, ScopeKind};
+use crate::text::log_line;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol.
@@ -200,4 +211,19 @@ pub struct HostCheck {
     pub features: Vec<Feature>,
     /// What a job would get here.
     pub posture: Posture,
+}
+
+impl Refusal {
+    /// A refusal with a remedy.
+    pub fn new(kind: RefusalKind, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// The refusal for a person; the text of another process is made safe to print.
+    pub fn diagnostic(&self) -> Diagnostic {
+        Diagnostic {
+            message: log_line(&self.message, 4096),
+            hint: self.hint.as_ref().map(|hint| log_line(hint, 4096)),
+        }
+    }
 }

@@ -1,5 +1,14 @@
 //! The report of a job: what `post-job` prints and what is written into the job summary.
 
+mod markdown;
+mod started;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use markdown::{MAX_MARKDOWN_BYTES, markdown};
+pub use started::first_line;
+
 use crate::event::{DetectionEvent, PolicyReference, Posture, Verdict};
 use crate::policy::EgressMode;
 use crate::resolution::Identity;
