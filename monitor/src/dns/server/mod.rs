@@ -1,8 +1,15 @@
 //! A running resolver: its sockets, its tasks, and its end.
 
+mod core;
 mod listen;
+mod resolve;
+mod tcp;
+mod udp;
 
+use self::core::Core;
 use super::config::ResolverConfig;
+use super::exchange::{self, Exchange};
+use super::judge::Judge;
 use super::names::NamePolicy;
 use super::observer::{DnsObserver, Transport};
 use crate::egress::grant::GrantSink;
@@ -11,6 +18,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 pub use listen::SkippedListener;
 
@@ -67,6 +77,23 @@ pub struct Resolver {
     addresses: Vec<SocketAddr>,
     skipped: Vec<SkippedListener>,
     sources: Vec<UpstreamSource>,
+    core: Arc<Core>,
+    /// Reading from all sockets.
+    tasks: JoinSet<()>,
+}
+
+/// What the thread in the Worker's namespace opened.
+struct Opened {
+    listeners: listen::Listeners,
+    upstreams: Vec<exchange::BoundUpstream>,
+}
+
+impl Opened {
+    fn open(config: &ResolverConfig) -> Result<Self, ResolverError> {
+        let count = config.upstreams.len().min(ResolverConfig::MAX_UPSTREAMS);
+        let upstreams = exchange::bind(config.upstreams.get(..count).unwrap_or(&[]))?;
+        Ok(Self { listeners: listen::bind(&config.listen, config.port)?, upstreams })
+    }
 }
 
 impl Resolver {
@@ -81,21 +108,49 @@ impl Resolver {
         grants: Arc<dyn GrantSink>,
         observer: Arc<dyn DnsObserver>,
     ) -> Result<Self, ResolverError> {
-        let _ = (policy, grants, observer);
-        let listeners = match &config.network_namespace {
-            Some(namespace) => in_network_namespace(namespace.as_fd(), || {
-                listen::bind(&config.listen, config.port)
-            })
-            .map_err(ResolverError::Namespace)?,
-            None => listen::bind(&config.listen, config.port),
+        let namespace = config.network_namespace.as_ref().map(AsFd::as_fd);
+        let opened = match namespace {
+            Some(namespace) => in_network_namespace(namespace, || Opened::open(&config))
+                .map_err(ResolverError::Namespace)?,
+            None => Opened::open(&config),
         }?;
-        let addresses =
-            listeners.bound.iter().filter_map(|listener| listener.udp.local_addr().ok()).collect();
+        let mut tasks = JoinSet::new();
+        let (exchange, sources) = Exchange::start(
+            opened.upstreams,
+            namespace,
+            config.timeouts,
+            Arc::clone(&observer),
+            &mut tasks,
+        )?;
+        let judge = Judge {
+            names: policy,
+            mode: config.mode,
+            policy: config.policy_name.clone(),
+            search_domains: config
+                .search_domains
+                .iter()
+                .map(|domain| domain.trim_matches('.').to_ascii_lowercase())
+                .filter(|domain| !domain.is_empty())
+                .collect(),
+            lifetimes: config.lifetimes,
+        };
+        let core = Arc::new(Core::new(judge, exchange, grants, observer, &config));
+        let mut addresses = Vec::new();
+        let slots = Arc::new(Semaphore::new(config.tcp.connections));
+        for listener in opened.listeners.bound {
+            let udp = UdpSocket::from_std(listener.udp).map_err(ResolverError::Register)?;
+            let tcp = TcpListener::from_std(listener.tcp).map_err(ResolverError::Register)?;
+            addresses.push(udp.local_addr().map_err(ResolverError::Register)?);
+            tasks.spawn(udp::serve(Arc::clone(&core), Arc::new(udp)));
+            tasks.spawn(tcp::serve(Arc::clone(&core), tcp, config.tcp, Arc::clone(&slots)));
+        }
         Ok(Self {
-            port: listeners.port,
+            port: opened.listeners.port,
             addresses,
-            skipped: listeners.skipped,
-            sources: Vec::new(),
+            skipped: opened.listeners.skipped,
+            sources,
+            core,
+            tasks,
         })
     }
 
@@ -120,5 +175,17 @@ impl Resolver {
     }
 
     /// Stops answering and waits until all sockets are closed.
-    pub async fn shutdown(self) {}
+    pub async fn shutdown(mut self) {
+        self.tasks.shutdown().await;
+        // Taken out first: the lock must not be held while waiting.
+        let mut questions = std::mem::take(&mut *self.core.tasks());
+        questions.shutdown().await;
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        // The others end with `tasks`.
+        self.core.tasks().abort_all();
+    }
 }

@@ -1,0 +1,193 @@
+//! What upstreams answered, for as long as it may be used.
+
+use super::config::CacheLimits;
+use super::message::Body;
+use super::observer::DnsOutcome;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a map entry costs beside what it points to: key, value, hash slot, place in the queue.
+const ENTRY_OVERHEAD: usize = 256;
+
+/// A remembered answer.
+#[derive(Clone, Debug)]
+pub struct CachedAnswer {
+    /// The answer.
+    pub body: Arc<Body>,
+    /// What to record for those that it is given to.
+    pub outcome: Arc<DnsOutcome>,
+    stored: Instant,
+    expires: Instant,
+    generation: u64,
+    size: usize,
+}
+
+impl CachedAnswer {
+    /// Whole seconds since it was stored, to take off its TTLs.
+    pub fn age(&self, now: Instant) -> u32 {
+        let age = now.saturating_duration_since(self.stored).as_secs();
+        u32::try_from(age).unwrap_or(u32::MAX)
+    }
+}
+
+/// The cache: bounded in entries and bytes; the oldest answers go first.
+///
+/// An entry never outlives the grants that were opened with it: those live for at least its lifetime and the grace period.
+#[derive(Debug)]
+pub struct Cache {
+    limits: CacheLimits,
+    entries: HashMap<Box<[u8]>, CachedAnswer>,
+    /// Keys in the order of their insertion; one whose generation is not the entry's is of an entry that was replaced.
+    queue: VecDeque<(Box<[u8]>, u64)>,
+    generation: u64,
+    bytes: usize,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new(limits: CacheLimits) -> Self {
+        Self { limits, entries: HashMap::new(), queue: VecDeque::new(), generation: 0, bytes: 0 }
+    }
+
+    /// The answer to `key`, when there is one that is still good at `now`.
+    pub fn get(&self, key: &[u8], now: Instant) -> Option<&CachedAnswer> {
+        self.entries.get(key).filter(|entry| now < entry.expires)
+    }
+
+    /// Remembers an answer for `lifetime`. Answers that don't fit, and those with no lifetime, are left out.
+    pub fn insert(
+        &mut self,
+        key: &[u8],
+        body: Arc<Body>,
+        outcome: Arc<DnsOutcome>,
+        lifetime: Duration,
+        now: Instant,
+    ) {
+        let size = ENTRY_OVERHEAD
+            + 2 * key.len()
+            + body.heap_size()
+            + outcome.name.len()
+            + outcome.cname_chain.iter().map(|name| name.len() + 24).sum::<usize>()
+            + (outcome.granted.len() + outcome.answered.len()) * size_of::<std::net::IpAddr>();
+        if lifetime.is_zero() || size > self.limits.bytes || self.limits.entries == 0 {
+            return;
+        }
+        self.remove(key);
+        while self.entries.len() >= self.limits.entries || self.bytes + size > self.limits.bytes {
+            let Some((oldest, generation)) = self.queue.pop_front() else { break };
+            if self.entries.get(&oldest).is_some_and(|entry| entry.generation == generation) {
+                self.remove(&oldest);
+            }
+        }
+        self.generation += 1;
+        let generation = self.generation;
+        self.queue.push_back((key.into(), generation));
+        let entry =
+            CachedAnswer { body, outcome, stored: now, expires: now + lifetime, generation, size };
+        self.bytes += size;
+        self.entries.insert(key.into(), entry);
+        self.trim_queue();
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.bytes -= entry.size;
+        }
+    }
+
+    /// Keeps the queue from growing with entries that are replaced again and again.
+    fn trim_queue(&mut self) {
+        if self.queue.len() > 2 * self.entries.len() + 64 {
+            let entries = &self.entries;
+            self.queue.retain(|(key, generation)| {
+                entries.get(key).is_some_and(|entry| entry.generation == *generation)
+            });
+        }
+    }
+
+    /// Answers kept, expired ones included.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes in use, as estimated.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::ResponseCode;
+    use super::super::observer::Reason;
+    use super::*;
+    use portcullis_common::event::Verdict;
+
+    fn outcome(name: &str) -> Arc<DnsOutcome> {
+        Arc::new(DnsOutcome {
+            verdict: Verdict::Allowed,
+            name: name.to_owned(),
+            query_type: "A".to_owned(),
+            granted: Vec::new(),
+            answered: Vec::new(),
+            cname_chain: Vec::new(),
+            reason: Reason::Local,
+            response_code: "NOERROR",
+        })
+    }
+
+    fn insert(cache: &mut Cache, key: &str, seconds: u64, now: Instant) {
+        let body = Arc::new(Body::empty(ResponseCode::NoError, None));
+        let lifetime = Duration::from_secs(seconds);
+        cache.insert(key.as_bytes(), body, outcome(key), lifetime, now);
+    }
+
+    #[test]
+    fn an_answer_is_good_until_its_lifetime_is_over() {
+        let mut cache = Cache::new(CacheLimits::default());
+        let now = Instant::now();
+        insert(&mut cache, "a", 10, now);
+        insert(&mut cache, "never", 0, now);
+        let later = now + Duration::from_millis(9_999);
+        assert_eq!(cache.get(b"a", later).map(|entry| entry.age(later)), Some(9));
+        assert!(cache.get(b"a", now + Duration::from_secs(10)).is_none());
+        assert!(cache.get(b"never", now).is_none());
+    }
+
+    #[test]
+    fn the_oldest_goes_first_and_bounds_hold() {
+        let limits = CacheLimits { entries: 3, bytes: 10_000 };
+        let mut cache = Cache::new(limits);
+        let now = Instant::now();
+        for key in ["a", "b", "c"] {
+            insert(&mut cache, key, 10, now);
+        }
+        insert(&mut cache, "a", 10, now);
+        insert(&mut cache, "d", 10, now);
+        assert!(cache.get(b"b", now).is_none());
+        assert!(["a", "c", "d"].iter().all(|key| cache.get(key.as_bytes(), now).is_some()));
+        let mut small = Cache::new(CacheLimits { entries: 1000, bytes: 1000 });
+        for number in 0..100 {
+            insert(&mut small, &format!("name{number}"), 10, now);
+            assert!(small.bytes() <= 1000);
+        }
+        assert!(!small.is_empty() && small.len() < 5);
+    }
+
+    #[test]
+    fn replacing_one_answer_for_ever_does_not_grow() {
+        let mut cache = Cache::new(CacheLimits::default());
+        let now = Instant::now();
+        for _ in 0..10_000 {
+            insert(&mut cache, "a", 10, now);
+        }
+        assert_eq!(cache.len(), 1);
+        assert!(cache.queue.len() <= 70);
+    }
+}

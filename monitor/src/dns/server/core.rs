@@ -1,0 +1,324 @@
+//! What all sockets of a resolver share: from a client's message to its answer.
+
+use super::super::budget::{Exceeded, Usage};
+use super::super::cache::Cache;
+use super::super::exchange::Exchange;
+use super::super::judge::{Ask, Decision, Judge};
+use super::super::message::{Parsed, Query, ReplyTo, parse, write_refusal, write_response};
+use super::super::observer::{
+    BudgetKind, DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Reason, Transport,
+};
+use super::resolve::Asked;
+use crate::egress::grant::GrantSink;
+use hickory_proto::rr::RecordType;
+use portcullis_common::policy::EgressMode;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// What all sockets of a resolver share.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) judge: Judge,
+    pub(super) exchange: Exchange,
+    pub(super) grants: Arc<dyn GrantSink>,
+    pub(super) observer: Arc<dyn DnsObserver>,
+    waiting_clients: usize,
+    state: Mutex<State>,
+    /// Questions under way and TCP connections.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What changes from query to query. Held for microseconds.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) cache: Cache,
+    usage: Usage,
+    /// Clients that wait, by question: equal questions are asked once.
+    pub(super) under_way: HashMap<Box<[u8]>, Vec<Waiter>>,
+    pub(super) waiting: usize,
+    /// The names that opened addresses, and until when.
+    pub(super) opened: HashMap<IpAddr, (Arc<str>, Instant)>,
+}
+
+/// Where an answer goes.
+#[derive(Debug)]
+pub(super) enum Respond {
+    /// A datagram.
+    Udp(Arc<UdpSocket>),
+    /// A place in a connection's queue.
+    Tcp(mpsc::OwnedPermit<Vec<u8>>),
+}
+
+impl Respond {
+    /// Sends an answer. A client that can't take a datagram now asks again; nobody waits for it.
+    pub(super) fn send(self, answer: &[u8], client: SocketAddr) {
+        match self {
+            Self::Udp(socket) => {
+                let _ = socket.try_send_to(answer, client);
+            }
+            Self::Tcp(place) => drop(place.send(answer.to_vec())),
+        }
+    }
+}
+
+/// A client that waits.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) client: SocketAddr,
+    pub(super) transport: Transport,
+    pub(super) reply: ReplyTo<'static>,
+    pub(super) question: Box<[u8]>,
+    pub(super) respond: Respond,
+}
+
+/// What a message came to.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// No answer.
+    Silence,
+    /// The answer is in the buffer; afterwards, what to tell the observer.
+    Reply(Respond, Option<DnsObservation>),
+    /// The answer comes later by itself.
+    Later,
+}
+
+impl Core {
+    pub(super) fn new(
+        judge: Judge,
+        exchange: Exchange,
+        grants: Arc<dyn GrantSink>,
+        observer: Arc<dyn DnsObserver>,
+        config: &super::super::ResolverConfig,
+    ) -> Self {
+        Self {
+            judge,
+            exchange,
+            grants,
+            observer,
+            waiting_clients: config.budgets.waiting_clients,
+            state: Mutex::new(State {
+                cache: Cache::new(config.cache),
+                usage: Usage::new(config.budgets, Instant::now()),
+                under_way: HashMap::new(),
+                waiting: 0,
+                opened: HashMap::new(),
+            }),
+            tasks: Mutex::default(),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` until it ends or the resolver stops.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// The tasks, to be ended.
+    pub(super) fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the observer, once the answer has left.
+    pub(super) fn observe(&self, observation: Option<DnsObservation>) {
+        if let Some(observation) = observation {
+            self.observer.observe(observation);
+        }
+    }
+
+    /// Takes a client's message. The answer is written to `out`, or goes to what `respond` returns later.
+    pub(super) fn handle(
+        self: &Arc<Self>,
+        message: &[u8],
+        out: &mut Vec<u8>,
+        client: SocketAddr,
+        transport: Transport,
+        respond: Respond,
+    ) -> Step {
+        let query = match parse(message) {
+            Parsed::Query(query) => query,
+            Parsed::Refused(refused) => {
+                write_refusal(out, &refused);
+                return Step::Reply(respond, None);
+            }
+            Parsed::Drop => return Step::Silence,
+        };
+        let reply = ReplyTo::new(&query);
+        let limit = limit(&reply, transport);
+        let key = query.question.cache_key();
+        let now = Instant::now();
+        let cached = {
+            let state = self.state();
+            state.cache.get(key.as_bytes(), now).map(|entry| {
+                write_response(out, &reply, &entry.body, entry.age(now), limit);
+                Arc::clone(&entry.outcome)
+            })
+        };
+        if let Some(outcome) = cached {
+            let observation =
+                DnsObservation { client, transport, process: None, cached: true, outcome };
+            return Step::Reply(respond, Some(observation));
+        }
+        let question = query.question;
+        let (respond, decision) = match question.host_name() {
+            None => (respond, self.judge.unusual_name()),
+            Some(name) => {
+                let length = question.wire().len();
+                let name_of = |address| self.name_of(address, now);
+                match self.judge.question(&name, question.query_type(), length, name_of) {
+                    decision @ Decision::Answer { .. } => (respond, decision),
+                    Decision::Ask(ask) => {
+                        match self.ask(&query, name, ask, (client, transport), respond) {
+                            Ok(()) => return Step::Later,
+                            Err(refusal) => refusal,
+                        }
+                    }
+                }
+            }
+        };
+        let Decision::Answer { verdict, reason, body } = decision else { return Step::Silence };
+        let process = self.observer.asker(client, transport);
+        write_response(out, &reply, &body, 0, limit);
+        let outcome = Arc::new(DnsOutcome {
+            verdict,
+            name: question.escaped_name(),
+            query_type: type_name(question.query_type()),
+            granted: Vec::new(),
+            answered: Vec::new(),
+            cname_chain: Vec::new(),
+            reason,
+            response_code: body.code.name(),
+        });
+        let observation = DnsObservation { client, transport, process, cached: false, outcome };
+        Step::Reply(respond, Some(observation))
+    }
+
+    /// The name that opened `address`.
+    fn name_of(&self, address: IpAddr, now: Instant) -> Option<Arc<str>> {
+        let state = self.state();
+        let (name, until) = state.opened.get(&address)?;
+        (now < *until).then(|| Arc::clone(name))
+    }
+
+    /// Has upstream asked, or joins those that wait for the same answer.
+    ///
+    /// # Errors
+    /// When that may not be: the refusal.
+    fn ask(
+        self: &Arc<Self>,
+        query: &Query<'_>,
+        name: String,
+        ask: Ask,
+        (client, transport): (SocketAddr, Transport),
+        respond: Respond,
+    ) -> Result<(), (Respond, Decision)> {
+        let key = query.question.cache_key();
+        let mut state = self.state();
+        if state.waiting >= self.waiting_clients {
+            return Err((respond, self.judge.refused(Reason::Busy)));
+        }
+        let joins = state.under_way.contains_key(key.as_bytes());
+        let charged =
+            if joins { Charged::default() } else { self.charge(&mut state.usage, &name, &ask) };
+        let result = match charged.refused {
+            Some(kind) => Err((respond, self.judge.refused(Reason::Budget(kind)))),
+            None => {
+                let waiter = Waiter {
+                    client,
+                    transport,
+                    reply: ReplyTo::new(query).with_question(&[]),
+                    question: query.question.wire().into(),
+                    respond,
+                };
+                state.waiting += 1;
+                state.under_way.entry(key.as_bytes().into()).or_default().push(waiter);
+                Ok(())
+            }
+        };
+        drop(state);
+        if let Some(exceeded) = charged.exceeded {
+            self.observer.detect(DnsDetection {
+                budget: exceeded.kind,
+                below: exceeded.below.map(|below| format!("*.{below}")),
+                name: query.question.escaped_name(),
+                client,
+                transport,
+                process: self.observer.asker(client, transport),
+            });
+        }
+        if result.is_ok() && !joins {
+            let asked = Asked {
+                key: key.as_bytes().into(),
+                name,
+                query_type: query.question.query_type(),
+                ask,
+                client,
+                transport,
+            };
+            self.spawn(Arc::clone(self).resolve(asked));
+        }
+        result
+    }
+
+    /// Charges the budgets. In audit mode names beyond the budget go through all the same; the rate always holds.
+    fn charge(&self, usage: &mut Usage, name: &str, ask: &Ask) -> Charged {
+        let audits = self.judge.mode == EgressMode::Audit;
+        let below = match &ask.wildcard {
+            Some(wildcard) => Some(Arc::clone(wildcard)),
+            None if ask.openings.is_empty() => Some(Arc::from(last_labels(name))),
+            None => None,
+        };
+        let names = below.map_or(Ok(()), |below| usage.charge_name(name, &below));
+        let mut charged = Charged::default();
+        if let Err(exceeded) = names {
+            charged.refused = (!audits).then_some(exceeded.kind);
+            charged.exceeded = exceeded.first.then_some(exceeded);
+        }
+        if charged.refused.is_none()
+            && let Err(exceeded) = usage.charge_rate(Instant::now())
+        {
+            charged.refused = Some(exceeded.kind);
+            charged.exceeded = charged.exceeded.or(exceeded.first.then_some(exceeded));
+        }
+        charged
+    }
+}
+
+/// What charging the budgets came to.
+#[derive(Debug, Default)]
+struct Charged {
+    /// The budget for which the query is refused.
+    refused: Option<BudgetKind>,
+    /// The budget to report.
+    exceeded: Option<Exceeded>,
+}
+
+/// The last two labels of a name: what names off the list are counted below, lacking a wildcard.
+fn last_labels(name: &str) -> &str {
+    name.rmatch_indices('.').nth(1).and_then(|(at, _)| name.get(at + 1..)).unwrap_or(name)
+}
+
+/// The largest answer.
+pub(super) fn limit(reply: &ReplyTo<'_>, transport: Transport) -> usize {
+    match transport {
+        Transport::Udp => reply.udp_limit(),
+        Transport::Tcp => usize::from(u16::MAX),
+    }
+}
+
+/// A record type's name: `A`, or `TYPE4711` (RFC 3597 §5).
+pub(super) fn type_name(query_type: u16) -> String {
+    match RecordType::from(query_type) {
+        RecordType::Unknown(number) => format!("TYPE{number}"),
+        known => known.to_string(),
+    }
+}
