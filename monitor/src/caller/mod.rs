@@ -17,6 +17,8 @@ pub(crate) mod testing;
 mod tests;
 
 pub use flows::runner_flows;
+#[cfg(test)]
+pub(crate) use left_over::kill;
 pub use left_over::{KillOutcome, kill_left_overs, left_overs};
 pub use lineage::{Lineage, WorkerCandidate, lineage};
 pub use peer::{Peer, identify_peer};

@@ -266,10 +266,10 @@ fn a_real_left_over_process_is_found_and_killed() {
     assert!(matches!(outcomes[0].result, Ok(true)));
     eventually("its end", || (!ProcFs.is_alive(tracked)).then_some(()));
     assert!(ProcFs.is_alive(untracked));
-    assert!(left_over::kill(untracked).unwrap());
+    assert!(kill(untracked).unwrap());
     // A key that is out of date kills nobody.
     let stale = ProcessKey { pid: std::process::id(), start_time: 1 };
-    assert!(!left_over::kill(stale).unwrap());
+    assert!(!kill(stale).unwrap());
 }
 
 #[test]

@@ -7,7 +7,11 @@ mod netlink;
 pub mod nflog;
 pub mod packet;
 pub mod process;
+mod raw_sockets;
 pub mod sockets;
 pub mod worker_exit;
 
 mod bounded;
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! The kernel's socket tables, by `NETLINK_SOCK_DIAG`: who owns a flow, which flows are alive, and cutting them.
 
-use super::flow::{Flow, ICMP, ICMP_V6, TCP, UDP, UDP_LITE, is_bound_for};
+use super::flow::{Flow, TCP, UDP, UDP_LITE, canonical, is_bound_for};
 use super::netlink::Connection;
+use super::raw_sockets::{RawSocket, RawTables};
 use crate::sys::namespace::in_network_namespace;
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, Nla as _};
 use netlink_packet_sock_diag::inet::nlas::Nla;
@@ -14,24 +15,18 @@ use netlink_packet_sock_diag::{SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SockDiagMessag
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
 /// `INET_DIAG_CGROUP_ID` of `linux/inet_diag.h` (5.8 and newer): the inode of the cgroup that the socket was made in.
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
-/// `IPPROTO_RAW`: the table of raw sockets, whatever protocol they carry.
-const RAW: u8 = 255;
-
 /// `TCP_LISTEN`.
 const LISTEN: u8 = 10;
 
 /// "No cookie": any socket of the tuple (`INET_DIAG_NOCOOKIE`).
 const ANY_COOKIE: [u8; 8] = [0xff; 8];
-
-/// The offset of `sdiag_raw_protocol` in a request for raw sockets.
-const RAW_PROTOCOL_OFFSET: usize = 3;
 
 /// Why the socket tables could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -64,12 +59,8 @@ pub struct SocketRecord {
     pub uid: u32,
     /// The cgroup v2 that it was made in, by inode; `None` before Linux 5.8.
     pub cgroup: Option<u64>,
-    /// The address family of the socket itself.
-    family: u8,
-    /// The table it is in.
-    table: u8,
-    /// How the kernel names it, with its cookie.
-    id: SocketId,
+    /// The family of the socket itself and how the kernel names it; `None` for raw sockets, which it can't name.
+    name: Option<(u8, SocketId)>,
 }
 
 impl SocketRecord {
@@ -85,13 +76,12 @@ impl SocketRecord {
 
     /// Whether it listens.
     pub fn is_listening(&self) -> bool {
-        self.table == TCP && self.state == LISTEN
+        self.protocol == TCP && self.state == LISTEN
     }
 
     /// Reads an answer of the kernel.
-    fn from_response(table: u8, protocol: u8, response: InetResponse) -> Self {
+    fn from_response(protocol: u8, response: InetResponse) -> Self {
         let header = response.header;
-        let id = header.socket_id;
         let cgroup = response.nlas.iter().find_map(|attribute| match attribute {
             Nla::Other(attribute) if attribute.kind() == INET_DIAG_CGROUP_ID => {
                 let mut value = [0; 8];
@@ -103,23 +93,30 @@ impl SocketRecord {
             }
             _ => None,
         });
-        // Raw sockets carry their protocol where others have the local port.
-        let (protocol, local_port, remote_port) = if table == RAW {
-            (protocol, 0, 0)
-        } else {
-            (protocol, id.source_port, id.destination_port)
-        };
+        let id = header.socket_id;
         Self {
             protocol,
-            local: SocketAddr::new(id.source_address.to_canonical(), local_port),
-            remote: SocketAddr::new(id.destination_address.to_canonical(), remote_port),
+            local: canonical(SocketAddr::new(id.source_address, id.source_port)),
+            remote: canonical(SocketAddr::new(id.destination_address, id.destination_port)),
             state: header.state,
             inode: header.inode,
             uid: header.uid,
             cgroup,
-            family: header.family,
-            table,
-            id,
+            name: Some((header.family, id)),
+        }
+    }
+
+    /// A raw socket.
+    fn from_raw(protocol: u8, socket: RawSocket) -> Self {
+        Self {
+            protocol,
+            local: SocketAddr::new(socket.local, 0),
+            remote: SocketAddr::new(socket.remote, 0),
+            state: socket.state,
+            inode: socket.inode,
+            uid: socket.uid,
+            cgroup: None,
+            name: None,
         }
     }
 }
@@ -129,6 +126,8 @@ impl SocketRecord {
 pub struct SocketDiagnostics {
     /// The connection; a request and its answer belong together.
     connection: Mutex<Connection>,
+    /// Raw and ping sockets.
+    raw: Mutex<RawTables>,
 }
 
 impl SocketDiagnostics {
@@ -139,11 +138,12 @@ impl SocketDiagnostics {
     pub fn open(namespace: BorrowedFd<'_>) -> Result<Self, SocketError> {
         let connection =
             Connection::open(NETLINK_SOCK_DIAG, Some(namespace)).map_err(SocketError::Open)?;
-        Ok(Self { connection: Mutex::new(connection) })
+        let raw = RawTables::open(namespace).map_err(SocketError::Open)?;
+        Ok(Self { connection: Mutex::new(connection), raw: Mutex::new(raw) })
     }
 
     /// The socket that sent, or receives, the packets of `flow`. An exact look-up (microseconds); only for raw sockets and
-    /// for UDP sockets bound to a device a look through the table.
+    /// for UDP sockets bound to a device a look through a table.
     ///
     /// # Errors
     /// [`SocketError::Query`]; no such socket is `Ok(None)`.
@@ -155,7 +155,11 @@ impl SocketDiagnostics {
                 Some(found) => Some(found),
                 None => self.find_in_table(flow)?,
             },
-            _ => self.find_in_table(flow)?,
+            _ => {
+                let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+                let found = raw.find(flow).map_err(SocketError::Query)?;
+                found.map(|socket| SocketRecord::from_raw(flow.protocol, socket))
+            }
         };
         Ok(found.filter(|socket| !socket.is_listening()))
     }
@@ -168,7 +172,7 @@ impl SocketDiagnostics {
         let mut sockets = Vec::new();
         for protocol in [TCP, UDP, UDP_LITE] {
             sockets.extend(
-                self.dump(protocol, protocol)?
+                self.dump(protocol)?
                     .into_iter()
                     .filter(|socket| socket.is_connected() && !socket.is_listening()),
             );
@@ -194,13 +198,31 @@ impl SocketDiagnostics {
     /// # Errors
     /// [`SocketError::Destroy`].
     pub fn destroy(&self, socket: &SocketRecord) -> Result<bool, SocketError> {
-        let payload = request(socket.family, socket.table, socket.protocol, socket.id.clone());
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        match connection.request(SOCK_DESTROY, NLM_F_ACK, &payload, |_: SockDiagMessage| ()) {
+        let Some((family, id)) = &socket.name else {
+            return Err(SocketError::Destroy(io::ErrorKind::Unsupported.into()));
+        };
+        let payload = request(*family, socket.protocol, id.clone());
+        match self.request(SOCK_DESTROY, NLM_F_ACK, &payload, |_| ()) {
             Ok(()) => Ok(true),
             Err(error) if is_absent(&error) => Ok(false),
             Err(error) => Err(SocketError::Destroy(error)),
         }
+    }
+
+    /// One request and its answer.
+    fn request(
+        &self,
+        message_type: u16,
+        flags: u16,
+        payload: &[u8],
+        mut take: impl FnMut(InetResponse),
+    ) -> io::Result<()> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        connection.request(message_type, flags, payload, |message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                take(*response);
+            }
+        })
     }
 
     /// Asks for one socket by its tuple.
@@ -218,13 +240,10 @@ impl SocketDiagnostics {
             interface_id: 0,
             cookie: ANY_COOKIE,
         };
-        let payload = request(family_of(first.ip()), flow.protocol, flow.protocol, id);
+        let payload = request(family_of(first.ip()), flow.protocol, id);
         let mut found = None;
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = connection.request(SOCK_DIAG_BY_FAMILY, 0, &payload, |message| {
-            if let SockDiagMessage::InetResponse(response) = message {
-                found = Some(SocketRecord::from_response(flow.protocol, flow.protocol, *response));
-            }
+        let result = self.request(SOCK_DIAG_BY_FAMILY, 0, &payload, |response| {
+            found = Some(SocketRecord::from_response(flow.protocol, response));
         });
         match result {
             Ok(()) => Ok(found.filter(|socket| carries(socket, flow))),
@@ -235,15 +254,7 @@ impl SocketDiagnostics {
 
     /// Looks for the best match in a whole table.
     fn find_in_table(&self, flow: &Flow) -> Result<Option<SocketRecord>, SocketError> {
-        let table = match flow.protocol {
-            UDP | UDP_LITE => flow.protocol,
-            _ => RAW,
-        };
-        let mut candidates = self.dump(table, flow.protocol)?;
-        if table == RAW && matches!(flow.protocol, ICMP | ICMP_V6) {
-            // Unprivileged ping sockets have no table in sock_diag, raw sockets with IP_HDRINCL carry any protocol.
-            candidates.extend(self.dump(RAW, RAW)?);
-        }
+        let mut candidates = self.dump(flow.protocol)?;
         candidates.retain(|socket| carries(socket, flow));
         Ok(candidates.into_iter().max_by_key(|socket| {
             (socket.is_connected(), !socket.local.ip().is_unspecified(), socket.inode != 0)
@@ -251,28 +262,12 @@ impl SocketDiagnostics {
     }
 
     /// A whole table, IPv4 and IPv6.
-    fn dump(&self, table: u8, protocol: u8) -> Result<Vec<SocketRecord>, SocketError> {
+    fn dump(&self, protocol: u8) -> Result<Vec<SocketRecord>, SocketError> {
         let mut sockets = Vec::new();
-        for family in [AF_INET, AF_INET6] {
-            let unspecified: IpAddr = if family == AF_INET {
-                Ipv4Addr::UNSPECIFIED.into()
-            } else {
-                Ipv6Addr::UNSPECIFIED.into()
-            };
-            let id = SocketId {
-                source_port: 0,
-                destination_port: 0,
-                source_address: unspecified,
-                destination_address: unspecified,
-                interface_id: 0,
-                cookie: ANY_COOKIE,
-            };
-            let payload = request(family, table, protocol, id);
-            let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = connection.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &payload, |message| {
-                if let SockDiagMessage::InetResponse(response) = message {
-                    sockets.push(SocketRecord::from_response(table, protocol, *response));
-                }
+        for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+            let payload = request(family, protocol, id);
+            let result = self.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &payload, |response| {
+                sockets.push(SocketRecord::from_response(protocol, response));
             });
             match result {
                 Ok(()) => {}
@@ -297,11 +292,9 @@ fn family_of(address: IpAddr) -> u8 {
 
 /// Whether the packets of `flow` can come from `socket`.
 fn carries(socket: &SocketRecord, flow: &Flow) -> bool {
-    (socket.table == RAW || socket.local.port() == flow.source.port())
+    socket.local.port() == flow.source.port()
         && is_bound_for(socket.local.ip(), flow.source.ip())
-        && (!socket.is_connected()
-            || (socket.remote.ip() == flow.destination.ip()
-                && (socket.table == RAW || socket.remote.port() == flow.destination.port())))
+        && (!socket.is_connected() || socket.remote == flow.destination)
 }
 
 /// Whether the answer means "there is none".
@@ -310,19 +303,16 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 /// A request's payload.
-fn request(family: u8, table: u8, protocol: u8, socket_id: SocketId) -> Vec<u8> {
+fn request(family: u8, protocol: u8, socket_id: SocketId) -> Vec<u8> {
     let request = InetRequest {
         family,
-        protocol: table,
+        protocol,
         extensions: ExtensionFlags::empty(),
-        states: StateFlags::from_bits_retain(0xfff),
+        states: StateFlags::all(),
         socket_id,
     };
     let mut payload = vec![0; request.buffer_len()];
     request.emit(&mut payload);
-    if table == RAW {
-        payload[RAW_PROTOCOL_OFFSET] = protocol;
-    }
     payload
 }
 
