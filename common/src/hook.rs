@@ -6,6 +6,9 @@ use std::error::Error;
 use std::fmt::Write;
 use std::process::ExitCode;
 
+/// The longest message of one annotation. GitHub shows 4 KiB at most (actions/runner, IssueExtensions.cs).
+const MAX_MESSAGE_BYTES: usize = 4096;
+
 /// How a hook ends; the number is its exit status.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
@@ -53,7 +56,10 @@ pub fn annotation(kind: Annotation, message: &str) -> String {
         Annotation::Warning => "warning",
         Annotation::Error => "error",
     };
-    format!("::{command} title=Portcullis::{}\n", text::workflow_command_data(message))
+    format!(
+        "::{command} title=Portcullis::{}\n",
+        text::workflow_command_data(message, MAX_MESSAGE_BYTES)
+    )
 }
 
 /// The monitor refused: its reason as an annotation, its hint below, and the exit status that follows.

@@ -5,6 +5,7 @@
 pub mod diagnostic;
 pub mod endpoint;
 pub mod event;
+pub mod hook;
 pub mod job_context;
 pub mod policy;
 pub mod report;

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use portcullis_common::wire::{
-    Answer, Call, MAX_ANSWER_BYTES, PROTOCOL_VERSION, RefusalKind, Request,
+    Answer, Call, DecodeError, MAX_ANSWER_BYTES, RefusalKind, decode_answer, encode_request,
 };
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -58,7 +58,10 @@ pub enum ClientError {
     TooLong,
     /// The answer can't be understood, for instance because the monitor is of another version.
     #[error("the monitor's answer can't be understood; are hook and monitor of the same version?")]
-    NotUnderstood(#[source] serde_json::Error),
+    NotUnderstood(#[from] DecodeError),
+    /// The request is longer than any request may be.
+    #[error("the request can't be sent: {0}")]
+    TooMuch(String),
 }
 
 /// How long to wait for what.
@@ -77,15 +80,13 @@ pub struct Patience {
 pub fn exchange(path: &Path, call: Call, patience: Patience) -> Result<Answer, ClientError> {
     let started = Instant::now();
     let deadline = started + patience.total;
-    let request = Request { version: PROTOCOL_VERSION, call };
-    let mut line = serde_json::to_vec(&request).map_err(ClientError::NotUnderstood)?;
-    line.push(b'\n');
+    let line = encode_request(call).map_err(|refusal| ClientError::TooMuch(refusal.message))?;
     loop {
         let mut stream = connect_until(path, started + patience.connect.min(patience.total))?;
         stream.set_nonblocking(true).map_err(ClientError::Broken)?;
         send(&mut stream, &line, started, deadline)?;
         let answer = receive_line(&mut stream, started, deadline)?;
-        let answer = serde_json::from_slice(&answer).map_err(ClientError::NotUnderstood)?;
+        let answer = decode_answer(&answer)?;
         // Somebody else may hold connections open for a while; that must not decide over this job.
         let busy = matches!(&answer, Answer::Refused(refusal) if refusal.kind == RefusalKind::Busy);
         if !busy || Instant::now() + BUSY_PAUSE >= deadline {

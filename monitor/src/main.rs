@@ -84,8 +84,13 @@ fn run(options: &Options) -> anyhow::Result<(String, ExitCode)> {
         Command::Status { json } => status(&paths, *json),
         Command::Check { json } => {
             let result = check::check(&paths);
-            let text = if *json { serde_json::to_string(&result)? + "\n" } else { check::for_a_person(&result) };
-            let exit = if check::is_sufficient(&result) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            let text = if *json {
+                serde_json::to_string(&result)? + "\n"
+            } else {
+                check::for_a_person(&result)
+            };
+            let exit =
+                if check::is_sufficient(&result) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
             return Ok((text, exit));
         }
         Command::Explain { repository, workflow, json } => {

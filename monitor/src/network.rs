@@ -40,7 +40,8 @@ impl Interface {
     /// Whether packets leave the machine through it. A port of a bridge or bond is no uplink: what leaves through it
     /// left through its master before. A bridge without a default route is taken for one of a container engine.
     pub fn is_uplink(&self) -> bool {
-        let leads_somewhere = self.has_default_route || !self.addresses.is_empty() && !self.is_bridge;
+        let leads_somewhere =
+            self.has_default_route || !self.addresses.is_empty() && !self.is_bridge;
         !self.is_loopback && !self.is_port && leads_somewhere
     }
 

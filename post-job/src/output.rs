@@ -11,6 +11,9 @@ use portcullis_common::wire::{Answer, Refusal, RefusalKind};
 use portcullis_monitor_client::ClientError;
 use std::fmt::Write;
 
+/// The most bytes that one value takes in a line for a person.
+const SHOWN_BYTES: usize = 512;
+
 /// How many destinations the log names; the summary has them all.
 const LISTED_DESTINATIONS: usize = 50;
 
@@ -104,9 +107,9 @@ fn finished(report: &Report, summary: Option<&SummaryError>) -> HookOutput {
             "{:<16} {:>6} × {}  {}  {}",
             status(row.verdict),
             row.count,
-            text::terminal(&row.endpoint),
-            text::terminal(&row.process),
-            text::terminal(&row.rule),
+            text::log_line(&row.endpoint, SHOWN_BYTES),
+            text::log_line(&row.process, SHOWN_BYTES),
+            text::log_line(&row.rule, SHOWN_BYTES),
         );
     }
     let listed = report.destinations.len().min(LISTED_DESTINATIONS);

@@ -6,15 +6,18 @@ use portcullis_common::event::{FeatureState, PostureLevel};
 use portcullis_common::hook::{
     Annotation, HookExit, HookOutput, annotation, refused, unreachable, with_causes,
 };
-use portcullis_common::job_context::JobContextError;
+use portcullis_common::job_context::ContextError;
 use portcullis_common::report;
 use portcullis_common::text;
 use portcullis_common::wire::{Answer, Refusal, RefusalKind, Started};
 use portcullis_monitor_client::ClientError;
 use std::fmt::Write;
 
+/// The most bytes that one value takes in a line for a person.
+const SHOWN_BYTES: usize = 512;
+
 /// The environment is not that of a job hook.
-pub(crate) fn not_a_job(error: &JobContextError, json: bool) -> HookOutput {
+pub(crate) fn not_a_job(error: &ContextError, json: bool) -> HookOutput {
     let refusal = Refusal {
         kind: RefusalKind::BadRequest,
         message: format!("this is not the environment of a job hook: {error}"),
@@ -110,8 +113,11 @@ fn started_text(started: &Started) -> String {
         out.push_str(&annotation(level_annotation(started.posture.level), warning));
     }
     out.push_str("::group::What is in force\n");
-    let _ =
-        writeln!(out, "job {} is bound to this runner's Worker", text::terminal(&started.job_id));
+    let _ = writeln!(
+        out,
+        "job {} is bound to this runner's Worker",
+        text::log_line(&started.job_id, SHOWN_BYTES)
+    );
     for feature in &started.posture.features {
         let state = match feature.state {
             FeatureState::Active => "active",
@@ -121,8 +127,8 @@ fn started_text(started: &Started) -> String {
         let _ = writeln!(
             out,
             "{state:<8} {}: {}",
-            text::terminal(&feature.name),
-            text::terminal(&feature.reason)
+            text::log_line(&feature.name, SHOWN_BYTES),
+            text::log_line(&feature.reason, SHOWN_BYTES)
         );
     }
     let _ = writeln!(out, "put in force in {:.1} ms", started.applied_ms);

@@ -18,8 +18,6 @@ pub(crate) mod strategy;
 #[cfg(test)]
 mod tests;
 
-mod wire_name;
-
 use std::net::IpAddr;
 
 pub use error::{EndpointError, EndpointProblem, NameError, NameProblem};

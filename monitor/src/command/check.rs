@@ -1,5 +1,6 @@
 //! `monitor check`: probes this host and says what posture a job would get.
 
+use super::SHOWN_BYTES;
 use crate::cgroup::Hierarchy;
 use crate::config::{Config, Paths, ScopeConfig};
 use crate::job::posture::{Measured, posture};
@@ -74,11 +75,20 @@ pub fn for_a_person(check: &HostCheck) -> String {
             FeatureState::Degraded => "degraded",
             FeatureState::Missing => "MISSING",
         };
-        let _ = writeln!(out, "{state:<9} {:<24} {}", feature.name, text::terminal(&feature.reason));
+        let _ = writeln!(
+            out,
+            "{state:<9} {:<24} {}",
+            feature.name,
+            text::log_line(&feature.reason, SHOWN_BYTES)
+        );
     }
     let summary = match check.posture.level {
-        PostureLevel::Enforced => "a policy in block mode would be enforced, with every mechanism in place",
-        PostureLevel::Degraded => "a policy in block mode would be enforced, with the weaknesses above",
+        PostureLevel::Enforced => {
+            "a policy in block mode would be enforced, with every mechanism in place"
+        }
+        PostureLevel::Degraded => {
+            "a policy in block mode would be enforced, with the weaknesses above"
+        }
         _ => "a policy could NOT be enforced here",
     };
     let _ = writeln!(out, "\n{summary}");
@@ -87,7 +97,10 @@ pub fn for_a_person(check: &HostCheck) -> String {
 
 fn policies(config: &Config, paths: &Paths) -> Feature {
     let Some(directory) = config.policy_directory(paths) else {
-        return missing("policies", format!("store.url is {}, and this monitor reads directories only", config.store.url));
+        return missing(
+            "policies",
+            format!("store.url is {}, and this monitor reads directories only", config.store.url),
+        );
     };
     match DirectoryStore::open(&directory).current() {
         Ok(policies) => active(

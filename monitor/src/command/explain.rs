@@ -1,5 +1,6 @@
 //! `monitor explain`: which policy would apply, and why.
 
+use super::SHOWN_BYTES;
 use super::status::PATIENCE;
 use crate::config::Paths;
 use anyhow::bail;
@@ -27,7 +28,7 @@ pub fn explain(paths: &Paths, question: &Question, json: bool) -> anyhow::Result
     match exchange(&paths.socket(), call, PATIENCE)? {
         Answer::Explained(explained) if json => Ok(serde_json::to_string(&explained)? + "\n"),
         Answer::Explained(explained) => Ok(for_a_person(&explained)),
-        Answer::Refused(refusal) => bail!("{}", text::terminal(&refusal.message)),
+        Answer::Refused(refusal) => bail!("{}", text::log_line(&refusal.message, SHOWN_BYTES)),
         _ => bail!("the monitor answered something else than was asked"),
     }
 }
@@ -60,11 +61,11 @@ fn for_a_person(explained: &Explained) -> String {
     let _ = writeln!(
         out,
         "policy {} ({}), {:?}: attached to {:?} {}\n",
-        text::terminal(&explained.policy),
-        text::terminal(&explained.policy_version),
+        text::log_line(&explained.policy, SHOWN_BYTES),
+        text::log_line(&explained.policy_version, SHOWN_BYTES),
         explained.mode,
         explained.scope,
-        text::terminal(&explained.target),
+        text::log_line(&explained.target, SHOWN_BYTES),
     );
     for considered in &explained.considered {
         let mark = if considered.chosen { "=>" } else { "  " };
@@ -72,9 +73,12 @@ fn for_a_person(explained: &Explained) -> String {
             out,
             "{mark} {:<12} {:<50} {:<24} {}",
             format!("{:?}", considered.scope),
-            text::terminal(&considered.target),
-            considered.policy.as_deref().map_or_else(|| "-".into(), text::terminal),
-            text::terminal(&considered.reason),
+            text::log_line(&considered.target, SHOWN_BYTES),
+            considered
+                .policy
+                .as_deref()
+                .map_or_else(|| "-".into(), |policy| text::log_line(policy, SHOWN_BYTES)),
+            text::log_line(&considered.reason, SHOWN_BYTES),
         );
     }
     out

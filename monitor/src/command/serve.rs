@@ -26,7 +26,9 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         // A session of our own: the runner must not find us among its hook's children.
         nix::unistd::setsid().context("a session of its own could not be made")?;
     }
-    for (directory, mode) in [(paths.jobs(), 0o700), (paths.spool(), 0o700), (paths.last_known_good(), 0o700)] {
+    for (directory, mode) in
+        [(paths.jobs(), 0o700), (paths.spool(), 0o700), (paths.last_known_good(), 0o700)]
+    {
         DirBuilder::new()
             .recursive(true)
             .mode(mode)

@@ -1,5 +1,6 @@
 //! `monitor status`: the jobs of this host.
 
+use super::SHOWN_BYTES;
 use crate::config::Paths;
 use anyhow::bail;
 use portcullis_common::text;
@@ -20,7 +21,9 @@ pub fn status(paths: &Paths, json: bool) -> anyhow::Result<String> {
     match exchange(&paths.socket(), Call::Status {}, PATIENCE)? {
         Answer::Status(status) if json => Ok(serde_json::to_string(&status)? + "\n"),
         Answer::Status(status) => Ok(for_a_person(&status)),
-        Answer::Refused(refusal) => bail!("the monitor refused: {}", text::terminal(&refusal.message)),
+        Answer::Refused(refusal) => {
+            bail!("the monitor refused: {}", text::log_line(&refusal.message, SHOWN_BYTES))
+        }
         _ => bail!("the monitor answered something else than was asked"),
     }
 }
@@ -34,9 +37,14 @@ fn for_a_person(status: &Status) -> String {
         write_job(&mut out, job);
     }
     let found: Vec<_> = status.infrastructure.iter().filter(|unit| unit.found).collect();
-    let _ = writeln!(out, "\ninfrastructure that is exempt on this host ({} of {} units found):", found.len(), status.infrastructure.len());
+    let _ = writeln!(
+        out,
+        "\ninfrastructure that is exempt on this host ({} of {} units found):",
+        found.len(),
+        status.infrastructure.len()
+    );
     for unit in found {
-        let _ = writeln!(out, "  {}", text::terminal(&unit.unit));
+        let _ = writeln!(out, "  {}", text::log_line(&unit.unit, SHOWN_BYTES));
     }
     out
 }
@@ -47,8 +55,8 @@ fn write_job(out: &mut String, job: &JobStatus) {
         "{}  Worker {}  policy {} ({})  {:?} {:?}  posture {:?}\n    {} addresses open, {} events, {} blocked, {} detections",
         job.id,
         job.worker_pid,
-        text::terminal(&job.policy),
-        text::terminal(&job.version),
+        text::log_line(&job.policy, SHOWN_BYTES),
+        text::log_line(&job.version, SHOWN_BYTES),
         job.mode,
         job.scope,
         job.posture.level,
@@ -58,6 +66,6 @@ fn write_job(out: &mut String, job: &JobStatus) {
         job.detections,
     );
     for warning in &job.posture.warnings {
-        let _ = writeln!(out, "    warning: {}", text::terminal(warning));
+        let _ = writeln!(out, "    warning: {}", text::log_line(warning, SHOWN_BYTES));
     }
 }

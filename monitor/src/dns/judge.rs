@@ -323,9 +323,9 @@ impl Judge {
         addresses: &[IpAddr],
         lifetime: Duration,
     ) -> Vec<Grant> {
-        let Some(dns_name) = DnsName::from_answer(name) else { return Vec::new() };
+        let Some(dns_name) = DnsName::new(name).ok() else { return Vec::new() };
         let chain: Vec<DnsName> =
-            findings.chain.iter().filter_map(|alias| DnsName::from_answer(&alias.target)).collect();
+            findings.chain.iter().filter_map(|alias| DnsName::new(&alias.target).ok()).collect();
         let lifetime = lifetime.max(self.lifetimes.grant_floor) + self.lifetimes.grant_grace;
         let mut grants = Vec::new();
         for &address in addresses {

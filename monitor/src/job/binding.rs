@@ -141,7 +141,8 @@ fn make_group(
             Err(error) => return Err(with_causes(&error)),
         }
     }
-    let active_groups: Vec<_> = active.iter().filter_map(|group| JobCgroup::open_existing(hierarchy, group).ok()).collect();
+    let active_groups: Vec<_> =
+        active.iter().filter_map(|group| JobCgroup::open_existing(hierarchy, group).ok()).collect();
     let orphans = left_overs(&ProcFs, worker.uid(), |process| {
         active_groups.iter().any(|group| group.contains(process.key.pid))
     });

@@ -47,7 +47,9 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     }
     let lost = job.dns_sink.lost() + job.recorder.totals().lost_events;
     if lost > 0 {
-        job.note_gap(format!("{lost} events could not be recorded: there were too many at once, or the disk is full"));
+        job.note_gap(format!(
+            "{lost} events could not be recorded: there were too many at once, or the disk is full"
+        ));
     }
     let mut reason = reason.to_owned();
     if job.group.is_some() {
@@ -92,7 +94,10 @@ fn kill_what_is_left(job: &Job) {
     let left = group.processes().unwrap_or_default();
     for pid in left.iter().take(32) {
         let process = job.process(*pid);
-        let name = process.as_ref().and_then(|process| process.exe.clone()).unwrap_or_else(|| "?".to_owned());
+        let name = process
+            .as_ref()
+            .and_then(|process| process.exe.clone())
+            .unwrap_or_else(|| "?".to_owned());
         job.recorder.detection(DetectionEvent {
             detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
             evidence: format!("process {pid} ({name}) outlived the job's Worker and was killed"),
@@ -107,7 +112,8 @@ fn kill_what_is_left(job: &Job) {
             "processes of the job were still there {} s after they were killed",
             KILL_PATIENCE.as_secs()
         )),
-        Err(error) => job.note_gap(format!("the job's processes could not be killed: {}", with_causes(&error))),
+        Err(error) => job
+            .note_gap(format!("the job's processes could not be killed: {}", with_causes(&error))),
     }
 }
 
@@ -118,7 +124,10 @@ fn drained_counters(job: &Job) -> Vec<RuleCounter> {
         let counters = match job.table.counters() {
             Ok(counters) => counters,
             Err(error) => {
-                job.note_gap(format!("the kernel's counters can't be read: {}", with_causes(&error)));
+                job.note_gap(format!(
+                    "the kernel's counters can't be read: {}",
+                    with_causes(&error)
+                ));
                 return Vec::new();
             }
         };
@@ -136,7 +145,8 @@ fn beside_record(job: &Job, counters: Vec<Counter>) -> Vec<RuleCounter> {
     counters
         .into_iter()
         .map(|counter| RuleCounter {
-            recorded: kind(&counter.name).map_or(counter.packets, |kind| job.recorder.packets(kind)),
+            recorded: kind(&counter.name)
+                .map_or(counter.packets, |kind| job.recorder.packets(kind)),
             rule: counter.name,
             packets: counter.packets,
             bytes: counter.bytes,

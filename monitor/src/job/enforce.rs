@@ -11,8 +11,8 @@ use crate::cgroup::JobCgroup;
 use crate::dns::{NamePolicy, Resolver, ResolverConfig, upstreams};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::{
-    CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts, TableName,
-    Uplink,
+    CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts,
+    TableName, Uplink,
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
@@ -88,14 +88,16 @@ pub fn enforce(
         .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
         .map_err(at("the packets that rules log can't be received"))?;
-    let sensor =
-        Arc::new(ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?);
+    let sensor = Arc::new(
+        ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
+    );
 
     let directory = host.paths.jobs().join(&state.id);
     let spool = host.paths.spool().join(&state.id);
     fs::create_dir_all(&spool).map_err(at("the directory of the job's events can't be made"))?;
-    let recorder =
-        Arc::new(Recorder::open(&spool, &state.id).map_err(at("the job's events can't be written"))?);
+    let recorder = Arc::new(
+        Recorder::open(&spool, &state.id).map_err(at("the job's events can't be written"))?,
+    );
 
     let enforced = with_github_hosts(host, &state.resolution.policy);
     let late_table = Arc::new(LateTable::default());
@@ -111,7 +113,8 @@ pub fn enforce(
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
-        DnsSink::start(Arc::clone(&context), notify).map_err(at("the thread of DNS events can't be started"))?,
+        DnsSink::start(Arc::clone(&context), notify)
+            .map_err(at("the thread of DNS events can't be started"))?,
     );
 
     let servers = upstream_servers(host, &worker)?;
@@ -179,10 +182,7 @@ fn read_packets(
 }
 
 /// The servers that the resolver asks: the configured ones, or those of the Worker's own `resolv.conf`.
-fn upstream_servers(
-    host: &Host,
-    worker: &Worker,
-) -> Result<upstreams::ResolvConf, EnforceError> {
+fn upstream_servers(host: &Host, worker: &Worker) -> Result<upstreams::ResolvConf, EnforceError> {
     let configured = &host.config.dns.upstreams;
     if !configured.is_empty() {
         return Ok(upstreams::ResolvConf { servers: configured.clone(), ..Default::default() });
@@ -200,7 +200,10 @@ fn resolver_config(
 ) -> std::io::Result<ResolverConfig> {
     let bridges = links.iter().filter(|link| link.is_container_bridge());
     let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    listen.extend(bridges.flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))));
+    listen.extend(
+        bridges
+            .flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))),
+    );
     let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.servers.clone());
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
     config.listen = listen;
@@ -223,7 +226,8 @@ fn target(
     nflog_group: u16,
 ) -> Option<EnforcementTarget> {
     let mut target = EnforcementTarget::new(table_name(&state.id)?, state.scope);
-    let group_id = |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
+    let group_id =
+        |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
     target.job_cgroup = state.cgroup.as_ref().map(group_id);
     target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
     target.infrastructure = host.infrastructure_groups();
@@ -249,7 +253,8 @@ fn target(
             of_link.map(|resolver| ForwardedDns { interface: link.name.clone(), resolver })
         })
         .collect();
-    let plain = |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
+    let plain =
+        |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
     target.uplinks = links
         .iter()
         .filter(|link| link.is_uplink())
@@ -262,8 +267,11 @@ fn target(
         .iter()
         .map(|(name, index)| Interface { name: name.clone(), index: *index })
         .collect();
-    target.adopted_flows =
-        state.adopted_flows.iter().map(|(local, remote)| Flow { local: *local, remote: *remote }).collect();
+    target.adopted_flows = state
+        .adopted_flows
+        .iter()
+        .map(|(local, remote)| Flow { local: *local, remote: *remote })
+        .collect();
     target.nflog_group = nflog_group;
     target.owner = host.kernel.owner;
     target.kernel = host.kernel.support;
@@ -285,10 +293,13 @@ fn features(
     resolver: &Resolver,
     has_group: bool,
 ) -> Vec<Feature> {
-    let feature = |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
+    let feature =
+        |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
     let mut features = Vec::new();
     features.push(match (has_group, &host.hierarchy) {
-        (true, _) => feature("cgroup-v2", FeatureState::Active, "the job has a group of its own".to_owned()),
+        (true, _) => {
+            feature("cgroup-v2", FeatureState::Active, "the job has a group of its own".to_owned())
+        }
         (false, Err(problem)) => feature("cgroup-v2", FeatureState::Missing, problem.clone()),
         (false, Ok(_)) => feature(
             "cgroup-v2",
@@ -326,7 +337,8 @@ fn features(
     ];
     for (asked, name) in asked_for_but_missing {
         if asked {
-            let reason = "the policy asks for it, and this version of the monitor can't do it".to_owned();
+            let reason =
+                "the policy asks for it, and this version of the monitor can't do it".to_owned();
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }

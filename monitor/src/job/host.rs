@@ -45,7 +45,10 @@ impl Host {
         let store = config
             .policy_directory(&paths)
             .ok_or_else(|| {
-                format!("this monitor reads policies from a directory only, and store.url is {}", config.store.url)
+                format!(
+                    "this monitor reads policies from a directory only, and store.url is {}",
+                    config.store.url
+                )
             })
             .map(DirectoryStore::open);
         Ok(Self {

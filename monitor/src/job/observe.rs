@@ -2,8 +2,8 @@
 
 use super::grant_book::NamedAddress;
 use crate::dns::{DnsObservation, DnsOutcome, Reason};
-use crate::record::summary::DENIED_PREFIX;
 use crate::egress::log_prefix::{LogPrefix, Path, RuleKind};
+use crate::record::summary::DENIED_PREFIX;
 use crate::watch::flow;
 use crate::watch::packet::Headers;
 use portcullis_common::endpoint::{Endpoint, Host, Protocol};
@@ -76,7 +76,8 @@ pub fn network_event(
         RuleKind::Blocked | RuleKind::WouldBlock => NO_RULE.to_owned(),
         RuleKind::Inbound | RuleKind::WouldBlockInbound => INBOUND_RULE.to_owned(),
     };
-    let (name, cname_chain) = name.map_or((None, Vec::new()), |name| (Some(name.name), name.cname_chain));
+    let (name, cname_chain) =
+        name.map_or((None, Vec::new()), |name| (Some(name.name), name.cname_chain));
     NetworkEvent {
         verdict: prefix.kind.verdict(),
         direction,

@@ -43,9 +43,9 @@ impl Origin {
     pub fn warning(&self) -> Option<String> {
         match self {
             Self::Store => None,
-            Self::LastKnownGood { problem } => {
-                Some(format!("the policy store could not be asked ({problem}); the last known good policy applies"))
-            }
+            Self::LastKnownGood { problem } => Some(format!(
+                "the policy store could not be asked ({problem}); the last known good policy applies"
+            )),
             Self::AuditFallback { problem } => Some(format!(
                 "the policy store could not be asked ({problem}); the failure mode is audit, so calls are only recorded and nothing is blocked"
             )),
@@ -72,13 +72,12 @@ pub fn choose(
     };
     let known = last_known_good.load(context);
     // The policy's own word counts, where one was ever had.
-    let mode = known.as_ref().and_then(|known| known.policy.on_failure).unwrap_or(host_failure_mode);
+    let mode =
+        known.as_ref().and_then(|known| known.policy.on_failure).unwrap_or(host_failure_mode);
     match (mode, known) {
-        (FailureMode::LastKnownGood, Some(resolution)) => PolicyChoice {
-            resolution,
-            on_failure: mode,
-            origin: Origin::LastKnownGood { problem },
-        },
+        (FailureMode::LastKnownGood, Some(resolution)) => {
+            PolicyChoice { resolution, on_failure: mode, origin: Origin::LastKnownGood { problem } }
+        }
         (FailureMode::LastKnownGood, None) => {
             let problem = format!("{problem}; no policy of an earlier job is known");
             fallback(FailureMode::Closed, Origin::Closed { problem })
@@ -162,7 +161,11 @@ mod tests {
             choose(&context(), Ok(known(None)), FailureMode::LastKnownGood, &last_known_good);
         assert_eq!(choice.origin, Origin::Store);
         assert_eq!(choice.origin.warning(), None);
-        assert_eq!(choice.on_failure, FailureMode::LastKnownGood, "the host's, for the policy has none");
+        assert_eq!(
+            choice.on_failure,
+            FailureMode::LastKnownGood,
+            "the host's, for the policy has none"
+        );
     }
 
     #[test]

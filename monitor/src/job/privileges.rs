@@ -6,8 +6,18 @@ use std::fs;
 use std::path::Path;
 
 /// Groups whose members can become root on the systems that have them.
-const ROOT_EQUIVALENT_GROUPS: &[&str] =
-    &["admin", "disk", "docker", "incus-admin", "incus", "lxd", "podman", "shadow", "sudo", "wheel"];
+const ROOT_EQUIVALENT_GROUPS: &[&str] = &[
+    "admin",
+    "disk",
+    "docker",
+    "incus-admin",
+    "incus",
+    "lxd",
+    "podman",
+    "shadow",
+    "sudo",
+    "wheel",
+];
 
 /// The most bytes of sudo's configuration that are read.
 const MAX_SUDOERS_BYTES: u64 = 1024 * 1024;
@@ -56,14 +66,16 @@ fn way_to_root(user: &JobUser, sudoers: &str) -> Option<String> {
 /// Whether a line of sudoers gives something to the user: its first word names it, a group of it, its id, or everybody.
 fn sudo_rule_covers(line: &str, user: &JobUser) -> bool {
     let Some(who) = line.split_whitespace().next() else { return false };
-    let by_group = who.strip_prefix('%').is_some_and(|name| user.groups.iter().any(|group| group == name));
+    let by_group =
+        who.strip_prefix('%').is_some_and(|name| user.groups.iter().any(|group| group == name));
     let by_id = who.strip_prefix('#').is_some_and(|id| id.parse() == Ok(user.uid));
     let is_rule = line.contains('=') && !line.starts_with("Defaults") && !line.contains("_Alias");
     is_rule && (by_group || by_id || who == "ALL" || user.name.as_deref() == Some(who))
 }
 
 fn job_user(worker_pid: u32) -> Option<JobUser> {
-    let status = procfs::process::Process::new(i32::try_from(worker_pid).ok()?).ok()?.status().ok()?;
+    let status =
+        procfs::process::Process::new(i32::try_from(worker_pid).ok()?).ok()?.status().ok()?;
     let gids = status.groups.into_iter().map(|gid| u32::try_from(gid).unwrap_or(u32::MAX));
     let groups = gids
         .chain([status.rgid, status.egid])

@@ -1,5 +1,6 @@
 //! The jobs of this host: one binding for each Worker, the first one wins.
 
+use super::Job;
 use super::binding::bind;
 use super::end::end;
 use super::enforce::{EnforceError, Enforced, Rules, enforce};
@@ -7,7 +8,6 @@ use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
 use super::state::JobState;
-use super::Job;
 use crate::caller::{Caller, Lineage, ProcFs, Worker, WorkerCandidate, lineage};
 use crate::cgroup::JobCgroup;
 use crate::server::Requests;
@@ -66,7 +66,8 @@ impl Registry {
         let group = self.existing_group(&state);
         let since = last_written(&self.host, &id);
         let guard = self.runtime.enter();
-        let enforced = enforce(&self.host, state, worker, group, Rules::LeftByEarlierMonitor, started);
+        let enforced =
+            enforce(&self.host, state, worker, group, Rules::LeftByEarlierMonitor, started);
         drop(guard);
         match enforced {
             Ok(enforced) => {
@@ -74,8 +75,11 @@ impl Registry {
                 let reason = format!(
                     "the monitor was started again and took the job over; it was not running from about {since} to {now}: rules stayed, names did not resolve, packets judged meanwhile have no event"
                 );
-                let event =
-                    JobEvent { stage: JobStage::Adopted, reason: reason.clone(), counters: Vec::new() };
+                let event = JobEvent {
+                    stage: JobStage::Adopted,
+                    reason: reason.clone(),
+                    counters: Vec::new(),
+                };
                 enforced.job.recorder.job(event);
                 enforced.job.note_gap(reason);
                 tracing::warn!(job.id = id, "a running job was taken over");
@@ -89,7 +93,10 @@ impl Registry {
 
     /// A job whose Worker exited while no monitor was running: what is left of it is killed, its rules are removed.
     fn end_without_worker(&self, state: &JobState) {
-        tracing::warn!(job.id = state.id, "the Worker of a job exited while no monitor was running");
+        tracing::warn!(
+            job.id = state.id,
+            "the Worker of a job exited while no monitor was running"
+        );
         if let Some(group) = self.existing_group(state)
             && let Err(error) = group.end(std::time::Duration::from_secs(20))
         {
@@ -108,7 +115,8 @@ impl Registry {
         // that only the Worker kept alive is gone, and its rules with it.
         if let Some(table) = super::enforce::table_name(&state.id)
             && let Ok(namespace) = fs::File::open("/proc/self/ns/net")
-            && let Err(error) = crate::nftables::remove_orphan(std::os::fd::AsFd::as_fd(&namespace), &table)
+            && let Err(error) =
+                crate::nftables::remove_orphan(std::os::fd::AsFd::as_fd(&namespace), &table)
         {
             tracing::error!(job.id = state.id, error = %with_causes(&error), "the job's rules could not be removed");
         }
@@ -131,7 +139,8 @@ impl Registry {
     fn job_of(&self, caller: &Caller, lineage: &Lineage) -> Option<Arc<Job>> {
         let pid = caller.key().pid;
         let jobs = self.jobs();
-        let by_group = jobs.values().find(|job| job.group.as_ref().is_some_and(|group| group.contains(pid)));
+        let by_group =
+            jobs.values().find(|job| job.group.as_ref().is_some_and(|group| group.contains(pid)));
         let by_worker = || jobs.values().find(|job| lineage.contains(job.state().worker));
         by_group.or_else(by_worker).cloned()
     }
@@ -195,7 +204,8 @@ impl Registry {
         choice: PolicyChoice,
         started: Instant,
     ) -> Result<Arc<Job>, String> {
-        let active: Vec<_> = self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
+        let active: Vec<_> =
+            self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
         let binding = bind(&self.host, id.to_owned(), candidate, context, choice, &active)
             .map_err(|error| with_causes(&error))?;
         if binding.state.scope == EnforcementScope::Job {
@@ -218,19 +228,30 @@ impl Registry {
         let policy = &job.state().resolution.policy;
         job.recorder.job(JobEvent {
             stage: JobStage::Started,
-            reason: format!("policy {} was bound to Runner.Worker {}", policy.name, job.state().worker.pid),
+            reason: format!(
+                "policy {} was bound to Runner.Worker {}",
+                policy.name,
+                job.state().worker.pid
+            ),
             counters: Vec::new(),
         });
         job.recorder.posture("the policy was put in force".to_owned(), job.posture());
         for left_over in binding.left_overs {
             job.recorder.detection(DetectionEvent {
                 detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
-                evidence: format!("left over from an earlier job, killed before this one started: {left_over}"),
+                evidence: format!(
+                    "left over from an earlier job, killed before this one started: {left_over}"
+                ),
                 is_lockdown: false,
                 process: None,
             });
         }
-        tracing::info!(job.id = id, policy = policy.name, applied_ms = job.applied_ms, "a policy is in force");
+        tracing::info!(
+            job.id = id,
+            policy = policy.name,
+            applied_ms = job.applied_ms,
+            "a policy is in force"
+        );
         self.watch(enforced);
         Ok(job)
     }
@@ -240,7 +261,10 @@ impl Registry {
         let jobs: Vec<_> = self.jobs().values().cloned().collect();
         for job in jobs {
             job.narrow_scope(&self.host.paths.jobs()).map_err(|problem| {
-                format!("the scope of the running job {} could not be narrowed: {problem}", job.id())
+                format!(
+                    "the scope of the running job {} could not be narrowed: {problem}",
+                    job.id()
+                )
             })?;
         }
         Ok(())
@@ -264,23 +288,35 @@ impl Registry {
         mode: FailureMode,
         problem: &str,
     ) -> Answer {
-        tracing::error!(job.id = id, worker.pid = candidate.worker.pid, problem, "a policy could not be put in force");
+        tracing::error!(
+            job.id = id,
+            worker.pid = candidate.worker.pid,
+            problem,
+            "a policy could not be put in force"
+        );
         if mode == FailureMode::Audit {
             // Nothing is in force and nothing can be watched; the hook lets the job run and says so in red.
             return Answer::Started(super::unenforced(id, problem));
         }
-        let message = format!("the policy could not be put in force ({problem}), and the failure mode is {}", match mode {
-            FailureMode::Closed => "closed",
-            FailureMode::LastKnownGood => "last-known-good, which does not help here",
-            FailureMode::Audit => "audit",
-        });
+        let message = format!(
+            "the policy could not be put in force ({problem}), and the failure mode is {}",
+            match mode {
+                FailureMode::Closed => "closed",
+                FailureMode::LastKnownGood => "last-known-good, which does not help here",
+                FailureMode::Audit => "audit",
+            }
+        );
         if let Ok(worker) = Worker::open(candidate) {
             tell_runner(&worker, &message);
             if let Err(error) = worker.kill() {
                 tracing::error!(worker.pid = worker.pid(), error = %error, "the Worker could not be killed");
             }
         }
-        refuse(RefusalKind::NotEnforced, message, Some("run `monitor check` as root on this host".to_owned()))
+        refuse(
+            RefusalKind::NotEnforced,
+            message,
+            Some("run `monitor check` as root on this host".to_owned()),
+        )
     }
 
     fn finish_job(&self, caller: &Caller) -> Answer {
@@ -292,7 +328,10 @@ impl Registry {
             return refuse(
                 RefusalKind::NotARunnerJob,
                 "no policy was bound to this job".to_owned(),
-                Some("is ACTIONS_RUNNER_HOOK_JOB_STARTED set to pre-job.sh, and did it succeed?".to_owned()),
+                Some(
+                    "is ACTIONS_RUNNER_HOOK_JOB_STARTED set to pre-job.sh, and did it succeed?"
+                        .to_owned(),
+                ),
             );
         };
         job.dns_sink.flush();
@@ -366,7 +405,10 @@ fn again(job: &Job, context: &JobContext, caller: &Caller) -> Answer {
     });
     refuse(
         RefusalKind::AlreadyBound,
-        format!("this job is bound to the policy {} and stays so", job.state().resolution.policy.name),
+        format!(
+            "this job is bound to the policy {} and stays so",
+            job.state().resolution.policy.name
+        ),
         Some("a policy is bound once for each job; the attempt was recorded".to_owned()),
     )
 }
@@ -375,7 +417,9 @@ fn not_a_job(error: &crate::caller::CallerError) -> Answer {
     refuse(
         RefusalKind::NotARunnerJob,
         with_causes(error),
-        Some("let actions/runner call this hook through ACTIONS_RUNNER_HOOK_JOB_STARTED".to_owned()),
+        Some(
+            "let actions/runner call this hook through ACTIONS_RUNNER_HOOK_JOB_STARTED".to_owned(),
+        ),
     )
 }
 

@@ -6,9 +6,7 @@ use super::host::Host;
 use crate::egress::grant::Grant;
 use crate::nftables::{Change, ChangeWatcher};
 use crate::watch::worker_exit::WorkerExit;
-use portcullis_common::event::{
-    DetectionEvent, DetectionType, Process, RecordedDetection,
-};
+use portcullis_common::event::{DetectionEvent, DetectionType, Process, RecordedDetection};
 use portcullis_common::hook::with_causes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,17 +76,22 @@ async fn blocking(work: impl FnOnce() + Send + 'static) {
 /// Changes of nftables in the job's network namespace that others make.
 fn watch_changes(job: &Arc<Job>) -> mpsc::Receiver<Change> {
     let (send, changes) = mpsc::channel(WAITING_CHANGES);
-    let watching = job.worker.network_namespace().map_err(|error| with_causes(&error)).and_then(|namespace| {
-        let table = Arc::clone(&job.table);
-        ChangeWatcher::start(namespace.into(), table.port_id(), move |change| {
-            // When the queue is full its findings are already evidence enough.
-            let _ = send.try_send(change);
-        })
-        .map_err(|error| with_causes(&error))
-    });
+    let watching =
+        job.worker.network_namespace().map_err(|error| with_causes(&error)).and_then(|namespace| {
+            let table = Arc::clone(&job.table);
+            ChangeWatcher::start(namespace.into(), table.port_id(), move |change| {
+                // When the queue is full its findings are already evidence enough.
+                let _ = send.try_send(change);
+            })
+            .map_err(|error| with_causes(&error))
+        });
     match watching {
-        Ok(watcher) => *job.changes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(watcher),
-        Err(problem) => job.note_gap(format!("changes of the packet filter by others can't be noticed: {problem}")),
+        Ok(watcher) => {
+            *job.changes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(watcher)
+        }
+        Err(problem) => job.note_gap(format!(
+            "changes of the packet filter by others can't be noticed: {problem}"
+        )),
     }
     changes
 }
@@ -102,7 +105,10 @@ fn tampering(job: &Job, change: &Change) {
             let problem = with_causes(problem);
             match job.put_rules_back() {
                 Ok(()) => format!("our rules had changed ({problem}) and were put back"),
-                Err(error) => format!("our rules have changed ({problem}) and could not be put back: {}", with_causes(&error)),
+                Err(error) => format!(
+                    "our rules have changed ({problem}) and could not be put back: {}",
+                    with_causes(&error)
+                ),
             }
         }
     };
@@ -138,7 +144,9 @@ fn keep_up(job: &Job) {
                 ));
             }
         }
-        Err(problem) => tracing::warn!(job.id = job.id(), problem, "idle connections can't be looked at"),
+        Err(problem) => {
+            tracing::warn!(job.id = job.id(), problem, "idle connections can't be looked at")
+        }
     }
 }
 
@@ -159,9 +167,10 @@ fn idle_grants(job: &Job) -> Result<Vec<Grant>, String> {
     for socket in sockets {
         let flow = socket.flow();
         let remote = flow.destination;
-        let Some(grant) = expiring.iter().find(|grant| {
-            grant.address == remote.ip() && grant.ports.contains(remote.port())
-        }) else {
+        let Some(grant) = expiring
+            .iter()
+            .find(|grant| grant.address == remote.ip() && grant.ports.contains(remote.port()))
+        else {
             continue;
         };
         grants.extend(job.book.grant_again(grant.address, grant.protocol, grant.ports, TICK * 5));

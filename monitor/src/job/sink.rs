@@ -7,7 +7,7 @@ use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::log_prefix::LogPrefix;
 use crate::nftables::InstalledTable;
 use crate::record::recorder::Recorder;
-use crate::watch::attribution::{ProcfsSensor, ProcessSensor};
+use crate::watch::attribution::{ProcessSensor, ProcfsSensor};
 use crate::watch::flow;
 use crate::watch::nflog::LoggedPacket;
 use portcullis_common::event::{
@@ -49,9 +49,11 @@ impl EventContext {
         };
         let (address, port) = peer(&packet.headers, prefix.path);
         let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
-        let process = self.sensor.attribute(&packet.flow()).to_process().or_else(|| {
-            packet.uid.map(|uid| Process { uid: Some(uid), ..Process::default() })
-        });
+        let process = self
+            .sensor
+            .attribute(&packet.flow())
+            .to_process()
+            .or_else(|| packet.uid.map(|uid| Process { uid: Some(uid), ..Process::default() }));
         let event =
             network_event(&packet.headers, &prefix, name, process, &self.policy, &self.reference);
         self.recorder.network(event);
@@ -87,7 +89,10 @@ impl EventContext {
         let below = detection.below.as_deref().unwrap_or("all names");
         self.recorder.detection(DetectionEvent {
             detection: DetectionType::Recorded(RecordedDetection::DnsExfiltration),
-            evidence: format!("{} ({below}); the name that exceeded it: {}", detection.budget, detection.name),
+            evidence: format!(
+                "{} ({below}); the name that exceeded it: {}",
+                detection.budget, detection.name
+            ),
             is_lockdown: false,
             process,
         });
@@ -130,7 +135,9 @@ impl DnsSink {
     ) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(WAITING_OBSERVATIONS);
         let events = Arc::clone(&context);
-        thread::Builder::new().name("dns-events".to_owned()).spawn(move || record(&events, &waiting))?;
+        thread::Builder::new()
+            .name("dns-events".to_owned())
+            .spawn(move || record(&events, &waiting))?;
         Ok(Self { context, queue, lost: AtomicU64::new(0), notices })
     }
 

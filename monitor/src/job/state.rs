@@ -82,7 +82,8 @@ fn load(directory: &Path) -> io::Result<JobState> {
     let bytes = fs::read(directory.join("job.json"))?;
     let state: JobState = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
     if state.format != JobState::FORMAT {
-        let reason = format!("it has format {}, this monitor knows {}", state.format, JobState::FORMAT);
+        let reason =
+            format!("it has format {}, this monitor knows {}", state.format, JobState::FORMAT);
         return Err(io::Error::other(reason));
     }
     Ok(state)

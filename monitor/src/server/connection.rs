@@ -24,15 +24,8 @@ pub(super) async fn serve(mut stream: UnixStream, requests: Arc<dyn Requests>) -
         Ok(Ok(None)) => refused("the request is longer than a request may be"),
         Ok(Ok(Some(line))) => answer_to(&stream, &line, requests).await,
     };
-    let line = encode(&answer).map_err(io::Error::other)?;
+    let line = wire::encode_answer(answer);
     timeout(WRITE_TIMEOUT, stream.write_all(&line)).await.map_err(io::Error::from)?
-}
-
-/// The answer as one line.
-pub(super) fn encode(answer: &Answer) -> serde_json::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(answer)?;
-    line.push(b'\n');
-    Ok(line)
 }
 
 async fn answer_to(stream: &UnixStream, line: &[u8], requests: Arc<dyn Requests>) -> Answer {

@@ -10,7 +10,7 @@ mod quota;
 use crate::caller::Caller;
 use connection::serve;
 use nix::sys::socket::{MsgFlags, send};
-use portcullis_common::wire::{Answer, Call, Refusal, RefusalKind};
+use portcullis_common::wire::{Answer, Call, Refusal, RefusalKind, encode_answer};
 use quota::Quota;
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -73,8 +73,7 @@ fn refuse_at_once(stream: &UnixStream) {
             "try again; if it goes on, look at who holds the monitor's socket open".to_owned(),
         ),
     };
-    if let Ok(line) = connection::encode(&Answer::Refused(refusal)) {
-        // A peer that is gone, or whose buffer is full, is no reason to wait.
-        let _ = send(stream.as_raw_fd(), &line, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-    }
+    let line = encode_answer(Answer::Refused(refusal));
+    // A peer that is gone, or whose buffer is full, is no reason to wait.
+    let _ = send(stream.as_raw_fd(), &line, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
 }

@@ -1,0 +1,93 @@
+use super::{INBOUND_RULE, NO_RULE, network_event};
+use crate::egress::log_prefix::{LogPrefix, Path, RuleKind};
+use crate::egress::target::TableName;
+use crate::job::grant_book::{NamedAddress, Opened};
+use crate::watch::packet::{Headers, Ports};
+use portcullis_common::event::{Direction, NetworkEvent, PolicyReference, Verdict};
+use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
+use portcullis_common::resolution::ScopeKind;
+
+fn headers(destination: &str, port: u16) -> Headers {
+    Headers {
+        protocol: 6,
+        source: "198.51.100.9".parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        ports: Some(Ports { source: 40_000, destination: port }),
+        icmp: None,
+        is_later_fragment: false,
+        length: 60,
+    }
+}
+
+fn named(opened: bool) -> NamedAddress {
+    NamedAddress {
+        address: "192.0.2.7".parse().unwrap(),
+        name: "ok.test".to_owned(),
+        cname_chain: vec!["edge.test".to_owned()],
+        opened: opened.then(|| Opened {
+            protocol: "tcp".to_owned(),
+            first_port: 443,
+            last_port: 443,
+            rule: "*.test:443".to_owned(),
+        }),
+    }
+}
+
+fn event(kind: RuleKind, path: Path, name: Option<NamedAddress>) -> NetworkEvent {
+    let rule = |text: &str| Rule {
+        endpoint: text.parse().unwrap(),
+        text: text.to_owned(),
+        policy: "p".to_owned(),
+    };
+    let policy = EffectivePolicy {
+        allowed: vec![rule("10.0.0.0/8:443"), rule("192.0.2.0/24:*")],
+        denied: vec![rule("192.0.2.7:443")],
+        ..EffectivePolicy::built_in(EgressMode::Block)
+    };
+    let reference = PolicyReference {
+        name: "p".to_owned(),
+        version: "1".to_owned(),
+        scope: ScopeKind::Cluster,
+    };
+    let prefix = LogPrefix { table: TableName::for_job("a1").unwrap(), kind, path };
+    network_event(&headers("192.0.2.7", 443), &prefix, name, None, &policy, &reference)
+}
+
+#[test]
+fn an_allowed_call_names_what_opened_it() {
+    let by_name = event(RuleKind::Allowed, Path::Output, Some(named(true)));
+    assert_eq!(by_name.verdict, Verdict::Allowed);
+    assert_eq!(by_name.name.as_deref(), Some("ok.test"));
+    assert_eq!(by_name.cname_chain, ["edge.test"]);
+    assert_eq!(by_name.rule, "*.test:443");
+
+    let by_network = event(RuleKind::Allowed, Path::Output, None);
+    assert_eq!((by_network.name, by_network.rule.as_str()), (None, "192.0.2.0/24:*"));
+}
+
+#[test]
+fn a_blocked_call_claims_no_name() {
+    for name in [Some(named(true)), Some(named(false)), None] {
+        let blocked = event(RuleKind::Blocked, Path::Output, name);
+        assert_eq!((blocked.name, blocked.rule.as_str()), (None, NO_RULE));
+    }
+    let denied = event(RuleKind::Denied, Path::Output, Some(named(true)));
+    assert_eq!((denied.name, denied.rule.as_str()), (None, "denied by 192.0.2.7:443"));
+}
+
+#[test]
+fn audit_tells_the_name_that_was_asked_for() {
+    let event = event(RuleKind::WouldBlock, Path::Forward, Some(named(false)));
+    assert_eq!(event.verdict, Verdict::WouldBlock);
+    assert_eq!(event.direction, Direction::Forwarded);
+    assert_eq!(event.name.as_deref(), Some("ok.test"));
+}
+
+#[test]
+fn a_call_from_outside_tells_who_called_and_where() {
+    let event = event(RuleKind::Inbound, Path::Input, None);
+    assert_eq!(event.direction, Direction::Inbound);
+    assert_eq!(event.address.to_string(), "198.51.100.9");
+    assert_eq!(event.port, Some(443));
+    assert_eq!(event.rule, INBOUND_RULE);
+}
