@@ -18,7 +18,7 @@ const INDISPENSABLE: &[&str] = &["nftables", "nflog"];
 
 /// Tries everything out; nothing of the host is changed. Needs root.
 pub fn check(paths: &Paths) -> HostCheck {
-    let mut features = nftables::probe().features;
+    let mut features = nftables::probe_kernel().features;
     features.push(match Hierarchy::find() {
         Ok(hierarchy) => Feature {
             name: "cgroup-v2".to_owned(),
@@ -102,12 +102,13 @@ fn policies(config: &Config, paths: &Paths) -> Feature {
             format!("store.url is {}, and this monitor reads directories only", config.store.url),
         );
     };
-    match DirectoryStore::open(&directory).current() {
+    let opened = DirectoryStore::open(&directory).map_err(|error| error.to_string());
+    match opened.and_then(|store| store.current().map_err(|errors| errors.to_string())) {
         Ok(policies) => active(
             "policies",
             format!("{} attachments in {}", policies.attachments().count(), directory.display()),
         ),
-        Err(errors) => missing("policies", errors.to_string()),
+        Err(problem) => missing("policies", format!("{}: {problem}", directory.display())),
     }
 }
 

@@ -8,7 +8,8 @@ use super::state::JobState;
 use super::{Job, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
-use crate::dns::{NamePolicy, Resolver, ResolverConfig, upstreams};
+use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
+use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::{
     CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts,
@@ -18,6 +19,7 @@ use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::InstalledTable;
 use crate::record::recorder::Recorder;
+use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::{NflogGroup, NflogReader};
 use portcullis_common::event::{EnforcementScope, Feature, FeatureState};
@@ -27,7 +29,7 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -104,7 +106,9 @@ pub fn enforce(
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
+    let servers = upstream_servers(host, &worker, &namespace)?;
     let context = Arc::new(EventContext {
+        dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensor),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
@@ -117,7 +121,6 @@ pub fn enforce(
             .map_err(at("the thread of DNS events can't be started"))?,
     );
 
-    let servers = upstream_servers(host, &worker)?;
     let config = resolver_config(&enforced, &namespace, &links, &servers)
         .map_err(at("the Worker's network namespace can't be held"))?;
     let resolver = Resolver::start(
@@ -182,21 +185,32 @@ fn read_packets(
 }
 
 /// The servers that the resolver asks: the configured ones, or those of the Worker's own `resolv.conf`.
-fn upstream_servers(host: &Host, worker: &Worker) -> Result<upstreams::ResolvConf, EnforceError> {
+fn upstream_servers(
+    host: &Host,
+    worker: &Worker,
+    namespace: &File,
+) -> Result<SystemResolver, EnforceError> {
     let configured = &host.config.dns.upstreams;
     if !configured.is_empty() {
-        return Ok(upstreams::ResolvConf { servers: configured.clone(), ..Default::default() });
+        return Ok(SystemResolver { upstreams: configured.clone(), ..SystemResolver::default() });
     }
-    let root = format!("/proc/{}/root", worker.pid());
-    upstreams::read_resolv_conf(Path::new(&root))
-        .map_err(at("the DNS servers of the Worker's /etc/resolv.conf can't be used; set dns.upstreams in monitor.toml"))
+    let root = PathBuf::from(format!("/proc/{}/root", worker.pid()));
+    let text = read_bounded(&root.join("etc/resolv.conf")).map_err(at(
+        "the Worker's /etc/resolv.conf can't be read; set dns.upstreams in monitor.toml",
+    ))?;
+    // Absent unless systemd-resolved runs; whether it is needed is decided by what resolv.conf says.
+    let resolved = read_bounded(&root.join("run/systemd/resolve/resolv.conf")).ok();
+    // Zones of link-local servers are interfaces of the Worker's namespace.
+    in_network_namespace(namespace.as_fd(), || from_resolv_conf(&text, resolved.as_deref()))
+        .map_err(at("the Worker's network namespace can't be entered"))?
+        .map_err(at("there is no DNS server to ask"))
 }
 
 fn resolver_config(
     policy: &EffectivePolicy,
     namespace: &File,
     links: &[network::Interface],
-    servers: &upstreams::ResolvConf,
+    servers: &SystemResolver,
 ) -> std::io::Result<ResolverConfig> {
     let bridges = links.iter().filter(|link| link.is_container_bridge());
     let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -204,7 +218,7 @@ fn resolver_config(
         bridges
             .flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))),
     );
-    let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.servers.clone());
+    let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.upstreams.clone());
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
     config.listen = listen;
     config.search_domains.clone_from(&servers.search_domains);
@@ -221,7 +235,7 @@ fn target(
     host: &Host,
     state: &JobState,
     links: &[network::Interface],
-    servers: &upstreams::ResolvConf,
+    servers: &SystemResolver,
     resolver: &Resolver,
     nflog_group: u16,
 ) -> Option<EnforcementTarget> {
@@ -232,7 +246,7 @@ fn target(
     target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
     target.infrastructure = host.infrastructure_groups();
     target.monitor_cgroup = host.monitor_group.as_ref().map(group_id);
-    target.upstreams.clone_from(&servers.servers);
+    target.upstreams.clone_from(&servers.upstreams);
     target.upstream_source_ports =
         resolver.upstream_source_ports().iter().map(|source| source.port).collect();
     let listens = |wanted: IpAddr| {

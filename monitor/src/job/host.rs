@@ -50,10 +50,13 @@ impl Host {
                     config.store.url
                 )
             })
-            .map(DirectoryStore::open);
+            .and_then(|directory| {
+                DirectoryStore::open(&directory)
+                    .map_err(|error| format!("{} can't be read: {error}", directory.display()))
+            });
         Ok(Self {
             last_known_good: LastKnownGood::at(paths.last_known_good()),
-            kernel: nftables::probe(),
+            kernel: nftables::probe_kernel(),
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
             store,

@@ -120,7 +120,7 @@ impl Job {
     /// The report so far, and the same as Markdown.
     pub fn report(&self) -> (Report, String) {
         let report = self.recorder.report(&self.header(), self.posture());
-        let text = markdown::markdown(&report);
+        let text = markdown(&report);
         (report, text)
     }
 

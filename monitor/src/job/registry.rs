@@ -8,7 +8,7 @@ use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
 use super::state::JobState;
-use crate::caller::{Caller, Lineage, ProcFs, Worker, WorkerCandidate, lineage};
+use crate::caller::{Lineage, Peer, ProcFs, Worker, WorkerCandidate, lineage};
 use crate::cgroup::JobCgroup;
 use crate::server::Requests;
 use jiff::Timestamp;
@@ -136,7 +136,7 @@ impl Registry {
 
     /// The job that a caller belongs to: by its cgroup, or by an ancestor that is a bound Worker. The cgroup comes first,
     /// for a job can start programs of any name, but not leave its group unless it is root.
-    fn job_of(&self, caller: &Caller, lineage: &Lineage) -> Option<Arc<Job>> {
+    fn job_of(&self, caller: &Peer, lineage: &Lineage) -> Option<Arc<Job>> {
         let pid = caller.key().pid;
         let jobs = self.jobs();
         let by_group =
@@ -145,7 +145,7 @@ impl Registry {
         by_group.or_else(by_worker).cloned()
     }
 
-    fn start_job(&self, caller: &Caller, context: JobContext) -> Answer {
+    fn start_job(&self, caller: &Peer, context: JobContext) -> Answer {
         let started = Instant::now();
         if let Err(error) = context.validate() {
             return refuse(RefusalKind::BadRequest, with_causes(&error), None);
@@ -319,7 +319,7 @@ impl Registry {
         )
     }
 
-    fn finish_job(&self, caller: &Caller) -> Answer {
+    fn finish_job(&self, caller: &Peer) -> Answer {
         let lineage = match lineage(&ProcFs, caller.key()) {
             Ok(lineage) => lineage,
             Err(error) => return not_a_job(&error),
@@ -375,7 +375,7 @@ impl Registry {
 }
 
 impl Requests for Registry {
-    fn answer(&self, caller: &Caller, call: Call) -> Answer {
+    fn answer(&self, caller: &Peer, call: Call) -> Answer {
         match call {
             // The token is for a served store; a directory of files has nobody to verify it.
             Call::StartJob { context, id_token: _ } => self.start_job(caller, context),
@@ -387,7 +387,7 @@ impl Requests for Registry {
 }
 
 /// The started hook was called a second time: the same context gets the same answer, another one is refused.
-fn again(job: &Job, context: &JobContext, caller: &Caller) -> Answer {
+fn again(job: &Job, context: &JobContext, caller: &Peer) -> Answer {
     if job.state().context == *context {
         return Answer::Started(job.started());
     }

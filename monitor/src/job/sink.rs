@@ -27,6 +27,8 @@ const WAITING_OBSERVATIONS: usize = 16_384;
 /// What is needed to make events of facts.
 #[derive(Debug)]
 pub struct EventContext {
+    /// The servers that the job's programs believe to ask.
+    pub dns_servers: Vec<SocketAddr>,
     /// Who did it.
     pub sensor: Arc<ProcfsSensor>,
     /// Which name opened which address.
@@ -103,7 +105,7 @@ impl EventContext {
             Transport::Udp => flow::UDP,
             Transport::Tcp => flow::TCP,
         };
-        self.sensor.attribute_client(protocol, client).to_process()
+        self.sensor.attribute_client(protocol, client, &self.dns_servers).to_process()
     }
 }
 

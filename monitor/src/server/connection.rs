@@ -1,7 +1,7 @@
 //! One connection: one request, one answer.
 
 use super::Requests;
-use crate::caller::Caller;
+use crate::caller::identify_peer;
 use portcullis_common::wire::{self, Answer, MAX_REQUEST_BYTES, Refusal, RefusalKind};
 use std::io;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ async fn answer_to(stream: &UnixStream, line: &[u8], requests: Arc<dyn Requests>
         Err(refusal) => return Answer::Refused(refusal),
     };
     // Asked for only now: a peer that never sends a request is not worth a look into /proc.
-    let caller = match Caller::of(stream) {
+    let caller = match identify_peer(stream) {
         Ok(caller) => caller,
         Err(error) => {
             return Answer::Refused(Refusal {

@@ -7,7 +7,7 @@ mod connection;
 pub mod listener;
 mod quota;
 
-use crate::caller::Caller;
+use crate::caller::Peer;
 use connection::serve;
 use nix::sys::socket::{MsgFlags, send};
 use portcullis_common::wire::{Answer, Call, Refusal, RefusalKind, encode_answer};
@@ -30,7 +30,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What requests mean. Called on a thread that may block.
 pub trait Requests: fmt::Debug + Send + Sync {
     /// Answers one request of `caller`.
-    fn answer(&self, caller: &Caller, call: Call) -> Answer;
+    fn answer(&self, caller: &Peer, call: Call) -> Answer;
 }
 
 /// Serves connections until the task is dropped.

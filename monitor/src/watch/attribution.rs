@@ -166,6 +166,34 @@ impl ProcfsSensor {
     }
 }
 
+impl ProcfsSensor {
+    /// Whose socket has the local side `client`. Its packets were redirected to us, so where it believes to send them is
+    /// not known; `likely_servers` are tried first, because an exact look-up costs microseconds and a whole table more.
+    pub fn attribute_client(
+        &self,
+        protocol: u8,
+        client: SocketAddr,
+        likely_servers: &[SocketAddr],
+    ) -> Attribution {
+        let same_family = |server: &&SocketAddr| server.is_ipv4() == client.is_ipv4();
+        for server in likely_servers.iter().filter(same_family) {
+            let attribution = self.attribute(&Flow::new(protocol, client, *server));
+            if attribution.process.is_some() {
+                return attribution;
+            }
+        }
+        let socket = match self.diagnostics.find_by_local(protocol, client) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return Attribution::UNKNOWN,
+            Err(error) => {
+                tracing::warn!(%error, "a client can't be attributed");
+                return Attribution::UNKNOWN;
+            }
+        };
+        self.attribute(&Flow::new(protocol, client, socket.remote))
+    }
+}
+
 impl ProcessSensor for ProcfsSensor {
     fn attribute(&self, flow: &Flow) -> Attribution {
         let port = (flow.protocol, flow.source);

@@ -164,6 +164,26 @@ impl SocketDiagnostics {
         Ok(found.filter(|socket| !socket.is_listening()))
     }
 
+    /// The socket with this local side, whatever its remote side; of several the most specific.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`]; no such socket is `Ok(None)`.
+    pub fn find_by_local(
+        &self,
+        protocol: u8,
+        local: SocketAddr,
+    ) -> Result<Option<SocketRecord>, SocketError> {
+        let local = canonical(local);
+        let mut candidates = self.dump(protocol)?;
+        candidates.retain(|socket| {
+            let of_address = socket.local.ip() == local.ip() || socket.local.ip().is_unspecified();
+            of_address && socket.local.port() == local.port() && !socket.is_listening()
+        });
+        Ok(candidates
+            .into_iter()
+            .max_by_key(|socket| (socket.local.ip() == local.ip(), socket.is_connected())))
+    }
+
     /// Every TCP socket that is not listening and every connected UDP socket.
     ///
     /// # Errors
