@@ -10,6 +10,7 @@ pub mod job_context;
 pub mod policy;
 pub mod report;
 pub mod resolution;
+pub mod schema;
 pub mod store_client;
 pub mod text;
 pub mod wire;

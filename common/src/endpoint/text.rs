@@ -96,7 +96,7 @@ as_text!(Endpoint, "Endpoint", {
     "examples": ["github.com:443", "*.npmjs.org:443", "10.20.0.0/16:5432", "[2001:db8::7]:8443", "udp://time.example.com:123", "icmp://192.0.2.1"],
     "minLength": 1,
     "maxLength": 1100,
-    "pattern": "^([A-Za-z]+://)?[^\\s/:]"
+    "pattern": "^(([Tt][Cc][Pp]|[Uu][Dd][Pp]|[Ii][Cc][Mm][Pp])://)?(\\[[0-9A-Fa-f:.]+(/[0-9]{1,3})?\\]|[^\\s/:\\[\\]]+(/[0-9]{1,2})?)(:(\\*|[0-9]{1,5}(-[0-9]{1,5})?))?$"
 });
 
 as_text!(DnsName, "DnsName", {

@@ -25,7 +25,7 @@ fn refused(store: &DirectoryStore) -> String {
     text.replace(&store.path().display().to_string(), "DIR")
 }
 
-/// Waits until the kernel's stamps of the files are old enough to be relied upon, by stamping them in the past.
+/// Waits until the change times of all files are so old that a further change must show in them.
 fn settle(directory: &Path) {
     let deadline = SystemTime::now() + Duration::from_secs(10);
     let newest = || {
