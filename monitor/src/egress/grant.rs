@@ -35,6 +35,14 @@ pub enum GrantError {
         /// The limit.
         limit: usize,
     },
+    /// No endpoint of the policy has these ports with a name.
+    #[error("no endpoint of the policy allows a name on {protocol:?} {}-{}", ports.first(), ports.last())]
+    NoSuchEndpoint {
+        /// The transport.
+        protocol: Protocol,
+        /// The ports.
+        ports: PortRange,
+    },
     /// The kernel refused.
     #[error("the kernel refused to open the address")]
     Kernel(#[source] std::io::Error),

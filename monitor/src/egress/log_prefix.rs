@@ -47,6 +47,18 @@ impl RuleKind {
         }
     }
 
+    /// The named counter of the table that counts what rules of this kind log, packet by packet.
+    pub const fn counter(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Blocked => "blocked",
+            Self::WouldBlock => "would_block",
+            Self::Denied => "denied",
+            Self::Inbound => "inbound",
+            Self::WouldBlockInbound => "would_block_inbound",
+        }
+    }
+
     /// What became of the packet.
     pub const fn verdict(self) -> Verdict {
         match self {

@@ -124,25 +124,27 @@ pub enum KeyField {
     Ipv6Address,
     /// The number of an IP protocol.
     Protocol,
+    /// A type of ICMP.
+    IcmpType,
+    /// A type of ICMPv6.
+    Icmpv6Type,
     /// A port.
     Port,
     /// The index of an interface.
     InterfaceIndex,
-    /// The name of an interface.
+    /// The name of an interface, or its kind: `bridge`.
     InterfaceName,
-    /// The kind of an interface: `bridge`.
-    Text,
     /// The inode number of a cgroup.
     Cgroup,
 }
 
 impl KeyField {
-    /// Its length in bytes; in a key it takes whole words of 4 bytes.
+    /// Its length in bytes; in a key of several fields it takes whole words of 4 bytes.
     pub const fn bytes(self) -> u32 {
         match self {
             Self::Ipv4Address | Self::InterfaceIndex => 4,
-            Self::Ipv6Address | Self::InterfaceName | Self::Text => 16,
-            Self::Protocol => 1,
+            Self::Ipv6Address | Self::InterfaceName => 16,
+            Self::Protocol | Self::IcmpType | Self::Icmpv6Type => 1,
             Self::Port => 2,
             Self::Cgroup => 8,
         }
@@ -180,14 +182,17 @@ pub struct Set {
 }
 
 impl Set {
-    /// The length of a key in bytes.
+    /// The length of a key in bytes; a lone short field is not padded.
     pub fn key_bytes(&self) -> u32 {
-        self.key.iter().map(|field| field.bytes().next_multiple_of(4)).sum()
+        match self.key.as_slice() {
+            [field] => field.bytes(),
+            fields => fields.iter().map(|field| field.bytes().next_multiple_of(4)).sum(),
+        }
     }
 }
 
-/// An element of a set: its key's fields in network byte order (host byte order for indices and cgroups), each padded
-/// with zeroes to a whole number of words.
+/// An element of a set: its key's fields in network byte order (host byte order for indices and cgroups), each of several
+/// padded with zeroes to a whole number of words.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Element {
     /// The key, or the first of a range.

@@ -1,4 +1,5 @@
 //! Small safe wrappers around system calls. All `unsafe` of this crate lives here, each with its reason.
+#![expect(unsafe_code, reason = "the one module for it; each block says why it is sound")]
 
 pub mod activation;
 pub mod namespace;
@@ -6,3 +7,4 @@ pub mod namespace;
 pub mod pidfd;
 #[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
 pub mod readiness;
+pub(crate) mod netlink;

@@ -1,0 +1,29 @@
+//! Packets of containers and of other network namespaces.
+
+use super::build::{rule, state};
+use super::{Plan, base_chain, set};
+use crate::egress::expression::MetaKey;
+use crate::egress::rule_set::{Chain, ChainKind, HookPoint};
+use portcullis_common::event::EnforcementScope;
+
+impl Plan<'_> {
+    /// `forward`: what does not come from an uplink is the job's (scope `host`); what comes from a container bridge or
+    /// from an interface younger than the job is (scope `job`).
+    pub(super) fn forward(&self) -> Chain {
+        let rules = match self.target.scope {
+            EnforcementScope::Host => vec![
+                rule().meta_not_in(MetaKey::InputIndex, set::UPLINKS).goto("judge_forward"),
+                rule().meta_in(MetaKey::OutputIndex, set::UPLINKS).accept(),
+                rule().state_any(state::ESTABLISHED | state::RELATED).reply().accept(),
+                rule().goto("inbound_forward"),
+            ],
+            EnforcementScope::Job => vec![
+                rule().meta_in(MetaKey::InputIndex, set::CONTAINER_BRIDGES).goto("judge_forward"),
+                rule()
+                    .meta_not_in(MetaKey::InputIndex, set::KNOWN_INTERFACES)
+                    .goto("judge_forward"),
+            ],
+        };
+        base_chain("forward", ChainKind::Filter, HookPoint::Forward, rules)
+    }
+}

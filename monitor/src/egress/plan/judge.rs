@@ -1,0 +1,272 @@
+//! The chains that decide about the job's packets.
+
+use super::build::{KeySource, RuleBuilder, protocol, rule, state, status};
+use super::endpoints::{StaticEndpoints, number};
+use super::{Plan, chain, counters, set};
+use crate::egress::expression::{Expression, MetaKey, Rejection};
+use crate::egress::log_prefix::{Path, RuleKind};
+use crate::egress::rule_set::{Chain, GrantClass, GrantSets, Rule};
+use crate::egress::target::IpFamily;
+use portcullis_common::endpoint::Protocol;
+
+/// The ways that the job's packets leave by.
+const WAYS_OUT: [Path; 2] = [Path::Output, Path::Forward];
+
+/// The type of an echo request.
+const fn echo_request(family: IpFamily) -> u8 {
+    match family {
+        IpFamily::V4 => 8,
+        IpFamily::V6 => 128,
+    }
+}
+
+impl Plan<'_> {
+    /// `judge_output`, `judge_forward` and what they go to.
+    pub(super) fn judge_chains(&self) -> Vec<Chain> {
+        let mut chains = Vec::new();
+        for path in WAYS_OUT {
+            let name = path.as_str();
+            chains.push(chain(
+                format!("judge_{name}"),
+                IpFamily::ALL
+                    .map(|family| {
+                        rule().family(family).goto(format!("judge_{name}{}", family.digit()))
+                    })
+                    .into(),
+            ));
+            for family in IpFamily::ALL {
+                chains.push(self.judge(path, family));
+                chains.push(self.judge_echo(path, family));
+            }
+            for grants in &self.grants {
+                chains.push(use_chain(path, grants));
+            }
+            chains.push(self.tail(path));
+            chains.push(self.allowed(path));
+            chains.push(self.denied(path));
+            chains.push(self.blocked(path));
+        }
+        chains
+    }
+
+    /// Looks a packet of the family up. Denied comes first: it wins.
+    fn judge(&self, path: Path, family: IpFamily) -> Chain {
+        let icmp = number(Protocol::Icmp, family);
+        let name = path.as_str();
+        let digit = family.digit();
+        let mut rules = vec![rule().transport(icmp).goto(format!("echo_{name}{digit}"))];
+        let key = || rule().load_endpoint_key(family, KeySource::Port);
+        rules.extend(self.denied_lookups(path, family, key));
+        let adopted =
+            self.target.adopted_flows.iter().any(|flow| super::family_of(&flow.local) == family);
+        if path == Path::Output && adopted {
+            // No log: these connections are the runner's own and older than the job.
+            rules.push(
+                rule()
+                    .transport(protocol::TCP)
+                    .load_flow_key(family, true)
+                    .lookup(&format!("adopted{digit}"))
+                    .accept(),
+            );
+        }
+        rules.extend(self.allowed_lookups(path, family, key));
+        for grants in self.grants.iter().filter(|grants| grants.family == family) {
+            let GrantClass::Ports(protocol, ports) = grants.class else { continue };
+            for set in [&grants.granted, &grants.active] {
+                rules.push(
+                    rule()
+                        .transport(number(protocol, family))
+                        .destination_ports(ports.first(), ports.last())
+                        .load_destination(family, crate::egress::expression::Register::FIRST)
+                        .lookup(set)
+                        .goto(use_name(path, grants)),
+                );
+            }
+        }
+        rules.push(rule().goto(format!("tail_{name}")));
+        chain(format!("judge_{name}{digit}"), rules)
+    }
+
+    /// Looks an ICMP packet up: only echo requests can be allowed.
+    fn judge_echo(&self, path: Path, family: IpFamily) -> Chain {
+        let key =
+            || rule().icmp_type_is(echo_request(family)).load_endpoint_key(family, KeySource::Echo);
+        let mut rules = self.denied_lookups(path, family, key);
+        rules.extend(self.allowed_lookups(path, family, key));
+        rules.push(rule().goto(format!("tail_{}", path.as_str())));
+        chain(format!("echo_{}{}", path.as_str(), family.digit()), rules)
+    }
+
+    fn denied_lookups(
+        &self,
+        path: Path,
+        family: IpFamily,
+        key: impl Fn() -> RuleBuilder,
+    ) -> Vec<Rule> {
+        static_sets("denied", self.denied.get(&family), family)
+            .map(|set| key().lookup(&set).goto(format!("denied_{}", path.as_str())))
+            .collect()
+    }
+
+    fn allowed_lookups(
+        &self,
+        path: Path,
+        family: IpFamily,
+        key: impl Fn() -> RuleBuilder,
+    ) -> Vec<Rule> {
+        let mut rules: Vec<Rule> = static_sets("allowed", self.allowed.get(&family), family)
+            .map(|set| key().lookup(&set).goto(format!("allowed_{}", path.as_str())))
+            .collect();
+        let exact =
+            |grants: &&GrantSets| grants.family == family && grants.class == GrantClass::Exact;
+        for grants in self.grants.iter().filter(exact) {
+            for set in [&grants.granted, &grants.active] {
+                rules.push(key().lookup(set).goto(use_name(path, grants)));
+            }
+        }
+        rules
+    }
+
+    /// What no set has: containers of this host, packets that the kernel made, and the rest, which is stopped.
+    fn tail(&self, path: Path) -> Chain {
+        let mut rules = self.local_containers(MetaKey::OutputIndex, MetaKey::OutputKind);
+        match path {
+            Path::Output | Path::Input => {
+                rules.push(rule().has(MetaKey::SocketUser).goto("blocked_output"));
+                for family in IpFamily::ALL {
+                    rules.push(
+                        rule()
+                            .transport(number(Protocol::Icmp, family))
+                            .load_icmp_type()
+                            .lookup(&format!("{}{}", set::KERNEL_ICMP, family.digit()))
+                            .accept(),
+                    );
+                }
+                rules.push(rule().transport(protocol::IGMP).accept());
+                let kernel_made = rule().count(counters::KERNEL_MADE);
+                rules.push(if self.audit { kernel_made.accept() } else { kernel_made.drop() });
+            }
+            Path::Forward => {
+                for family in IpFamily::ALL {
+                    rules.push(
+                        rule()
+                            .transport(number(Protocol::Icmp, family))
+                            .state_any(state::RELATED)
+                            .load_icmp_type()
+                            .lookup(&format!("{}{}", set::ICMP_ERRORS, family.digit()))
+                            .accept(),
+                    );
+                }
+                rules.push(rule().goto("blocked_forward"));
+            }
+        }
+        chain(format!("tail_{}", path.as_str()), rules)
+    }
+
+    /// Accepts what goes to, or comes from, containers of this host.
+    pub(super) fn local_containers(&self, index: MetaKey, kind: MetaKey) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        if !self.target.container_bridges.is_empty() {
+            rules.push(rule().meta_in(index, set::CONTAINER_BRIDGES).accept());
+        }
+        if !self.container_kinds().is_empty() {
+            rules.push(
+                rule()
+                    .meta_in(kind, set::CONTAINER_KINDS)
+                    .meta_not_in(index, set::UPLINKS)
+                    .accept(),
+            );
+        }
+        rules
+    }
+
+    fn allowed(&self, path: Path) -> Chain {
+        let mut rules = self.once_per_flow(RuleKind::Allowed, path);
+        rules.push(rule().accept());
+        chain(format!("allowed_{}", path.as_str()), rules)
+    }
+
+    /// Logs and accepts the first packet of a flow, and packets that connection tracking does not know.
+    pub(super) fn once_per_flow(&self, kind: RuleKind, path: Path) -> Vec<Rule> {
+        [rule().state_any(state::INVALID | state::UNTRACKED), rule().status_none(status::CONFIRMED)]
+            .map(|condition| self.logger.log(condition, kind, path).accept())
+            .into()
+    }
+
+    fn denied(&self, path: Path) -> Chain {
+        let mut rules = vec![self.logger.log(rule(), RuleKind::Denied, path).done()];
+        rules.extend(rejections());
+        chain(format!("denied_{}", path.as_str()), rules)
+    }
+
+    fn blocked(&self, path: Path) -> Chain {
+        let mut rules = Vec::new();
+        if self.audit {
+            rules.extend(self.once_per_flow(RuleKind::WouldBlock, path));
+            rules.push(rule().accept());
+        } else {
+            rules.push(self.logger.log(rule().reply(), RuleKind::Inbound, path).drop());
+            rules.push(self.logger.log(rule(), RuleKind::Blocked, path).done());
+            rules.extend(rejections());
+        }
+        chain(format!("blocked_{}", path.as_str()), rules)
+    }
+}
+
+/// The sets of static endpoints that are not empty.
+fn static_sets<'a>(
+    name: &'a str,
+    found: Option<&'a StaticEndpoints>,
+    family: IpFamily,
+) -> impl Iterator<Item = String> + 'a {
+    found.into_iter().flat_map(move |found| {
+        [("", &found.exact), ("_ranges", &found.ranges)]
+            .into_iter()
+            .filter(|(_, elements)| !elements.is_empty())
+            .map(move |(suffix, _)| format!("{name}{suffix}{}", family.digit()))
+    })
+}
+
+fn use_name(path: Path, grants: &GrantSets) -> String {
+    format!("use_{}_{}", path.as_str(), grants.active)
+}
+
+/// Prolongs the grant that a packet uses. In a chain of its own: when the set is full the rule ends, and the packet is
+/// still allowed.
+fn use_chain(path: Path, grants: &GrantSets) -> Chain {
+    let allowed = || rule().goto(format!("allowed_{}", path.as_str()));
+    let update = |loaded: RuleBuilder| {
+        loaded
+            .with(Expression::Update {
+                set: grants.active.clone(),
+                from: crate::egress::expression::Register::FIRST,
+                timeout: grants.grace,
+            })
+            .done()
+    };
+    let family = grants.family;
+    let rules = match grants.class {
+        GrantClass::Exact => {
+            let icmp = number(Protocol::Icmp, family);
+            vec![
+                update(rule().transport(icmp).load_endpoint_key(family, KeySource::Echo)),
+                rule().transport(icmp).goto(format!("allowed_{}", path.as_str())),
+                update(rule().load_endpoint_key(family, KeySource::Port)),
+                allowed(),
+            ]
+        }
+        GrantClass::Ports(..) => vec![
+            update(rule().load_destination(family, crate::egress::expression::Register::FIRST)),
+            allowed(),
+        ],
+    };
+    chain(use_name(path, grants), rules)
+}
+
+/// Stops a packet so that its sender learns it at once.
+fn rejections() -> [Rule; 2] {
+    [
+        rule().transport(protocol::TCP).reject(Rejection::TcpReset),
+        rule().reject(Rejection::AdministrativelyProhibited),
+    ]
+}

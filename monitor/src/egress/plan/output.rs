@@ -1,0 +1,153 @@
+//! Packets that processes of the Worker's network namespace send.
+
+use super::build::{RuleBuilder, protocol, rule, state, status};
+use super::endpoints::address_bytes;
+use super::{Plan, base_chain, chain, counters, family_of, infrastructure_set, set};
+use crate::egress::expression::{MetaKey, Register};
+use crate::egress::rule_set::{Chain, ChainKind, HookPoint, Rule};
+use crate::egress::target::IpFamily;
+use portcullis_common::event::EnforcementScope;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The user that the monitor runs as.
+const ROOT: u32 = 0;
+
+impl Plan<'_> {
+    /// `output`: whose packet is it?
+    pub(super) fn output(&self) -> Chain {
+        let mut rules: Vec<Rule> = self
+            .resolvers()
+            .into_iter()
+            .map(|resolver| {
+                let family = family_of(&resolver);
+                rule()
+                    .family(family)
+                    .destination(family, &address_bytes(resolver.ip()))
+                    .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                    .destination_port(resolver.port())
+                    .goto("resolver")
+            })
+            .collect();
+        rules.push(rule().to_loopback().accept());
+        rules.extend(self.infrastructure_rules());
+        rules.push(rule().jump("upstream"));
+        rules.extend(self.resolver_answers());
+        match self.target.scope {
+            EnforcementScope::Job => {
+                rules.extend(self.owners().map(|owner| owner.goto("judge_output")));
+            }
+            EnforcementScope::Host => {
+                // The kernel's answer to a connection that `input` let in belongs to no full socket yet, so that the
+                // cgroup of its listener can't be told. What a process forges has a full socket and is judged.
+                rules.push(rule().full_socket().goto("judge_output"));
+                rules.push(
+                    rule()
+                        .transport(protocol::TCP)
+                        .tcp_syn_ack()
+                        .reply()
+                        .state_any(state::ESTABLISHED)
+                        .accept(),
+                );
+                rules.push(rule().goto("judge_output"));
+            }
+        }
+        base_chain("output", ChainKind::Filter, HookPoint::Output, rules)
+    }
+
+    /// The chains that tell the job, the monitor and the infrastructure apart.
+    pub(super) fn owner_chains(&self) -> Vec<Chain> {
+        vec![chain("resolver", self.resolver_rules()), chain("upstream", self.upstream_rules())]
+    }
+
+    /// Where the job's resolver listens.
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        let ports = self.target.resolver;
+        let v4 = ports.v4.map(|port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+        let v6 = ports.v6.map(|port| SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port));
+        let forwarded = self.target.forwarded_dns.iter().map(|forwarded| forwarded.resolver);
+        v4.into_iter().chain(v6).chain(forwarded).collect()
+    }
+
+    /// Who may ask the job's resolver: in scope `job` only the job.
+    fn resolver_rules(&self) -> Vec<Rule> {
+        let foreign = || rule().count(counters::FOREIGN_RESOLVER).drop();
+        // A redirected query still has its old way out; nothing else reaches this host's own address but by loopback.
+        let outside = rule()
+            .not_to_loopback()
+            .status_none(status::DESTINATION_NAT)
+            .count(counters::FOREIGN_RESOLVER)
+            .drop();
+        match self.target.scope {
+            EnforcementScope::Host => vec![outside, rule().accept()],
+            EnforcementScope::Job => {
+                let mut rules = vec![outside];
+                rules.extend(self.owners().map(RuleBuilder::accept));
+                rules.push(foreign());
+                rules
+            }
+        }
+    }
+
+    /// The monitor's own queries: from its cgroup, from its resolver's ports, to its servers.
+    fn upstream_rules(&self) -> Vec<Rule> {
+        IpFamily::ALL
+            .into_iter()
+            .filter(|family| {
+                self.target.upstreams.iter().any(|server| family_of(server) == *family)
+            })
+            .map(|family| {
+                self.monitor(
+                    rule().family(family).meta_in(MetaKey::TransportProtocol, set::TRANSPORTS),
+                )
+                .load_source_port(Register::FIRST)
+                .lookup(set::UPSTREAM_PORTS)
+                .load_endpoint_key(family, super::build::KeySource::Port)
+                .lookup(&format!("upstreams{}", family.digit()))
+                .accept()
+            })
+            .collect()
+    }
+
+    /// The resolver's answers to containers.
+    fn resolver_answers(&self) -> Vec<Rule> {
+        self.target
+            .forwarded_dns
+            .iter()
+            .map(|forwarded| {
+                let family = family_of(&forwarded.resolver);
+                self.monitor(
+                    rule()
+                        .meta(MetaKey::OutputName, super::build::text_key(&forwarded.interface))
+                        .family(family)
+                        .source(family, &address_bytes(forwarded.resolver.ip()))
+                        .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                        .source_port(forwarded.resolver.port()),
+                )
+                .accept()
+            })
+            .collect()
+    }
+
+    /// Only packets of the monitor.
+    fn monitor(&self, rule: RuleBuilder) -> RuleBuilder {
+        match self.target.monitor_cgroup {
+            Some(cgroup) if cgroup.level > 0 => rule.cgroup(cgroup),
+            _ => rule.user(ROOT),
+        }
+    }
+
+    /// Lets packets of the infrastructure's sockets pass.
+    pub(super) fn infrastructure_rules(&self) -> Vec<Rule> {
+        self.infrastructure
+            .keys()
+            .map(|level| rule().cgroup_in(*level, &infrastructure_set(*level)).accept())
+            .collect()
+    }
+
+    /// The beginnings of rules about the job's sockets in scope `job`.
+    pub(super) fn owners(&self) -> impl Iterator<Item = RuleBuilder> {
+        let cgroup = self.target.job_cgroup.map(|cgroup| rule().cgroup(cgroup));
+        let user = self.target.runner_uid.map(|uid| rule().user(uid));
+        cgroup.into_iter().chain(user)
+    }
+}
