@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// 198.51.100.0/24, 203.0.113.0/24), which lead nowhere and stand for the internet in tests; and the anycast entries that
 /// are globally reachable.
 const SPECIAL_IPV4: &[(Ipv4Addr, u8, &str)] = &[
-    (Ipv4Addr::new(0, 0, 0, 0), 8, "this-network"),
+    (Ipv4Addr::UNSPECIFIED, 8, "this-network"),
     (Ipv4Addr::new(10, 0, 0, 0), 8, "private-use"),
     (Ipv4Addr::new(100, 64, 0, 0), 10, "shared"),
     (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback"),
@@ -31,8 +31,8 @@ const SPECIAL_IPV4: &[(Ipv4Addr, u8, &str)] = &[
 /// IPv6 networks of special use: first address, prefix length, use.
 ///
 /// From the IANA IPv6 Special-Purpose Address Registry (RFC 6890 and its updates), every entry that is not globally
-/// reachable or that carries an IPv4 address inside, and multicast (RFC 4291). 2001:db8::/32 and 3fff::/20
-/// (documentation) are left out as for IPv4. fd00:ec2::254 is EC2's instance metadata service.
+/// reachable or that carries an IPv4 address inside, and multicast (RFC 4291). `2001:db8::/32` and
+/// `3fff::/20` (documentation) are left out as for IPv4. `fd00:ec2::254` is EC2's instance metadata service.
 const SPECIAL_IPV6: &[(Ipv6Addr, u8, &str)] = &[
     (Ipv6Addr::UNSPECIFIED, 128, "unspecified"),
     (Ipv6Addr::LOCALHOST, 128, "loopback"),
@@ -115,5 +115,105 @@ impl NetworkIndex {
             .filter_map(move |length| IpNet::new(address, *length).ok())
             .filter_map(|network| self.rules.get(&network.trunc()))
             .flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_common::endpoint::{Endpoint, Host, PortRange, Protocol};
+    use proptest::prelude::*;
+
+    #[test]
+    fn special_addresses_are_known() {
+        for (address, usage) in [
+            ("0.0.0.0", Some("this-network")),
+            ("10.1.2.3", Some("private-use")),
+            ("100.64.0.1", Some("shared")),
+            ("100.128.0.1", None),
+            ("127.0.0.53", Some("loopback")),
+            ("169.254.169.254", Some("cloud-metadata")),
+            ("169.254.170.2", Some("link-local")),
+            ("172.15.255.255", None),
+            ("172.16.0.1", Some("private-use")),
+            ("172.31.255.255", Some("private-use")),
+            ("172.32.0.1", None),
+            ("192.168.1.1", Some("private-use")),
+            ("203.0.113.7", None),
+            ("224.0.0.251", Some("multicast")),
+            ("255.255.255.255", Some("reserved")),
+            ("140.82.112.3", None),
+            ("::", Some("unspecified")),
+            ("::1", Some("loopback")),
+            ("::7f00:1", Some("IPv4-compatible")),
+            ("::ffff:140.82.112.3", Some("IPv4-mapped")),
+            ("64:ff9b::10.0.0.1", Some("private-use")),
+            ("64:ff9b::169.254.169.254", Some("cloud-metadata")),
+            ("64:ff9b::140.82.112.3", None),
+            ("64:ff9b:1::1", Some("local-NAT64")),
+            ("2001:0:1::1", Some("Teredo")),
+            ("2001:db8::66", None),
+            ("2002:a00:1::", Some("6to4")),
+            ("fd00:ec2::254", Some("cloud-metadata")),
+            ("fd12::1", Some("unique-local")),
+            ("fe80::1", Some("link-local")),
+            ("ff02::fb", Some("multicast")),
+            ("2606:50c0:8000::153", None),
+        ] {
+            assert_eq!(special_use(address.parse().unwrap()), usage, "{address}");
+        }
+    }
+
+    fn rule(text: &str) -> (IpNet, Arc<Rule>) {
+        let network: IpNet = text.parse().unwrap();
+        let endpoint = Endpoint {
+            protocol: Protocol::Tcp,
+            host: Host::Network(network),
+            ports: PortRange::ALL,
+        };
+        (network, Arc::new(Rule { endpoint, text: text.to_owned(), policy: "p".to_owned() }))
+    }
+
+    proptest! {
+        /// The index finds exactly the networks that contain the address.
+        #[test]
+        fn the_index_is_a_scan(
+            networks in prop::collection::vec((any::<bool>(), any::<u128>(), 0u8..=128), 0..20),
+            pick in any::<prop::sample::Index>(),
+            noise in any::<u8>(),
+        ) {
+            let networks: Vec<IpNet> = networks
+                .into_iter()
+                .map(|(is_ipv4, bits, length)| {
+                    let ipv4 = Ipv4Addr::from_bits(u32::try_from(bits >> 96).unwrap());
+                    if is_ipv4 {
+                        IpNet::new(ipv4.into(), length % 33).unwrap().trunc()
+                    } else {
+                        IpNet::new(Ipv6Addr::from_bits(bits).into(), length).unwrap().trunc()
+                    }
+                })
+                .collect();
+            let mut index = NetworkIndex::default();
+            for network in &networks {
+                let (network, rule) = rule(&network.to_string());
+                index.insert(network, rule);
+            }
+            let address = match networks.get(pick.index(networks.len().max(1))) {
+                Some(IpNet::V4(network)) =>
+                    Ipv4Addr::from_bits(network.addr().to_bits() ^ u32::from(noise)).into(),
+                Some(IpNet::V6(network)) =>
+                    Ipv6Addr::from_bits(network.addr().to_bits() ^ u128::from(noise)).into(),
+                None => IpAddr::from(Ipv4Addr::LOCALHOST),
+            };
+            let mut found: Vec<_> = index.find(address).map(|rule| rule.text.clone()).collect();
+            let mut expected: Vec<_> = networks
+                .iter()
+                .filter(|network| network.contains(&address))
+                .map(ToString::to_string)
+                .collect();
+            found.sort();
+            expected.sort();
+            prop_assert_eq!(found, expected);
+        }
     }
 }

@@ -134,8 +134,7 @@ mod tests {
 
     #[test]
     fn distinct_names_are_counted_and_repeats_are_free() {
-        let (mut usage, below, now) =
-            usage(Budgets { names_per_wildcard: 2, ..Budgets::default() });
+        let (mut usage, below, _) = usage(Budgets { names_per_wildcard: 2, ..Budgets::default() });
         for name in ["a.wild.test", "b.wild.test", "a.wild.test"] {
             assert_eq!(usage.charge_name(name, &below), Ok(()));
         }
@@ -148,7 +147,7 @@ mod tests {
 
     #[test]
     fn long_labels_are_few() {
-        let (mut usage, below, now) =
+        let (mut usage, below, _) =
             usage(Budgets { long_names_per_wildcard: 1, ..Budgets::default() });
         let long = |letter: &str| format!("{}.wild.test", letter.repeat(41));
         assert_eq!(usage.charge_name(&long("a"), &below), Ok(()));
@@ -160,8 +159,7 @@ mod tests {
 
     #[test]
     fn bytes_are_counted_without_the_wildcard() {
-        let (mut usage, below, now) =
-            usage(Budgets { bytes_per_wildcard: 10, ..Budgets::default() });
+        let (mut usage, below, _) = usage(Budgets { bytes_per_wildcard: 10, ..Budgets::default() });
         assert_eq!(usage.charge_name("aa.bbbbbbb.wild.test", &below), Ok(()));
         let exceeded = usage.charge_name("c.wild.test", &below).unwrap_err();
         assert_eq!(exceeded.kind, BudgetKind::Bytes);
@@ -185,7 +183,7 @@ mod tests {
     /// A job that uses everything up leaves no more behind than the limits say.
     #[test]
     fn memory_is_bounded() {
-        let (mut usage, below, now) = usage(Budgets {
+        let (mut usage, below, _) = usage(Budgets {
             upstream_query_burst: u32::MAX,
             bytes_per_wildcard: usize::MAX,
             ..Budgets::default()

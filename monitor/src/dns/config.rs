@@ -84,10 +84,10 @@ pub struct Lifetimes {
 impl Default for Lifetimes {
     fn default() -> Self {
         Self {
-            grant_floor: Duration::from_secs(60),
-            grant_grace: Duration::from_secs(300),
-            maximum_ttl: Duration::from_secs(3600),
-            maximum_negative_ttl: Duration::from_secs(60),
+            grant_floor: Duration::from_mins(1),
+            grant_grace: Duration::from_mins(5),
+            maximum_ttl: Duration::from_hours(1),
+            maximum_negative_ttl: Duration::from_mins(1),
         }
     }
 }
@@ -183,7 +183,7 @@ impl Default for TcpLimits {
         Self {
             connections: 64,
             idle: Duration::from_secs(10),
-            total: Duration::from_secs(120),
+            total: Duration::from_mins(2),
             write: Duration::from_secs(5),
             pipelined: 32,
         }

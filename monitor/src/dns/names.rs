@@ -172,3 +172,6 @@ fn remaining_ports<'rules>(
             .collect()
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,3 +175,77 @@ pub fn read_bounded(path: &Path) -> io::Result<String> {
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, resolved: Option<&str>, expected: Result<&[&str], &str>) {
+        let zone = |name: &str| (name == "eth0").then_some(7);
+        let found = from_resolv_conf_with_zones(text, resolved, &zone);
+        let servers = found
+            .as_ref()
+            .map(|found| found.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .map_err(ToString::to_string);
+        match (servers, expected) {
+            (Ok(servers), Ok(expected)) => assert_eq!(servers, expected, "{text:?}"),
+            (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
+            (servers, expected) => panic!("{text:?}: {servers:?} is not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn servers_are_taken_in_order() {
+        check(
+            "# made by hand\nnameserver 10.0.0.53\n  nameserver\t2001:db8::53 \nnameserver fe80::1%eth0\nnameserver 9.9.9.9\n",
+            None,
+            Ok(&["10.0.0.53:53", "[2001:db8::53]:53", "[fe80::1%7]:53"]),
+        );
+        check(
+            "nameserver fe80::1%3\nnameserver fe80::2%nowhere\nnameserver x\nnameserver 0.0.0.0\nnameserver\nnameserver 10.0.0.1 # twice\nnameserver 10.0.0.1",
+            None,
+            Ok(&["[fe80::1%3]:53", "10.0.0.1:53"]),
+        );
+    }
+
+    #[test]
+    fn the_stub_of_resolved_is_looked_through() {
+        let stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch corp.internal\n";
+        check(stub, Some("nameserver 10.0.0.2\nsearch x\n"), Ok(&["10.0.0.2:53"]));
+        check(stub, None, Err("resolvectl"));
+        check(stub, Some("# nothing"), Err("resolvectl"));
+        let found = from_resolv_conf(stub, Some("nameserver 10.0.0.2")).unwrap();
+        assert_eq!(found.search_domains, ["corp.internal"]);
+    }
+
+    #[test]
+    fn servers_on_this_machine_are_no_upstreams() {
+        check("nameserver 127.0.0.1", None, Err("redirected back"));
+        check("nameserver ::1", None, Err("redirected back"));
+        check("nameserver 127.0.0.1\nnameserver 10.0.0.1", None, Ok(&["10.0.0.1:53"]));
+        check("", None, Err("`nameserver` line"));
+        check("search a b", None, Err("`nameserver` line"));
+    }
+
+    #[test]
+    fn search_domains_are_normalized() {
+        let text = "domain old\nnameserver 10.0.0.1\nsearch Default.SVC.cluster.local. . b\n";
+        let found = from_resolv_conf(text, None).unwrap();
+        assert_eq!(found.search_domains, ["default.svc.cluster.local", "b"]);
+    }
+
+    #[test]
+    fn only_small_regular_files_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resolv.conf");
+        std::fs::write(&file, b"nameserver 10.0.0.1\n\xff").unwrap();
+        assert_eq!(read_bounded(&file).unwrap(), "nameserver 10.0.0.1\n\u{fffd}");
+        assert!(read_bounded(directory.path()).is_err());
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read_bounded(&fifo).is_err());
+        assert!(read_bounded(Path::new("/dev/zero")).is_err());
+        std::fs::write(&file, vec![b'#'; 70_000]).unwrap();
+        assert!(read_bounded(&file).is_err());
+    }
+}

@@ -229,20 +229,19 @@ impl Core {
         let joins = state.under_way.contains_key(key.as_bytes());
         let charged =
             if joins { Charged::default() } else { self.charge(&mut state.usage, &name, &ask) };
-        let result = match charged.refused {
-            Some(kind) => Err((respond, self.judge.refused(Reason::Budget(kind)))),
-            None => {
-                let waiter = Waiter {
-                    client,
-                    transport,
-                    reply: ReplyTo::new(query).with_question(&[]),
-                    question: query.question.wire().into(),
-                    respond,
-                };
-                state.waiting += 1;
-                state.under_way.entry(key.as_bytes().into()).or_default().push(waiter);
-                Ok(())
-            }
+        let result = if let Some(kind) = charged.refused {
+            Err((respond, self.judge.refused(Reason::Budget(kind))))
+        } else {
+            let waiter = Waiter {
+                client,
+                transport,
+                reply: ReplyTo::new(query).with_question(&[]),
+                question: query.question.wire().into(),
+                respond,
+            };
+            state.waiting += 1;
+            state.under_way.entry(key.as_bytes().into()).or_default().push(waiter);
+            Ok(())
         };
         drop(state);
         if let Some(exceeded) = charged.exceeded {
