@@ -132,7 +132,7 @@ pub fn enforce(
     .map_err(at("the job's resolver can't be started"))?;
 
     let target = target(host, &state, &links, &servers, &resolver, packets.group())
-        .ok_or_else(|| at("the job's id is not one")("not lower-case hexadecimal".into()))?;
+        .ok_or_else(|| at("the job's id is not one")("it has fewer than 12 digits"))?;
     let rules_value =
         rule_set(&enforced, &target).map_err(at("the policy can't be made into rules"))?;
     let reader = read_packets(packets, &context)?;
