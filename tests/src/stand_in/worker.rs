@@ -1,0 +1,3 @@
+pub(super) fn main() -> anyhow::Result<std::process::ExitCode> {
+    unimplemented!()
+}
