@@ -10,7 +10,6 @@ mod expression;
 mod files;
 mod https;
 mod listener;
-mod log;
 mod message;
 mod orphans;
 mod process;
