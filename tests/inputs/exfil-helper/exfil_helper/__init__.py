@@ -1,0 +1,3 @@
+"""Does what it says it does, and its installation did more."""
+
+GREETING = "helping"

@@ -1,0 +1,262 @@
+//! Builds a world.
+
+use super::prerequisites::Prerequisite;
+use super::{RUNNER_USERS, Runner, RunnerHost, World, cleanup, names, network, prerequisites};
+use crate::attacker::Attacker;
+use crate::binaries;
+use crate::namespace::{MountNamespace, NetworkNamespace};
+use crate::server::certificates::Authority;
+use crate::server::dns::NameServer;
+use crate::server::github::GitHub;
+use crate::server::web::Web;
+use crate::server::{git, package_index};
+use crate::sync::Stop;
+use anyhow::{Context, Result};
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+
+/// What a world shall have.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    runners: u32,
+    is_same_user: bool,
+    has_packages: bool,
+    has_repository: bool,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self { runners: 1, is_same_user: false, has_packages: false, has_repository: false }
+    }
+}
+
+impl Builder {
+    /// How many runners the host has; one otherwise.
+    #[must_use]
+    pub fn runners(mut self, number: u32) -> Self {
+        self.runners = number;
+        self
+    }
+
+    /// All runners run as the same user; each as its own otherwise.
+    #[must_use]
+    pub fn same_user(mut self) -> Self {
+        self.is_same_user = true;
+        self
+    }
+
+    /// The package index has real packages and `exfil-helper`, whose installation sends the environment away.
+    #[must_use]
+    pub fn packages(mut self) -> Self {
+        self.has_packages = true;
+        self
+    }
+
+    /// The Git server has `hello.git`: a small C library with its tests.
+    #[must_use]
+    pub fn repository(mut self) -> Self {
+        self.has_repository = true;
+        self
+    }
+
+    /// Everything that the main job (`tests/jobs/main.yml`) needs.
+    #[must_use]
+    pub fn main_job(self) -> Self {
+        self.packages().repository()
+    }
+
+    /// Builds the world and starts its servers.
+    ///
+    /// # Errors
+    /// When something is missing on this machine; the error says what and how to get it.
+    pub fn build(self) -> Result<World> {
+        let mut needed = vec![Prerequisite::IP, Prerequisite::NFT, Prerequisite::BASH];
+        if self.has_packages {
+            needed.extend([Prerequisite::PYTHON, Prerequisite::PIP, Prerequisite::VENV]);
+        }
+        if self.has_repository {
+            needed.extend([Prerequisite::GIT, Prerequisite::CC, Prerequisite::MAKE]);
+        }
+        prerequisites::check(&needed)?;
+        cleanup::remove_stale()?;
+        let (id, directory) = cleanup::claim()?;
+        // From here on a failure removes what is there: the guard becomes the world.
+        let guard = cleanup::Guard::new(&id, &directory)?;
+        let world = self.assemble(&id, &directory, &guard)?;
+        guard.release();
+        Ok(world)
+    }
+
+    fn assemble(&self, id: &str, directory: &Path, guard: &cleanup::Guard) -> Result<World> {
+        let stop = Stop::new()?;
+        let mut threads = Vec::new();
+        let authority = Arc::new(Authority::new()?);
+        let users = self.users();
+        let binds = self.lay_out(directory, &authority, &users)?;
+
+        let runner_network = NetworkNamespace::create()?;
+        let internet = NetworkNamespace::create()?;
+        let attacker_network = NetworkNamespace::create()?;
+        network::connect(&runner_network, &internet, &attacker_network)?;
+        let (attacker, thread) = Attacker::new(attacker_network, &stop.stopped())?;
+        threads.push(thread);
+        network::connect_attacker(attacker.namespace())?;
+        threads.extend(attacker.serve(&authority, &stop.stopped())?);
+
+        let dns = NameServer::new();
+        names::fill(&dns)?;
+        let dns_addresses = [IpAddr::V4(network::DNS_V4), IpAddr::V6(network::DNS_V6)];
+        threads.extend(dns.serve(&internet, &dns_addresses, &stop.stopped())?);
+        let web = Web::new(Arc::clone(&authority));
+        threads.extend(web.serve(&internet, &stop.stopped())?);
+        let github = GitHub::serve(&web, stop.stopped());
+        self.serve_inputs(directory, &web)?;
+
+        let host = Arc::new(RunnerHost {
+            directory: directory.to_owned(),
+            network: runner_network,
+            mount: MountNamespace::with_binds(&binds)?,
+            cgroup: guard.cgroup().child("host")?,
+        });
+        let runners = users
+            .iter()
+            .enumerate()
+            .map(|(index, uid)| {
+                let name = format!("runner-{}", index + 1);
+                Runner::install(Arc::clone(&host), guard.cgroup(), &name, *uid)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let world = World {
+            id: id.to_owned(),
+            directory: directory.to_owned(),
+            runners,
+            host,
+            internet,
+            attacker,
+            dns,
+            web,
+            github,
+            cgroup: guard.cgroup().clone(),
+            units: Mutex::default(),
+            stop: Some(stop),
+            threads,
+            is_kept: false,
+        };
+        self.publish_inputs(&world)?;
+        Ok(world)
+    }
+
+    /// The users of the runners.
+    fn users(&self) -> Vec<u32> {
+        let first = *RUNNER_USERS.start();
+        (0..self.runners)
+            .map(|index| if self.is_same_user { first } else { first + index })
+            .collect()
+    }
+
+    /// Makes the world's files; returns what is mounted where on the runner host.
+    fn lay_out(
+        &self,
+        directory: &Path,
+        authority: &Authority,
+        users: &[u32],
+    ) -> Result<Vec<(PathBuf, PathBuf)>> {
+        for name in
+            ["etc", "git", "packages", "root/etc/portcullis/policies", "root/run", "runners"]
+        {
+            fs::create_dir_all(directory.join(name))?;
+        }
+        fs::write(directory.join("authority.pem"), authority.pem())?;
+        let tmp = directory.join("tmp");
+        fs::create_dir(&tmp)?;
+        fs::set_permissions(&tmp, fs::Permissions::from_mode(0o1777))?;
+        install_sudo(directory)?;
+
+        let etc = directory.join("etc");
+        let accounts = |file: &str, line: &dyn Fn(u32, usize) -> String| -> Result<String> {
+            let mut text = fs::read_to_string(Path::new("/etc").join(file))?;
+            let mut added = Vec::new();
+            for (index, uid) in users.iter().enumerate() {
+                if !added.contains(uid) {
+                    added.push(*uid);
+                    text.push_str(&line(*uid, index + 1));
+                }
+            }
+            Ok(text)
+        };
+        let home = |number: usize| directory.join(format!("runners/runner-{number}/home"));
+        let files = [
+            (
+                "resolv.conf",
+                format!("nameserver {}\nnameserver {}\n", network::DNS_V4, network::DNS_V6),
+            ),
+            (
+                "hosts",
+                "127.0.0.1 localhost\n::1 localhost ip6-localhost\n192.0.2.10 runner-host\n"
+                    .to_owned(),
+            ),
+            (
+                "passwd",
+                accounts("passwd", &|uid, number| {
+                    format!("runner-{number}:x:{uid}:{uid}::{}:/bin/bash\n", home(number).display())
+                })?,
+            ),
+            ("group", accounts("group", &|uid, number| format!("runner-{number}:x:{uid}:\n"))?),
+            ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
+        ];
+        let mut binds = vec![(tmp, PathBuf::from("/tmp"))];
+        for (name, text) in files {
+            let source = etc.join(name);
+            fs::write(&source, text)
+                .with_context(|| format!("can't write {}", source.display()))?;
+            // A link (as systemd-resolved makes of resolv.conf) would lead the mount to a file that may not exist.
+            let target = Path::new("/etc").join(name);
+            let target = fs::canonicalize(&target)
+                .with_context(|| format!("this machine has no {}", target.display()))?;
+            binds.push((source, target));
+        }
+        Ok(binds)
+    }
+
+    fn serve_inputs(&self, directory: &Path, web: &Web) -> Result<()> {
+        git::serve(web, directory.join("git"));
+        let mut packages = vec![directory.join("packages")];
+        if self.has_packages {
+            packages.push(package_index::real_packages(&target_directory()?)?);
+        }
+        package_index::serve(web, packages);
+        Ok(())
+    }
+
+    fn publish_inputs(&self, world: &World) -> Result<()> {
+        let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("inputs");
+        if self.has_packages {
+            world.publish_package("exfil-helper", "1.0.0", &inputs.join("exfil-helper"))?;
+        }
+        if self.has_repository {
+            world.publish_repository("hello", &inputs.join("hello"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A `sudo` without a password. It refuses everybody but the users of runners, because it lies open on this machine.
+fn install_sudo(directory: &Path) -> Result<()> {
+    let bin = directory.join("bin");
+    fs::create_dir(&bin)?;
+    let sudo = bin.join("sudo");
+    fs::copy(binaries::find("world-sudo")?, &sudo).context("can't install the world's sudo")?;
+    fs::set_permissions(&sudo, fs::Permissions::from_mode(0o4755))?;
+    Ok(())
+}
+
+/// Cargo's target directory, which holds what is downloaded once.
+fn target_directory() -> Result<PathBuf> {
+    let binaries = binaries::find("world-enter")?;
+    let directory = binaries.parent().and_then(Path::parent);
+    directory.map(Path::to_owned).context("the programs lie in no target directory")
+}
