@@ -153,7 +153,7 @@ fn receive_line(
             Ok(count) => {
                 let new = chunk.get(..count).unwrap_or_default();
                 if let Some(end) = new.iter().position(|byte| *byte == b'\n') {
-                    line.extend_from_slice(new.get(..end).unwrap_or_default());
+                    line.extend_from_slice(new.get(..=end).unwrap_or_default());
                     return Ok(line);
                 }
                 line.extend_from_slice(new);

@@ -26,16 +26,8 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         // A session of our own: the runner must not find us among its hook's children.
         nix::unistd::setsid().context("a session of its own could not be made")?;
     }
-    for (directory, mode) in
-        [(paths.jobs(), 0o700), (paths.spool(), 0o700), (paths.last_known_good(), 0o700)]
-    {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(mode)
-            .create(&directory)
-            .with_context(|| format!("{} can't be made", directory.display()))?;
-    }
     let listener = Listener::open(paths)?;
+    make_private_directories(paths)?;
     let host = Arc::new(Host::open(paths.clone())?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -62,6 +54,18 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
     })?;
     tracing::info!("the monitor stops; the rules of running jobs stay");
     runtime.shutdown_background();
+    Ok(())
+}
+
+/// The directories that hold events and policies are root's alone; what leads to them stays as open as it is on every host.
+fn make_private_directories(paths: &Paths) -> anyhow::Result<()> {
+    for directory in [paths.jobs(), paths.spool(), paths.last_known_good()] {
+        let made = directory
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| DirBuilder::new().recursive(true).mode(0o700).create(&directory));
+        made.with_context(|| format!("{} can't be made", directory.display()))?;
+    }
     Ok(())
 }
 

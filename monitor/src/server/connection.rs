@@ -64,7 +64,7 @@ async fn read_request(stream: &mut UnixStream) -> io::Result<Option<Vec<u8>>> {
         let count = stream.read(&mut chunk).await?;
         let new = chunk.get(..count).unwrap_or_default();
         if let Some(end) = new.iter().position(|byte| *byte == b'\n') {
-            line.extend_from_slice(new.get(..end).unwrap_or_default());
+            line.extend_from_slice(new.get(..=end).unwrap_or_default());
             return Ok((line.len() <= MAX_REQUEST_BYTES).then_some(line));
         }
         line.extend_from_slice(new);
