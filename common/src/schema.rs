@@ -3,7 +3,10 @@
 use crate::event::Event;
 use crate::policy::PolicyDocument;
 use crate::report::Report;
-use schemars::{JsonSchema, Schema, generate::SchemaSettings};
+use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use schemars::{JsonSchema, Schema};
+use serde_json::Value;
 
 /// A schema with the name of its file in `docs/schemas/`.
 #[derive(Clone, Debug)]
@@ -24,7 +27,31 @@ pub fn all() -> [NamedSchema; 3] {
 }
 
 fn named<T: JsonSchema>(name: &'static str, title: &str) -> NamedSchema {
-    let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>();
+    let settings = SchemaSettings::draft2020_12().with_transform(RecursiveTransform(without_null));
+    let mut schema = settings.into_generator().into_root_schema_for::<T>();
     schema.insert("title".to_owned(), title.into());
     NamedSchema { name, schema }
+}
+
+/// Takes `null` out of what an optional key can be: all types here leave such a key out instead.
+fn without_null(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            schema.insert("type".to_owned(), only);
+        }
+    }
+    let Some(Value::Array(choices)) = schema.get_mut("anyOf") else { return };
+    choices.retain(|choice| choice.get("type").is_none_or(|name| name != "null"));
+    if let [Value::Object(only)] = choices.as_slice() {
+        let only = only.clone();
+        schema.remove("anyOf");
+        for (key, value) in only {
+            // What the key itself says, such as its description, stays.
+            if schema.get(&key).is_none() {
+                schema.insert(key, value);
+            }
+        }
+    }
 }

@@ -12,8 +12,9 @@ fn docs() -> PathBuf {
 }
 
 fn validator(name: &str) -> jsonschema::Validator {
-    let schema = schema::all().into_iter().find(|schema| schema.name == name).unwrap().schema;
-    jsonschema::draft202012::new(schema.as_value()).unwrap()
+    let schema =
+        schema::all().into_iter().find(|schema| schema.name == name).expect("a known name").schema;
+    jsonschema::draft202012::new(schema.as_value()).expect("a valid schema")
 }
 
 fn assert_valid(name: &str, value: &Value) {
@@ -74,6 +75,7 @@ fn the_policy_schema_accepts_and_refuses_like_the_reader() {
         ("name: a\nlockdown-mode: {enable: true}", false),
         ("name: a\nattach: [{team: x}]", false),
         ("name: a\nfail-on-block: 'true'", false),
+        ("name: a\nallowed-endpoints: [7]", false),
     ] {
         let value: Value = serde_saphyr::from_str(yaml).unwrap();
         assert_eq!(validator.is_valid(&value), is_valid, "schema: {yaml}");
@@ -84,6 +86,13 @@ fn the_policy_schema_accepts_and_refuses_like_the_reader() {
             "serde: {yaml}"
         );
     }
+}
+
+#[test]
+fn a_key_without_value_is_no_policy() {
+    let value = json!({ "name": "a", "egress-policy": null });
+    assert!(!validator("policy").is_valid(&value));
+    assert!(parse_documents("x", b"name: a\negress-policy:\n").is_err());
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::borrow::Cow;
 
 /// A policy as its author writes it. A key that is absent says nothing: `extends` may bring it.
 ///
-/// Keys are kebab-case in YAML and `snake_case` in JSON, and both are read in both. This type serializes kebab-case;
-/// [`JsonPolicyDocument`] serializes `snake_case`.
+/// Keys are kebab-case in YAML and `snake_case` in JSON, and both are read in both.
+// This type serializes kebab-case; [`JsonPolicyDocument`] serializes `snake_case`.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PolicyDocument {
