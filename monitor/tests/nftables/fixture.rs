@@ -1,0 +1,90 @@
+//! Policies and targets for the tests' world.
+
+use crate::world::{Cgroup, World, unique};
+use portcullis_common::endpoint::{DnsName, Endpoint, PortRange, Protocol};
+use portcullis_common::event::EnforcementScope;
+use portcullis_common::policy::{EffectivePolicy, EgressMode, LockdownMode, Rule};
+use portcullis_monitor::egress::grant::Grant;
+use portcullis_monitor::egress::target::{
+    EnforcementTarget, Interface, KernelSupport, OwnerMode, TableName, Uplink,
+};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub fn rules(endpoints: &[&str]) -> Vec<Rule> {
+    endpoints
+        .iter()
+        .map(|text| Rule {
+            endpoint: text.parse::<Endpoint>().unwrap(),
+            text: (*text).to_owned(),
+            policy: "test".to_owned(),
+        })
+        .collect()
+}
+
+pub fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> EffectivePolicy {
+    EffectivePolicy {
+        name: "test".to_owned(),
+        version: "1".to_owned(),
+        egress,
+        allowed: rules(allowed),
+        denied: rules(denied),
+        fail_on_block: false,
+        disable_sudo: false,
+        disable_sudo_and_containers: false,
+        disable_file_monitoring: false,
+        disable_telemetry: false,
+        on_failure: None,
+        lockdown: LockdownMode::default(),
+    }
+}
+
+pub fn table() -> TableName {
+    TableName::for_job(&unique()).unwrap()
+}
+
+/// What this kernel (6.18) can do.
+pub const KERNEL: KernelSupport = KernelSupport { netdev_egress: true, element_update: true };
+
+pub fn host_target(world: &World) -> EnforcementTarget {
+    let interface = Interface { name: "eth0".to_owned(), index: world.index("eth0") };
+    EnforcementTarget {
+        uplinks: vec![Uplink { interface: interface.clone(), mac: Some(world.mac("eth0")) }],
+        known_interfaces: vec![Interface { name: "lo".to_owned(), index: 1 }, interface],
+        nflog_group: 7,
+        owner: OwnerMode::OwnerPersist,
+        kernel: KERNEL,
+        ..EnforcementTarget::new(table(), EnforcementScope::Host)
+    }
+}
+
+pub fn job_target(world: &World, job: &Cgroup) -> EnforcementTarget {
+    EnforcementTarget {
+        scope: EnforcementScope::Job,
+        job_cgroup: Some(job.id()),
+        ..host_target(world)
+    }
+}
+
+pub fn grant(address: &str, protocol: Protocol, port: u16, lifetime: Duration) -> Grant {
+    let ports = PortRange::single(port).unwrap_or(PortRange::ALL);
+    grant_range(address, protocol, ports, lifetime)
+}
+
+pub fn grant_range(
+    address: &str,
+    protocol: Protocol,
+    ports: PortRange,
+    lifetime: Duration,
+) -> Grant {
+    Grant {
+        address: address.parse::<IpAddr>().unwrap(),
+        protocol,
+        ports,
+        name: "ok.test".parse::<DnsName>().unwrap(),
+        cname_chain: Vec::new(),
+        rule: Arc::new(rules(&["ok.test:443"]).remove(0)),
+        lifetime,
+    }
+}
