@@ -1,5 +1,6 @@
 //! The resolver as clients, upstreams and the kernel see it.
 
+#[cfg(test)]
 mod dns_support;
 
 use dns_support::*;

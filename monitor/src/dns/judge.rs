@@ -296,7 +296,6 @@ impl Judge {
     }
 
     /// The addresses that may be opened, and those of special use that may not.
-    #[expect(clippy::type_complexity, reason = "two lists that belong together once")]
     fn sort_addresses(&self, findings: &Findings) -> (Vec<IpAddr>, Vec<(IpAddr, &'static str)>) {
         let mut ordinary = Vec::new();
         let mut withheld = Vec::new();

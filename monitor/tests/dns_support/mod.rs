@@ -10,7 +10,7 @@ use portcullis_monitor::dns::{
 };
 use portcullis_monitor::egress::grant::{Grant, GrantError, GrantSink};
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,11 +22,14 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// What the upstream does with a query: the messages it sends back.
 pub type Script = dyn Fn(&Message, Transport) -> Vec<Message> + Send + Sync;
 
+/// A query that reached the upstream: how, from where, its bytes.
+pub type Seen = (Transport, SocketAddr, Vec<u8>);
+
 /// A name server on loopback, UDP and TCP.
 #[derive(Clone)]
 pub struct Upstream {
     pub address: SocketAddr,
-    pub seen: Arc<Mutex<Vec<(Transport, SocketAddr, Vec<u8>)>>>,
+    pub seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Upstream {
@@ -369,20 +372,4 @@ pub fn words(bytes: &[u8]) -> String {
 
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-/// Waits until `condition` gives something.
-pub async fn eventually<T>(condition: impl Fn() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = condition() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "the condition never came true");
-        tokio::task::yield_now().await;
-    }
-}
-
-pub fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }

@@ -2,6 +2,7 @@
 
 use super::super::budget::{Exceeded, Usage};
 use super::super::cache::Cache;
+use super::super::config::{Budgets, CacheLimits};
 use super::super::exchange::Exchange;
 use super::super::judge::{Ask, Decision, Judge};
 use super::super::message::{Parsed, Query, ReplyTo, parse, write_refusal, write_response};
@@ -93,17 +94,18 @@ impl Core {
         exchange: Exchange,
         grants: Arc<dyn GrantSink>,
         observer: Arc<dyn DnsObserver>,
-        config: &super::super::ResolverConfig,
+        budgets: Budgets,
+        cache: CacheLimits,
     ) -> Self {
         Self {
             judge,
             exchange,
             grants,
             observer,
-            waiting_clients: config.budgets.waiting_clients,
+            waiting_clients: budgets.waiting_clients,
             state: Mutex::new(State {
-                cache: Cache::new(config.cache),
-                usage: Usage::new(config.budgets, Instant::now()),
+                cache: Cache::new(cache),
+                usage: Usage::new(budgets, Instant::now()),
                 under_way: HashMap::new(),
                 waiting: 0,
                 opened: HashMap::new(),
@@ -286,7 +288,7 @@ impl Core {
             && let Err(exceeded) = usage.charge_rate(Instant::now())
         {
             charged.refused = Some(exceeded.kind);
-            charged.exceeded = charged.exceeded.or(exceeded.first.then_some(exceeded));
+            charged.exceeded = charged.exceeded.or_else(|| exceeded.first.then_some(exceeded));
         }
         charged
     }

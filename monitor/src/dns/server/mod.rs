@@ -125,7 +125,7 @@ impl Resolver {
         let judge = Judge {
             names: policy,
             mode: config.mode,
-            policy: config.policy_name.clone(),
+            policy: config.policy_name,
             search_domains: config
                 .search_domains
                 .iter()
@@ -134,7 +134,8 @@ impl Resolver {
                 .collect(),
             lifetimes: config.lifetimes,
         };
-        let core = Arc::new(Core::new(judge, exchange, grants, observer, &config));
+        let core =
+            Arc::new(Core::new(judge, exchange, grants, observer, config.budgets, config.cache));
         let mut addresses = Vec::new();
         let slots = Arc::new(Semaphore::new(config.tcp.connections));
         for listener in opened.listeners.bound {
