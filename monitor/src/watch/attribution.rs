@@ -154,15 +154,12 @@ impl ProcfsSensor {
 
     /// The process that holds a socket.
     fn owner(&self, inode: u32) -> Option<ProcessKey> {
-        let likely = || {
-            let group = self.group.as_ref()?;
-            let mut pids = group.processes().ok()?;
-            // A new socket is most often a new process'.
-            pids.reverse();
-            Some(pids)
-        };
+        // Most jobs have no groups of their own making, so those are looked at later.
+        let group = self.group.iter();
+        let direct = group.clone().map(|job| job.group().processes().unwrap_or_default());
+        let all = group.map(|job| job.processes().unwrap_or_default());
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.find(inode, likely)
+        owners.find(inode, direct.chain(all))
     }
 }
 
