@@ -89,7 +89,7 @@ pub(crate) struct FakeRunner {
     output: BufReader<std::process::ChildStdout>,
     pub(crate) listener: ProcessKey,
     pub(crate) worker: ProcessKey,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl FakeRunner {
@@ -116,7 +116,7 @@ impl FakeRunner {
         let output = BufReader::new(child.stdout.take().unwrap());
         let listener = ProcFs.key(child.id()).unwrap();
         let mut runner =
-            Self { child, worker_input, output, listener, worker: listener, _directory: directory };
+            Self { child, worker_input, output, listener, worker: listener, directory };
         let pid = runner.ask("echo $$").parse().unwrap();
         runner.worker = ProcFs.key(pid).unwrap();
         runner
@@ -144,7 +144,7 @@ impl FakeRunner {
 
     /// The directory of the two programs.
     pub(crate) fn directory(&self) -> &Path {
-        self._directory.path()
+        self.directory.path()
     }
 }
 

@@ -20,10 +20,10 @@ const REMEMBERED_PORTS: usize = 16_384;
 /// How many processes are remembered for one job.
 const REMEMBERED_PROCESSES: usize = 4_096;
 
-/// How long a client port stands for the process that had it, once its socket can't be found any more. Linux gives a port
-/// to another socket no sooner than TIME-WAIT allows for TCP (60 s); UDP ports can be taken again at once, but are
-/// picked at random out of 28 000.
-const PORT_MEMORY: Duration = Duration::from_mins(1);
+/// How long a client port stands for the process that had it, once its socket can't be found any more: long enough for
+/// packets that were under way or waited for us. Ports are given again at random out of 28 000, so in a job that makes a
+/// hundred sockets a second about one of 300 remembered attributions is another socket's; that is why they are marked.
+const PORT_MEMORY: Duration = Duration::from_secs(1);
 
 /// How an attribution was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -92,6 +92,8 @@ pub struct ProcfsSensor {
 struct Remembered {
     /// Whose it was.
     attribution: Attribution,
+    /// The inode of the socket.
+    inode: u32,
     /// When that was seen last.
     seen: Instant,
 }
@@ -133,8 +135,8 @@ impl ProcfsSensor {
         &self.diagnostics
     }
 
-    /// Looks the flow up as it is now.
-    fn look_up(&self, flow: &Flow) -> Option<Attribution> {
+    /// Looks the flow up as it is now, with the inode of its socket.
+    fn look_up(&self, flow: &Flow) -> Option<(Attribution, u32)> {
         let socket = match self.diagnostics.find(flow) {
             Ok(socket) => socket?,
             Err(error) => {
@@ -147,22 +149,19 @@ impl ProcfsSensor {
             Some(_) => AttributionSource::Socket,
             None => AttributionSource::UserOnly,
         };
-        // A socket without an inode is in TIME-WAIT: the kernel has forgotten its user and says 0.
+        // A socket without an inode is closed by its owner: the kernel may have forgotten its user and say 0.
         let uid = (socket.inode != 0).then_some(socket.uid);
-        Some(Attribution { process, uid, cgroup: socket.cgroup, source })
+        Some((Attribution { process, uid, cgroup: socket.cgroup, source }, socket.inode))
     }
 
     /// The process that holds a socket.
     fn owner(&self, inode: u32) -> Option<ProcessKey> {
-        let likely = || {
-            let group = self.group.as_ref()?;
-            let mut pids = group.processes().ok()?;
-            // A new socket is most often a new process'.
-            pids.reverse();
-            Some(pids)
-        };
+        // Most jobs have no groups of their own making, so those are looked at later.
+        let group = self.group.iter();
+        let direct = group.clone().map(|job| job.group().processes().unwrap_or_default());
+        let all = group.map(|job| job.processes().unwrap_or_default());
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.find(inode, likely)
+        owners.find(inode, direct.chain(all))
     }
 }
 
@@ -198,27 +197,31 @@ impl ProcessSensor for ProcfsSensor {
     fn attribute(&self, flow: &Flow) -> Attribution {
         let port = (flow.protocol, flow.source);
         let has_port = flow.source.port() != 0;
-        let now = Instant::now();
+        let seen = Instant::now();
         let found = self.look_up(flow);
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        match found {
-            Some(attribution) if attribution.process.is_some() => {
-                if has_port {
-                    ports.insert(port, Remembered { attribution: attribution.clone(), seen: now });
-                }
-                attribution
+        if let Some((attribution, inode)) = &found
+            && attribution.process.is_some()
+        {
+            if has_port {
+                let (attribution, inode) = (attribution.clone(), *inode);
+                ports.insert(port, Remembered { attribution, inode, seen });
             }
-            found => match ports.get(&port) {
-                Some(remembered)
-                    if has_port && now.duration_since(remembered.seen) < PORT_MEMORY =>
-                {
-                    Attribution {
-                        source: AttributionSource::Remembered,
-                        ..remembered.attribution.clone()
-                    }
-                }
-                _ => found.unwrap_or(Attribution::UNKNOWN),
+            return attribution.clone();
+        }
+        let open = found.as_ref().map(|(_, inode)| *inode).filter(|inode| *inode != 0);
+        let remembered = ports.get(&port).filter(|remembered| {
+            has_port
+                && seen.duration_since(remembered.seen) < PORT_MEMORY
+                && open.is_none_or(|inode| inode == remembered.inode)
+        });
+        match (remembered, found) {
+            (Some(remembered), _) => Attribution {
+                source: AttributionSource::Remembered,
+                ..remembered.attribution.clone()
             },
+            (None, Some((attribution, _))) => attribution,
+            (None, None) => Attribution::UNKNOWN,
         }
     }
 }

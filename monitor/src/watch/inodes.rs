@@ -2,6 +2,14 @@
 
 use super::bounded::BoundedCache;
 use crate::caller::{ProcFs, ProcessKey, ProcessTable};
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::Mode;
+use procfs::FromRead;
+use procfs::process::Stat;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// How many owners are remembered.
@@ -9,16 +17,38 @@ const REMEMBERED: usize = 8192;
 
 /// The inodes of the sockets that a process holds; empty when it is gone.
 pub fn socket_inodes(pid: u32) -> Vec<u32> {
-    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return Vec::new();
-    };
-    descriptors
-        .flatten()
-        .filter_map(|descriptor| {
-            let target = std::fs::read_link(descriptor.path()).ok()?;
-            parse_socket_link(target.as_os_str().as_bytes())
-        })
-        .collect()
+    let mut inodes = Vec::new();
+    if let Some(process) = open_process(pid) {
+        visit_sockets(&process, |inode| {
+            inodes.push(inode);
+            ControlFlow::<()>::Continue(())
+        });
+    }
+    inodes
+}
+
+/// Opens `/proc/PID`: what is read through it is of this process or of none.
+fn open_process(pid: u32) -> Option<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(format!("/proc/{pid}").as_str(), flags, Mode::empty()).ok()
+}
+
+/// Shows the inode of each socket to `visit`, until it breaks.
+fn visit_sockets<B>(process: &OwnedFd, mut visit: impl FnMut(u32) -> ControlFlow<B>) -> Option<B> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut descriptors = Dir::openat(process, "fd", flags, Mode::empty()).ok()?;
+    let directory = descriptors.as_fd().try_clone_to_owned().ok()?;
+    for descriptor in descriptors.iter().flatten() {
+        let inode = readlinkat(&directory, descriptor.file_name())
+            .ok()
+            .and_then(|target| parse_socket_link(target.as_bytes()));
+        if let Some(inode) = inode
+            && let ControlFlow::Break(value) = visit(inode)
+        {
+            return Some(value);
+        }
+    }
+    None
 }
 
 /// Reads `socket:[INODE]`.
@@ -41,12 +71,13 @@ impl Default for SocketOwners {
 }
 
 impl SocketOwners {
-    /// The process that holds the socket `inode`. Looks through `likely` (the job's processes, in this order) first and through all
-    /// processes only when none of them has it. When several processes hold it, it is one of them.
+    /// The process that holds the socket `inode`. Looks through `likely` first, lists of processes in the order of their
+    /// likelihood, and through all processes only when none of them has it. When several processes hold it, it is one
+    /// of them.
     pub fn find(
         &mut self,
         inode: u32,
-        likely: impl FnOnce() -> Option<Vec<u32>>,
+        likely: impl IntoIterator<Item = Vec<u32>>,
     ) -> Option<ProcessKey> {
         if inode == 0 {
             return None;
@@ -54,49 +85,42 @@ impl SocketOwners {
         if let Some(owner) = self.known.get(&inode) {
             return Some(*owner);
         }
-        let likely = likely().unwrap_or_default();
-        let owner =
-            likely.iter().copied().find_map(|pid| owner_if_holding(pid, inode)).or_else(|| {
-                // The newest processes are the likeliest to have opened a new socket.
-                let mut pids = ProcFs.pids();
-                pids.sort_unstable_by(|left, right| right.cmp(left));
-                pids.into_iter()
-                    .filter(|pid| !likely.contains(pid))
-                    .find_map(|pid| owner_if_holding(pid, inode))
-            })?;
+        let all = std::iter::once_with(|| ProcFs.pids());
+        let owner = likely.into_iter().chain(all).find_map(|mut pids| {
+            // The newest processes are the likeliest to have opened a new socket.
+            pids.sort_unstable_by(|left, right| right.cmp(left));
+            pids.into_iter().find_map(|pid| owner_if_holding(pid, inode))
+        })?;
         self.known.insert(inode, owner);
         Some(owner)
-    }
-
-    /// Notes an owner that was found by other means.
-    pub fn remember(&mut self, inode: u32, owner: ProcessKey) {
-        if inode != 0 {
-            self.known.insert(inode, owner);
-        }
     }
 }
 
 /// The key of `pid` when it holds the socket.
 fn owner_if_holding(pid: u32, inode: u32) -> Option<ProcessKey> {
-    let key = ProcFs.key(pid)?;
-    // The key is read before the descriptors and compared after them, so that it names the process they are of.
-    (socket_inodes(pid).contains(&inode) && ProcFs.key(pid) == Some(key)).then_some(key)
+    let process = open_process(pid)?;
+    visit_sockets(&process, |held| {
+        if held == inode { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let stat = File::from(openat(&process, "stat", flags, Mode::empty()).ok()?);
+    let start_time = Stat::from_read(stat).ok()?.starttime;
+    Some(ProcessKey { pid, start_time })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::UdpSocket;
-    use std::os::fd::AsFd;
 
     #[test]
     fn finds_the_owner_of_a_socket() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let inode = u32::try_from(nix::sys::stat::fstat(socket.as_fd()).unwrap().st_ino).unwrap();
         let own = ProcFs.key(std::process::id());
-        assert_eq!(SocketOwners::default().find(inode, || None), own);
-        assert_eq!(SocketOwners::default().find(inode, || Some(vec![std::process::id()])), own);
-        assert_eq!(SocketOwners::default().find(u32::MAX, || None), None);
+        assert_eq!(SocketOwners::default().find(inode, []), own);
+        assert_eq!(SocketOwners::default().find(inode, [vec![1, std::process::id()]]), own);
+        assert_eq!(SocketOwners::default().find(u32::MAX, []), None);
     }
 
     #[test]

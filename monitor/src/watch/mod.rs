@@ -3,6 +3,7 @@
 pub mod attribution;
 pub mod flow;
 pub mod inodes;
+pub mod lifecycle;
 mod netlink;
 pub mod nflog;
 pub mod packet;

@@ -6,11 +6,14 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread::JoinHandle;
 
 /// The kernel answers netlink requests while they are sent; waiting longer than this means that something is broken.
 const ANSWER_TIMEOUT_SECONDS: i64 = 2;
@@ -19,7 +22,7 @@ const ANSWER_TIMEOUT_SECONDS: i64 = 2;
 const BUFFER_SIZE: usize = 64 << 10;
 
 /// Opens a netlink socket in a network namespace, or in the thread's own.
-pub(super) fn open(protocol: isize, namespace: Option<BorrowedFd<'_>>) -> io::Result<Socket> {
+fn open(protocol: isize, namespace: Option<BorrowedFd<'_>>) -> io::Result<Socket> {
     let open_here = || {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
@@ -49,6 +52,26 @@ impl Connection {
         let socket = open(protocol, namespace)?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER_SIZE) })
+    }
+
+    /// Opens a connection in this thread's network namespace that also receives what is sent to multicast `groups`.
+    pub(super) fn open_for_groups(protocol: isize, groups: u32) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind(&SocketAddr::new(0, groups))?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER_SIZE) })
+    }
+
+    /// Sends bytes as they are.
+    pub(super) fn send(&self, message: &[u8]) -> io::Result<()> {
+        self.socket.send_to(message, &SocketAddr::new(0, 0), 0).map(drop)
+    }
+
+    /// Waits for a datagram, for a bounded time.
+    pub(super) fn receive(&mut self) -> io::Result<&[u8]> {
+        self.buffer.clear();
+        self.socket.recv(&mut self.buffer, 0)?;
+        Ok(&self.buffer)
     }
 
     /// Makes room for `size` bytes of messages that wait to be read, beyond the machine's limit for users.
@@ -112,6 +135,77 @@ impl Connection {
                     _ => {}
                 }
             }
+        }
+    }
+}
+
+/// A thread that reads what the kernel sends unasked. Dropping it ends the thread.
+#[derive(Debug)]
+pub(super) struct Reader {
+    /// Closing it ends the thread.
+    stop: Option<io::PipeWriter>,
+    /// The thread.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Reader {
+    /// Starts a thread that hands each datagram to `take`, or `None` when the receive buffer ran over and some were lost.
+    pub(super) fn start(
+        name: &'static str,
+        connection: Connection,
+        take: impl FnMut(Option<&[u8]>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (stopped, stop) = io::pipe()?;
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if let Err(error) = read_until_stopped(connection, &stopped, take) {
+                tracing::error!(%error, reader = name, "reading netlink failed; events will be missing");
+            }
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Whether the thread still reads; it ends by itself only when the socket fails.
+    pub(super) fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a netlink reader panicked");
+        }
+    }
+}
+
+/// The thread.
+fn read_until_stopped(
+    mut connection: Connection,
+    stopped: &io::PipeReader,
+    mut take: impl FnMut(Option<&[u8]>),
+) -> io::Result<()> {
+    loop {
+        let mut descriptors = [
+            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut descriptors, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if descriptors[1].any().unwrap_or(true) {
+            return Ok(());
+        }
+        match connection.receive_now() {
+            Ok(datagram) => take(Some(datagram)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => {}
+                Some(libc::ENOBUFS) => take(None),
+                _ => return Err(error),
+            },
         }
     }
 }

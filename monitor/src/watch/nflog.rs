@@ -1,7 +1,7 @@
 //! Packets that rules logged, by NFLOG.
 
 use super::flow::Flow;
-use super::netlink::{Connection, messages};
+use super::netlink::{Connection, Reader, messages};
 use super::packet::{self, Headers};
 use netlink_packet_core::{NLM_F_ACK, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::nflog::{
@@ -9,13 +9,10 @@ use netlink_packet_netfilter::nflog::{
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use tokio::sync::mpsc;
 
 /// How much of each packet is copied: enough for IPv6 with some extension headers and the start of a transport header.
@@ -134,10 +131,8 @@ pub struct NflogReader {
     group: u16,
     /// What was lost.
     losses: Arc<NflogLosses>,
-    /// Closing it ends the thread.
-    stop: Option<io::PipeWriter>,
     /// The thread.
-    thread: Option<JoinHandle<()>>,
+    reader: Reader,
 }
 
 impl NflogGroup {
@@ -210,15 +205,22 @@ impl NflogGroup {
     fn run(
         self,
         losses: Arc<NflogLosses>,
-        handle: impl FnMut(LoggedPacket) + Send + 'static,
+        mut handle: impl FnMut(LoggedPacket) + Send + 'static,
     ) -> Result<NflogReader, NflogError> {
-        let (stopped, stop) = io::pipe().map_err(NflogError::Thread)?;
-        let (group, counted) = (self.group, Arc::clone(&losses));
-        let thread = std::thread::Builder::new()
-            .name("nflog".to_owned())
-            .spawn(move || read_until_stopped(self.connection, &stopped, &counted, handle))
-            .map_err(NflogError::Thread)?;
-        Ok(NflogReader { group, losses, stop: Some(stop), thread: Some(thread) })
+        let counted = Arc::clone(&losses);
+        let mut expected = None;
+        let reader = Reader::start("nflog", self.connection, move |datagram| {
+            let Some(datagram) = datagram else {
+                counted.overruns.fetch_add(1, Ordering::Relaxed);
+                return;
+            };
+            for message in messages(datagram) {
+                if let Some(packet) = parse_message(message, &mut expected, &counted) {
+                    handle(packet);
+                }
+            }
+        });
+        Ok(NflogReader { group: self.group, losses, reader: reader.map_err(NflogError::Thread)? })
     }
 }
 
@@ -235,18 +237,7 @@ impl NflogReader {
 
     /// Whether the thread still reads; it ends by itself only when the socket fails.
     pub fn is_running(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-}
-
-impl Drop for NflogReader {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(nflog.group = self.group, "the NFLOG reader panicked");
-        }
+        self.reader.is_running()
     }
 }
 
@@ -278,52 +269,6 @@ fn configure(
     connection.request(message.header.message_type, NLM_F_ACK, payload, |_: NetfilterMessage| ())
 }
 
-/// The thread.
-fn read_until_stopped(
-    connection: Connection,
-    stopped: &io::PipeReader,
-    losses: &NflogLosses,
-    mut handle: impl FnMut(LoggedPacket),
-) {
-    let mut connection = connection;
-    let mut expected = None;
-    loop {
-        let mut descriptors = [
-            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
-            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut descriptors, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return tracing::error!(%errno, "can't wait for NFLOG packets"),
-        }
-        if descriptors[1].any().unwrap_or(true) {
-            return;
-        }
-        match connection.receive_now() {
-            Ok(datagram) => {
-                for message in messages(datagram) {
-                    match parse_message(message) {
-                        Some(packet) => {
-                            note_gap(&mut expected, packet.sequence, losses);
-                            handle(packet);
-                        }
-                        None => {
-                            losses.unreadable.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                }
-            }
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => {}
-                Some(libc::ENOBUFS) => {
-                    losses.overruns.fetch_add(1, Ordering::Relaxed);
-                }
-                _ => return tracing::error!(%error, "reading NFLOG failed; events will be missing"),
-            },
-        }
-    }
-}
-
 /// Counts what is missing before `sequence`.
 fn note_gap(expected: &mut Option<u32>, sequence: Option<u32>, losses: &NflogLosses) {
     let Some(sequence) = sequence else { return };
@@ -337,15 +282,29 @@ fn note_gap(expected: &mut Option<u32>, sequence: Option<u32>, losses: &NflogLos
     *expected = Some(sequence.wrapping_add(1));
 }
 
-/// Reads one netlink message; `None` when it is no readable packet.
-fn parse_message(message: &[u8]) -> Option<LoggedPacket> {
-    let message = NetlinkMessage::<NetfilterMessage>::deserialize(message).ok()?;
-    let NetlinkPayload::InnerMessage(message) = message.payload else { return None };
-    let family = message.header.family;
-    let NetfilterMessageInner::ULog(ULogMessage::Packet(attributes)) = message.inner else {
-        return None;
-    };
-    parse_attributes(family, &attributes)
+/// Reads one netlink message and counts what it shows to be lost; `None` when it is no readable packet.
+fn parse_message(
+    message: &[u8],
+    expected: &mut Option<u32>,
+    losses: &NflogLosses,
+) -> Option<LoggedPacket> {
+    let message = NetlinkMessage::<NetfilterMessage>::deserialize(message).ok();
+    let packet = message.and_then(|message| {
+        let NetlinkPayload::InnerMessage(message) = message.payload else { return None };
+        let NetfilterMessageInner::ULog(ULogMessage::Packet(attributes)) = message.inner else {
+            return None;
+        };
+        let sequence = attributes.iter().find_map(|attribute| match attribute {
+            PacketNla::Seq(sequence) => Some(*sequence),
+            _ => None,
+        });
+        note_gap(expected, sequence, losses);
+        parse_attributes(message.header.family, &attributes)
+    });
+    if packet.is_none() {
+        losses.unreadable.fetch_add(1, Ordering::Relaxed);
+    }
+    packet
 }
 
 /// Reads a packet's attributes.

@@ -73,6 +73,11 @@ impl ProcessInspector {
             }
         }
         let process = Arc::new(self.snapshot(key, &handle, &stat, image.executable.as_ref()));
+        // A process that is exiting has lost its program already: what was seen before tells more, and what is seen now is
+        // not worth remembering.
+        if handle.exe().is_err() {
+            return Some(self.recall(key).unwrap_or(process));
+        }
         let known = Known { image, process: Arc::clone(&process) };
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, known);
         Some(process)
@@ -92,15 +97,20 @@ impl ProcessInspector {
         stat: &Stat,
         executable: Option<&PathBuf>,
     ) -> Process {
+        // In the order in which it goes away when the process exits: its memory first.
+        let argv = read_argv(handle);
+        let own_step = read_step(key);
+        let cwd = handle.cwd().ok().map(|path| bounded_text(&path));
+        let uid = handle.status().ok().map(|status| status.ruid);
         let lineage = self.ancestors(key, stat.ppid);
-        let step = self.step(key, &lineage);
+        let step = self.step(own_step, &lineage);
         Process {
             pid: Some(key.pid),
             start_time: Some(key.start_time),
             exe: executable.map(|path| bounded_text(path)),
-            argv: read_argv(handle),
-            uid: handle.status().ok().map(|status| status.ruid),
-            cwd: handle.cwd().ok().map(|path| bounded_text(&path)),
+            argv,
+            uid,
+            cwd,
             ancestors: lineage.into_iter().map(|(_, ancestor)| ancestor).collect(),
             step,
         }
@@ -130,19 +140,18 @@ impl ProcessInspector {
     /// A process can set any environment for what it starts and can overwrite its own. The direct child of the Worker got
     /// its environment from the Worker, so its value is preferred: to change that one, a step has to replace its own
     /// shell by `exec`. Below a daemon that has lost its ancestors only its own word is left.
-    fn step(&self, key: ProcessKey, ancestors: &[(ProcessKey, Ancestor)]) -> Option<String> {
-        let from_worker = ancestors.last().is_some_and(|(key, _)| *key == self.worker);
-        let chain: Vec<ProcessKey> = std::iter::once(key)
-            .chain(ancestors.iter().map(|(key, _)| *key))
-            .filter(|key| *key != self.worker)
-            .collect();
-        let direct_child = if from_worker { chain.last().copied() } else { None };
-        direct_child
-            .into_iter()
-            .chain(chain.iter().copied().filter(|key| Some(*key) != direct_child))
-            .find_map(|key| {
-                self.recall(key).and_then(|known| known.step.clone()).or_else(|| read_step(key))
-            })
+    fn step(&self, own: Option<String>, ancestors: &[(ProcessKey, Ancestor)]) -> Option<String> {
+        let step_of = |key: ProcessKey| {
+            self.recall(key).and_then(|known| known.step.clone()).or_else(|| read_step(key))
+        };
+        match ancestors.split_last() {
+            Some(((last, _), below)) if *last == self.worker => {
+                let direct_child = below.last().and_then(|(key, _)| step_of(*key));
+                let between = below.iter().rev().skip(1).rev();
+                direct_child.or(own).or_else(|| between.clone().find_map(|(key, _)| step_of(*key)))
+            }
+            _ => own.or_else(|| ancestors.iter().find_map(|(key, _)| step_of(*key))),
+        }
     }
 }
 

@@ -22,6 +22,9 @@ use std::sync::{Mutex, PoisonError};
 /// `INET_DIAG_CGROUP_ID` of `linux/inet_diag.h` (5.8 and newer): the inode of the cgroup that the socket was made in.
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
+/// `TCP_SYN_SENT`.
+const SYN_SENT: u8 = 2;
+
 /// `TCP_LISTEN`.
 const LISTEN: u8 = 10;
 
@@ -77,6 +80,11 @@ impl SocketRecord {
     /// Whether it listens.
     pub fn is_listening(&self) -> bool {
         self.protocol == TCP && self.state == LISTEN
+    }
+
+    /// Whether it is a TCP connection attempt that has no answer yet.
+    pub fn is_connecting(&self) -> bool {
+        self.protocol == TCP && self.state == SYN_SENT
     }
 
     /// Reads an answer of the kernel.
@@ -226,6 +234,22 @@ impl SocketDiagnostics {
             Ok(()) => Ok(true),
             Err(error) if is_absent(&error) => Ok(false),
             Err(error) => Err(SocketError::Destroy(error)),
+        }
+    }
+
+    /// Ends the connection attempt of `flow`, whose SYN was dropped: the client's `connect` fails at once with
+    /// `ECONNABORTED` instead of after minutes. `false` when there is no such attempt.
+    ///
+    /// A rule that rejects with a TCP reset ends the attempt before anybody can look up whose it is: the reset is
+    /// delivered inside of `connect`. Dropping, attributing, and then refusing keeps the evidence. Only an attempt is
+    /// ended, never an established connection: a forged SYN with the tuple of somebody else's connection cuts nothing.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`], [`SocketError::Destroy`].
+    pub fn refuse(&self, flow: &Flow) -> Result<bool, SocketError> {
+        match self.find(flow)? {
+            Some(socket) if socket.is_connecting() => self.destroy(&socket),
+            _ => Ok(false),
         }
     }
 
