@@ -12,3 +12,5 @@ mod wire;
 pub use error::InstallError;
 pub use grants::LiveGrant;
 pub use installed::{Counter, InstalledTable};
+mod tmp;
+pub use tmp::*;

@@ -3,8 +3,8 @@
 
 pub mod activation;
 pub mod namespace;
+pub(crate) mod netlink;
 #[expect(unsafe_code, reason = "no safe wrapper knows pidfd_open and pidfd_send_signal")]
 pub mod pidfd;
 #[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
 pub mod readiness;
-pub(crate) mod netlink;
