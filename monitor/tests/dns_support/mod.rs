@@ -188,7 +188,7 @@ impl DnsObserver for Observer {
 
 /// A rule for `host`, TCP port 443.
 pub fn rule(host: &str) -> Rule {
-    let name = |text: &str| DnsName::from_answer(text).unwrap();
+    let name = |text: &str| DnsName::new(text).unwrap();
     let parsed = match (host.strip_prefix("*."), host.parse(), host.parse()) {
         (_, Ok(address), _) => Host::Address(address),
         (_, _, Ok(network)) => Host::Network(network),
