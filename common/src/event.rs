@@ -4,7 +4,7 @@ use crate::policy::LockdownDetection;
 use crate::resolution::ScopeKind;
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::net::IpAddr;
 
 /// One record.
@@ -15,10 +15,16 @@ pub struct Event {
     /// Counts from 1 within the job, without gaps.
     pub seq: u64,
     /// When it happened, UTC, RFC 3339 with microseconds.
+    #[serde(serialize_with = "with_microseconds")]
     pub time: Timestamp,
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
+}
+
+/// Six digits behind the seconds, always, so that the text sorts like the time.
+fn with_microseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.6}"))
 }
 
 /// The kinds of record.

@@ -1,6 +1,10 @@
 //! What can be wrong with an endpoint's text.
 
+use crate::text::log_line;
 use std::fmt;
+
+/// The longest hint in bytes.
+const HINT_BYTES: usize = 400;
 
 /// Why a text is no endpoint: where, what, and what to write instead.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -10,14 +14,15 @@ pub struct EndpointError {
     pub column: usize,
     /// What is wrong.
     pub problem: EndpointProblem,
-    /// What to do about it, in words for a person.
+    /// What to do about it, in words for a person; one line, safe to print.
     pub hint: String,
 }
 
 impl EndpointError {
     /// Makes an error at byte `offset` (from 0).
     pub(super) fn at(offset: usize, problem: EndpointProblem, hint: impl Into<String>) -> Self {
-        Self { column: offset + 1, problem, hint: hint.into() }
+        // A hint may repeat what was written.
+        Self { column: offset + 1, problem, hint: log_line(&hint.into(), HINT_BYTES) }
     }
 }
 

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 /// A policy as its author writes it. A key that is absent says nothing: `extends` may bring it.
 ///
 /// Keys are kebab-case in YAML and `snake_case` in JSON, and both are read in both.
+// To tell a person everything that is wrong with a text, read it by `parse_documents`; `Deserialize` stops at the first mistake.
 // This type serializes kebab-case; [`JsonPolicyDocument`] serializes `snake_case`.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

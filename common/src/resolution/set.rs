@@ -6,10 +6,12 @@ use crate::job_context::JobContext;
 use crate::policy::error::{ErrorList, did_you_mean};
 use crate::policy::{
     Attachment, Completeness, EffectivePolicy, EgressMode, Library, Place, PolicyError,
-    PolicyErrors, SourceDocument,
+    PolicyErrors, PolicyName, PolicyNameError, SourceDocument,
 };
 use crate::text::log_line;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 /// What a host says about the jobs it runs, from `monitor.toml`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -20,8 +22,9 @@ pub struct HostDefaults {
     pub default_policy: DefaultPolicy,
 }
 
-/// The host's default policy.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+/// The host's default policy. As text: `audit`, `block`, or the name of a policy.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum DefaultPolicy {
     /// The built-in policy that allows nothing and audits.
     #[default]
@@ -30,6 +33,36 @@ pub enum DefaultPolicy {
     Block,
     /// A policy of the store.
     Named(String),
+}
+
+impl FromStr for DefaultPolicy {
+    type Err = PolicyNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "audit" => Ok(Self::Audit),
+            "block" => Ok(Self::Block),
+            name => name.parse::<PolicyName>().map(|name| Self::Named(name.into())),
+        }
+    }
+}
+
+impl TryFrom<String> for DefaultPolicy {
+    type Error = PolicyNameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<DefaultPolicy> for String {
+    fn from(policy: DefaultPolicy) -> Self {
+        match policy {
+            DefaultPolicy::Audit => "audit".to_owned(),
+            DefaultPolicy::Block => "block".to_owned(),
+            DefaultPolicy::Named(name) => name,
+        }
+    }
 }
 
 /// All policies of a store with their attachments; at most one policy for each target.

@@ -95,6 +95,22 @@ fn the_default_applies_when_nothing_is_attached() {
 }
 
 #[test]
+fn the_default_policy_is_read_from_its_text() {
+    for (text, expected) in [
+        ("audit", Some(DefaultPolicy::Audit)),
+        ("block", Some(DefaultPolicy::Block)),
+        ("org-base", Some(DefaultPolicy::Named("org-base".to_owned()))),
+        ("Block", None),
+        ("", None),
+    ] {
+        assert_eq!(text.parse().ok(), expected, "{text}");
+        if let Some(policy) = expected {
+            assert_eq!(serde_json::to_string(&policy).unwrap(), format!("\"{text}\""));
+        }
+    }
+}
+
+#[test]
 fn a_required_workflow_of_another_repository_has_its_own_target() {
     let set = set(
         "name: scan\negress-policy: block\nattach: [{workflow: octo/required/.github/workflows/scan.yml}]\n---\nname: repo\negress-policy: audit\nattach: [{repository: octo/hello}]\n",

@@ -17,6 +17,7 @@ use crate::report::Report;
 use crate::resolution::{Considered, Identity, ScopeKind};
 use crate::text::log_line;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The version of the protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -40,8 +41,8 @@ pub struct Request {
     pub call: Call,
 }
 
-/// The requests.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+/// The requests. `Debug` does not show the token.
+#[derive(Clone, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
 pub enum Call {
     /// Bind a policy to the caller's Worker; the first call of a Worker wins.
@@ -61,6 +62,23 @@ pub enum Call {
         /// The job to explain.
         context: JobContext,
     },
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StartJob { context, id_token } => formatter
+                .debug_struct("StartJob")
+                .field("context", context)
+                .field("id_token", &id_token.as_ref().map(|_| "[redacted]"))
+                .finish(),
+            Self::FinishJob {} => formatter.write_str("FinishJob"),
+            Self::Status {} => formatter.write_str("Status"),
+            Self::Explain { context } => {
+                formatter.debug_struct("Explain").field("context", context).finish()
+            }
+        }
+    }
 }
 
 /// The monitor's answer, one line.

@@ -42,6 +42,13 @@ fn requests_survive_the_wire() {
 }
 
 #[test]
+fn the_token_is_never_printed() {
+    let call = Call::StartJob { context: context(), id_token: Some("secret".to_owned()) };
+    let shown = format!("{call:?}");
+    assert!(shown.contains("redacted") && !shown.contains("secret"), "{shown}");
+}
+
+#[test]
 fn malformed_requests_are_refused_in_words() {
     let deep = format!(
         "{{\"version\":1,\"request\":\"status\",\"x\":{}{}}}\n",

@@ -332,6 +332,10 @@ fn mistakes_of_form_are_told_with_their_place() {
 #[test]
 fn hostile_text_in_messages_is_one_visible_line() {
     let text = refused("name: \"a\\n::error::\\e[31m\\u202e\"\n\"k\\n::error::\": 1\n");
+    let text = text
+        + &refused(
+            "name: a\nallowed-endpoints: [\"https://a\u{202e}b\", \"a\u{202e}/x\", \"\\e\"]\n",
+        );
     assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
     assert!(text.lines().all(|line| !line.starts_with("::")), "{text}");
 }
