@@ -1,6 +1,6 @@
 //! Who calls: peer credentials, pidfd, and the ancestors up to `Runner.Worker`.
 //!
-//! What a caller *says* is never used here, only what the kernel knows of it. [`lineage`] and [`runners`] decide over a
+//! What a caller *says* is never used here, only what the kernel knows of it. [`lineage()`] and [`survey_runners`] decide over a
 //! [`ProcessTable`], so that races and forgeries can be tested as values; [`table::ProcFs`] is the real one.
 
 mod flows;

@@ -132,7 +132,7 @@ impl ProcessTable for ProcFs {
 
 /// The most of an environment that is read: the kernel lets a process have several MiB, the runner's jobs need some
 /// tens of KiB.
-const ENVIRONMENT_LIMIT: u64 = 1 << 20;
+const ENVIRONMENT_LIMIT: usize = 1 << 20;
 
 /// The value of one variable in the *initial* environment area of a process. The process can overwrite it.
 pub(crate) fn environment_value(pid: u32, name: &[u8]) -> Option<Vec<u8>> {
@@ -144,9 +144,16 @@ pub(crate) fn environment_value(pid: u32, name: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Reads a file of `/proc` up to `limit` bytes.
-pub(crate) fn read_bounded(path: &str, limit: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut content)?;
+pub(crate) fn read_bounded(path: &str, limit: usize) -> io::Result<Vec<u8>> {
+    read_once(&File::open(path)?, limit)
+}
+
+/// Reads up to `limit` bytes in one call. The kernel keeps the memory of a process in place only during a call: with
+/// several, `cmdline` and `environ` of a process that exits meanwhile end in the middle of a word.
+pub(crate) fn read_once(mut file: &File, limit: usize) -> io::Result<Vec<u8>> {
+    let mut content = vec![0; limit];
+    let length = file.read(&mut content)?;
+    content.truncate(length);
     Ok(content)
 }
 

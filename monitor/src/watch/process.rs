@@ -1,16 +1,15 @@
 //! What can be known of a process: a snapshot for events.
 
 use super::bounded::BoundedCache;
-use crate::caller::table::read_bounded;
+use crate::caller::table::{read_bounded, read_once};
 use crate::caller::{ProcFs, ProcessKey};
 use portcullis_common::event::{Ancestor, Process};
 use procfs::process::{Process as ProcHandle, Stat};
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How much of a command line is kept, in bytes.
-const ARGV_LIMIT: u64 = 4096;
+const ARGV_LIMIT: usize = 4096;
 
 /// How many ancestors are listed; a job can make the chain as long as it likes.
 const ANCESTOR_LIMIT: usize = 64;
@@ -19,7 +18,7 @@ const ANCESTOR_LIMIT: usize = 64;
 const PATH_LIMIT: usize = 4096;
 
 /// How much of an environment is searched for the step.
-const ENVIRONMENT_LIMIT: u64 = 256 << 10;
+const ENVIRONMENT_LIMIT: usize = 256 << 10;
 
 /// How long a step's name may be.
 const STEP_LIMIT: usize = 256;
@@ -183,9 +182,9 @@ fn read(pid: i32) -> Option<(ProcHandle, Stat)> {
 
 /// The command line, cut at [`ARGV_LIMIT`].
 fn read_argv(handle: &ProcHandle) -> Vec<String> {
-    let mut text = Vec::new();
-    let Ok(file) = handle.open_relative("cmdline") else { return Vec::new() };
-    if file.take(ARGV_LIMIT).read_to_end(&mut text).is_err() || text.is_empty() {
+    let file = handle.open_relative("cmdline").ok();
+    let text = file.and_then(|file| read_once(&file, ARGV_LIMIT).ok()).unwrap_or_default();
+    if text.is_empty() {
         return Vec::new();
     }
     let text = text.strip_suffix(b"\0").unwrap_or(&text);

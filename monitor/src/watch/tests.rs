@@ -230,6 +230,22 @@ fn logged_packets_arrive_with_what_the_rule_and_the_socket_say() {
 }
 
 #[test]
+fn packets_of_a_device_s_egress_hook_are_read_behind_their_ethernet_header() {
+    let namespace = scratch_network_namespace();
+    let group = NflogGroup::bind(namespace.as_fd(), 6..=6).unwrap();
+    let rules = "table netdev t {\nchain e {\ntype filter hook egress device lo priority 0\nip protocol udp log group 6 prefix \"raw\" drop\n}\n}\n";
+    let status = within(&namespace, || Command::new("nft").arg(rules).status().unwrap());
+    assert!(status.success(), "{rules}");
+    let (reader, mut packets) = group.start_channel(4).unwrap();
+    let socket = within(&namespace, || UdpSocket::bind("127.0.0.1:0").unwrap());
+    let _ = socket.send_to(b"secret", "127.0.0.1:77");
+    let packet = packets.blocking_recv().unwrap();
+    let flow = Flow::new(UDP, socket.local_addr().unwrap(), "127.0.0.1:77".parse().unwrap());
+    assert_eq!((packet.flow(), packet.prefix.as_str()), (flow, "raw"));
+    assert_eq!(reader.losses().counts().unreadable, 0);
+}
+
+#[test]
 fn losses_are_counted() {
     const SENT: u32 = 40_000;
     let namespace = scratch_network_namespace();
