@@ -3,7 +3,7 @@ use portcullis_common::endpoint::{DnsName, Endpoint};
 use proptest::prelude::*;
 
 fn rule(host: &str, first: u16, last: u16) -> Rule {
-    let name = |text: &str| DnsName::from_answer(text).unwrap();
+    let name = |text: &str| DnsName::new(text).unwrap();
     let parsed = match (host.strip_prefix("*."), host.parse(), host.parse()) {
         (_, Ok(address), _) => Host::Address(address),
         (_, _, Ok(network)) => Host::Network(network),
