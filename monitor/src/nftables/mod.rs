@@ -12,5 +12,3 @@ mod wire;
 pub use error::InstallError;
 pub use grants::LiveGrant;
 pub use installed::{Counter, InstalledTable};
-mod tmp;
-pub use tmp::*;
