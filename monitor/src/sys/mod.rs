@@ -3,3 +3,4 @@
 
 pub mod namespace;
 pub(crate) mod netlink;
+pub(crate) mod rtnetlink;
