@@ -34,6 +34,8 @@ impl Register {
 /// Facts about a packet outside its bytes.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum MetaKey {
+    /// The length of the packet, or of the frame at an interface, 4 bytes.
+    Length,
     /// The link layer's protocol, 2 bytes, network byte order.
     Protocol,
     /// The index of the incoming interface, 4 bytes.

@@ -107,7 +107,8 @@ fn find<T: Copy>(values: &[T], number: impl Fn(T) -> u32, wanted: u32) -> Option
     values.iter().copied().find(|value| number(*value) == wanted)
 }
 
-const META_KEYS: [MetaKey; 12] = [
+const META_KEYS: [MetaKey; 13] = [
+    MetaKey::Length,
     MetaKey::Protocol,
     MetaKey::InputIndex,
     MetaKey::OutputIndex,

@@ -366,6 +366,7 @@ fn verdict_body(body: &mut Attributes<'_>, verdict: &Verdict) {
 /// The kernel's numbers of the keys of `meta`.
 pub(super) const fn meta_key(key: MetaKey) -> u32 {
     match key {
+        MetaKey::Length => 0,
         MetaKey::Protocol => 1,
         MetaKey::InputIndex => 4,
         MetaKey::OutputIndex => 5,

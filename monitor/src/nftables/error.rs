@@ -11,6 +11,11 @@ pub enum InstallError {
         "no netlink socket to nftables in the job's network namespace; the monitor needs CAP_NET_ADMIN there"
     )]
     Socket(#[source] io::Error),
+    /// An uplink is not there. Kernels from 6.16 take a chain for an interface that does not exist yet.
+    #[error(
+        "no interface `{0}` in the job's network namespace, so that the frames it sends can't be judged"
+    )]
+    NoInterface(String),
     /// The kernel refused the transaction; nothing of it is in force.
     #[error("the kernel refused {what}{}", message.as_deref().map(|text| format!(": {text}")).unwrap_or_default())]
     Refused {

@@ -11,9 +11,12 @@ use super::verify::{elements, list, verify};
 use super::wire::{kernel, malformed};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::plan::UPSTREAM_PORTS;
-use crate::egress::rule_set::{Element, RuleSet, TableFamily};
+use crate::egress::rule_set::{Element, HookPoint, RuleSet, TableFamily};
 use crate::egress::target::TableName;
+use crate::sys::namespace::in_network_namespace;
+use nix::net::if_::if_nametoindex;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,10 +38,20 @@ pub struct Counter {
 ///
 /// Dropping it leaves the tables in force, unless the owner mode lets them vanish with the socket: the end of a job
 /// calls [`Self::remove`].
-#[derive(Debug)]
 pub struct InstalledTable {
     state: Mutex<State>,
     port_id: u32,
+}
+
+impl fmt::Debug for InstalledTable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.state().rules.name;
+        formatter
+            .debug_struct("InstalledTable")
+            .field("name", name)
+            .field("port_id", &self.port_id)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -62,7 +75,7 @@ impl InstalledTable {
     /// When they are not in force; then nothing of them is. Tables of the same name that exist already are an error,
     /// and stay.
     pub fn install(namespace: BorrowedFd<'_>, rules: &RuleSet) -> Result<Self, InstallError> {
-        let mut socket = NetfilterSocket::open(namespace).map_err(InstallError::Socket)?;
+        let mut socket = open(namespace, rules)?;
         let mut batch = Batch::new();
         for table in &rules.tables {
             add_all(&mut batch, rules, table, |_| (0, 0));
@@ -86,7 +99,7 @@ impl InstalledTable {
         name: &TableName,
         rules: &RuleSet,
     ) -> Result<Self, InstallError> {
-        let socket = NetfilterSocket::open(namespace).map_err(InstallError::Socket)?;
+        let socket = open(namespace, rules)?;
         let adopted = Self::new(socket, rules);
         adopted.state().replace_tables(name, rules)?;
         Ok(adopted)
@@ -276,6 +289,26 @@ impl State {
         }
         verify(&mut self.socket, &self.rules)
     }
+}
+
+/// Opens a socket in `namespace`, where every uplink of `rules` must be.
+fn open(namespace: BorrowedFd<'_>, rules: &RuleSet) -> Result<NetfilterSocket, InstallError> {
+    let chains = rules.tables.iter().flat_map(|table| &table.chains);
+    let devices: Vec<&str> = chains
+        .filter_map(|chain| match &chain.hook.as_ref()?.point {
+            HookPoint::Egress(device) => Some(device.as_str()),
+            _ => None,
+        })
+        .collect();
+    let (socket, missing) = in_network_namespace(namespace, || {
+        let missing = devices.iter().find(|device| if_nametoindex(**device).is_err());
+        (NetfilterSocket::open_here(), missing)
+    })
+    .map_err(InstallError::Socket)?;
+    if let Some(missing) = missing {
+        return Err(InstallError::NoInterface((*missing).to_owned()));
+    }
+    socket.map_err(InstallError::Socket)
 }
 
 const FAMILIES: [TableFamily; 2] = [TableFamily::Inet, TableFamily::Netdev];

@@ -1,14 +1,20 @@
 //! The only module that speaks netlink to nftables: apply a rule set in one transaction, read it back, verify.
 
+mod conntrack;
 mod decode;
 mod encode;
 mod error;
 mod grants;
 mod installed;
+mod probe;
 mod socket;
 mod verify;
+mod watcher;
 mod wire;
 
+pub use conntrack::forget_dns_flows;
 pub use error::InstallError;
 pub use grants::LiveGrant;
 pub use installed::{Counter, InstalledTable};
+pub use probe::{Probed, probe};
+pub use watcher::{Action, ActionKind, Change, ChangeWatcher, Notice, ObjectKind, OwnPorts};

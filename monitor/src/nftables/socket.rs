@@ -125,7 +125,13 @@ impl NetfilterSocket {
         &self.socket
     }
 
-    fn receive(&mut self) -> io::Result<()> {
+    /// What [`Self::receive`] got last.
+    pub(super) fn received(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// Receives one datagram.
+    pub(super) fn receive(&mut self) -> io::Result<()> {
         self.buffer.clear();
         loop {
             match self.socket.recv(&mut self.buffer, 0) {

@@ -117,6 +117,12 @@ impl Attributes<'_> {
         self
     }
 
+    /// Attributes as they were received.
+    pub(super) fn raw(&mut self, attributes: &[u8]) {
+        self.0.extend_from_slice(attributes);
+        self.pad();
+    }
+
     /// The bytes of the whole batch so far.
     pub(super) fn position(&self) -> usize {
         self.0.len()

@@ -8,3 +8,4 @@ pub(crate) mod netlink;
 pub mod pidfd;
 #[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
 pub mod readiness;
+pub(crate) mod rtnetlink;

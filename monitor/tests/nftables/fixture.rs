@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub fn rules(endpoints: &[&str]) -> Vec<Rule> {
+pub(crate) fn rules(endpoints: &[&str]) -> Vec<Rule> {
     endpoints
         .iter()
         .map(|text| Rule {
@@ -23,7 +23,7 @@ pub fn rules(endpoints: &[&str]) -> Vec<Rule> {
         .collect()
 }
 
-pub fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> EffectivePolicy {
+pub(crate) fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> EffectivePolicy {
     EffectivePolicy {
         name: "test".to_owned(),
         version: "1".to_owned(),
@@ -40,14 +40,15 @@ pub fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> Effectiv
     }
 }
 
-pub fn table() -> TableName {
+pub(crate) fn table() -> TableName {
     TableName::for_job(&unique()).unwrap()
 }
 
 /// What this kernel (6.18) can do.
-pub const KERNEL: KernelSupport = KernelSupport { netdev_egress: true, element_update: true };
+pub(crate) const KERNEL: KernelSupport =
+    KernelSupport { netdev_egress: true, element_update: true };
 
-pub fn host_target(world: &World) -> EnforcementTarget {
+pub(crate) fn host_target(world: &World) -> EnforcementTarget {
     let interface = Interface { name: "eth0".to_owned(), index: world.index("eth0") };
     EnforcementTarget {
         uplinks: vec![Uplink { interface: interface.clone(), mac: Some(world.mac("eth0")) }],
@@ -59,7 +60,7 @@ pub fn host_target(world: &World) -> EnforcementTarget {
     }
 }
 
-pub fn job_target(world: &World, job: &Cgroup) -> EnforcementTarget {
+pub(crate) fn job_target(world: &World, job: &Cgroup) -> EnforcementTarget {
     EnforcementTarget {
         scope: EnforcementScope::Job,
         job_cgroup: Some(job.id()),
@@ -67,12 +68,12 @@ pub fn job_target(world: &World, job: &Cgroup) -> EnforcementTarget {
     }
 }
 
-pub fn grant(address: &str, protocol: Protocol, port: u16, lifetime: Duration) -> Grant {
+pub(crate) fn grant(address: &str, protocol: Protocol, port: u16, lifetime: Duration) -> Grant {
     let ports = PortRange::single(port).unwrap_or(PortRange::ALL);
     grant_range(address, protocol, ports, lifetime)
 }
 
-pub fn grant_range(
+pub(crate) fn grant_range(
     address: &str,
     protocol: Protocol,
     ports: PortRange,

@@ -2,6 +2,10 @@
 //! gets through. Needs root, nftables, `ip` and `tcpdump`; `nft` is the oracle.
 
 mod agent;
+mod dns;
 mod fixture;
+mod forwarding;
+mod inbound;
 mod installation;
+mod output;
 mod world;

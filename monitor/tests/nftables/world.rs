@@ -14,16 +14,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a condition may take to become true.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-pub fn unique() -> String {
+pub(crate) fn unique() -> String {
     format!("{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Waits until `condition` gives a value.
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
@@ -36,33 +36,37 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 
 /// A network namespace of the test's own.
 #[derive(Debug)]
-pub struct Namespace(OwnedFd);
+pub(crate) struct Namespace(OwnedFd);
 
 impl Namespace {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let namespace = thread::spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
             OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
         });
         let namespace = Self(namespace.join().unwrap());
-        namespace.run("ip link set lo up");
+        // Without duplicate address detection, whose second of silence nobody here needs.
+        namespace.run(
+            "ip link set lo up; \
+             sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0",
+        );
         namespace
     }
 
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         in_network_namespace(self.fd(), work).unwrap()
     }
 
-    pub fn try_run(&self, line: &str) -> Output {
+    pub(crate) fn try_run(&self, line: &str) -> Output {
         self.enter(|| Command::new("sh").args(["-ec", line]).output().unwrap())
     }
 
     /// Runs a shell line, which must succeed.
-    pub fn run(&self, line: &str) -> String {
+    pub(crate) fn run(&self, line: &str) -> String {
         let output = self.try_run(line);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "`{line}`: {error}");
@@ -72,22 +76,22 @@ impl Namespace {
 
 /// The job's host and the world outside.
 #[derive(Debug)]
-pub struct World {
+pub(crate) struct World {
     pub host: Namespace,
     pub outside: Namespace,
 }
 
-pub const HOST4: &str = "10.77.0.1";
-pub const HOST6: &str = "2001:db8:77::1";
+pub(crate) const HOST4: &str = "10.77.0.1";
+pub(crate) const HOST6: &str = "2001:db8:77::1";
 /// An allowed server.
-pub const OK4: &str = "198.51.100.10";
-pub const OK6: &str = "2001:db8:a::10";
+pub(crate) const OK4: &str = "198.51.100.10";
+pub(crate) const OK6: &str = "2001:db8:a::10";
 /// The attacker.
-pub const EVIL4: &str = "203.0.113.66";
-pub const EVIL6: &str = "2001:db8::66";
+pub(crate) const EVIL4: &str = "203.0.113.66";
+pub(crate) const EVIL6: &str = "2001:db8::66";
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (host, outside) = (Namespace::new(), Namespace::new());
         // The peer is made inside the other namespace through a name that `ip` can find for as long as it runs.
         let holder = Holder::new(&outside);
@@ -112,17 +116,17 @@ impl World {
     }
 
     /// The Ethernet address of an interface of the host.
-    pub fn mac(&self, interface: &str) -> [u8; 6] {
+    pub(crate) fn mac(&self, interface: &str) -> [u8; 6] {
         read_mac(&self.host, interface)
     }
 
-    pub fn index(&self, interface: &str) -> u32 {
+    pub(crate) fn index(&self, interface: &str) -> u32 {
         let text = self.host.run(&format!("ip -o link show {interface}"));
         text.split(':').next().unwrap().trim().parse().unwrap()
     }
 }
 
-pub fn read_mac(namespace: &Namespace, interface: &str) -> [u8; 6] {
+pub(crate) fn read_mac(namespace: &Namespace, interface: &str) -> [u8; 6] {
     let text = namespace.run(&format!("ip -o link show {interface}"));
     let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
     let bytes: Vec<u8> = mac.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect();
@@ -131,15 +135,15 @@ pub fn read_mac(namespace: &Namespace, interface: &str) -> [u8; 6] {
 
 /// A process that keeps a namespace reachable by pid.
 #[derive(Debug)]
-pub struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
-    pub fn new(namespace: &Namespace) -> Self {
+    pub(crate) fn new(namespace: &Namespace) -> Self {
         let child = namespace.enter(|| Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
         Self(child)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 }
@@ -160,16 +164,16 @@ fn cgroup_root() -> PathBuf {
 
 /// A cgroup of the test's own, directly below the root.
 #[derive(Debug)]
-pub struct Cgroup(PathBuf);
+pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = cgroup_root().join(format!("portcullis-test-{}", unique()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    pub fn id(&self) -> CgroupId {
+    pub(crate) fn id(&self) -> CgroupId {
         CgroupId { id: fs::metadata(&self.0).unwrap().ino(), level: 1 }
     }
 
@@ -190,14 +194,14 @@ impl Drop for Cgroup {
 
 /// A process in a namespace, a cgroup and a user of the test's choice, which does as it is told: see `agent`.
 #[derive(Debug)]
-pub struct Agent {
+pub(crate) struct Agent {
     child: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 impl Agent {
-    pub fn new(namespace: &Namespace, cgroup: Option<&Cgroup>, uid: u32) -> Self {
+    pub(crate) fn new(namespace: &Namespace, cgroup: Option<&Cgroup>, uid: u32) -> Self {
         let mut child = namespace.enter(|| {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--ignored", "--exact", "agent::agent", "--nocapture"])
@@ -216,7 +220,7 @@ impl Agent {
     }
 
     /// Gives an order and returns the answer.
-    pub fn ask(&mut self, order: &str) -> String {
+    pub(crate) fn ask(&mut self, order: &str) -> String {
         writeln!(self.orders, "{order}").unwrap();
         loop {
             let mut line = String::new();
@@ -237,13 +241,13 @@ impl Drop for Agent {
 
 /// Everything that arrives at an interface, or at an NFLOG group.
 #[derive(Debug)]
-pub struct Capture {
+pub(crate) struct Capture {
     child: Child,
     file: tempfile::NamedTempFile,
 }
 
 impl Capture {
-    pub fn new(namespace: &Namespace, interface: &str) -> Self {
+    pub(crate) fn new(namespace: &Namespace, interface: &str) -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path: &Path = file.path();
         let mut child = namespace.enter(|| {
@@ -263,12 +267,12 @@ impl Capture {
         Self { child, file }
     }
 
-    pub fn count(&self, needle: &str) -> usize {
+    pub(crate) fn count(&self, needle: &str) -> usize {
         let bytes = fs::read(self.file.path()).unwrap();
         bytes.windows(needle.len()).filter(|window| *window == needle.as_bytes()).count()
     }
 
-    pub fn wait_for(&self, needle: &str) {
+    pub(crate) fn wait_for(&self, needle: &str) {
         eventually(needle, || (self.count(needle) > 0).then_some(()));
     }
 }
@@ -278,4 +282,36 @@ impl Drop for Capture {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+impl World {
+    /// Serves TCP and UDP on a port of every address outside: what comes in goes back.
+    pub(crate) fn serve(&self, port: u16) {
+        self.outside.enter(|| {
+            let listener = std::net::TcpListener::bind(("::", port)).unwrap();
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut &stream, &mut &stream);
+                    });
+                }
+            });
+            // Answers come from the address that was asked only when the socket is bound to it.
+            for address in [OK4, EVIL4, OK6, EVIL6] {
+                let address = address.parse::<std::net::IpAddr>().unwrap();
+                let socket = std::net::UdpSocket::bind((address, port)).unwrap();
+                thread::spawn(move || {
+                    let mut bytes = [0; 65536];
+                    while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                        let _ = socket.send_to(&bytes[..length], from);
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// `address:port`, with brackets where they belong.
+pub(crate) fn at(address: &str, port: u16) -> String {
+    std::net::SocketAddr::new(address.parse().unwrap(), port).to_string()
 }

@@ -14,6 +14,9 @@ use crate::egress::target::IpFamily;
 const ARP: [u8; 2] = 0x0806_u16.to_be_bytes();
 const IPV4: [u8; 2] = 0x0800_u16.to_be_bytes();
 
+/// The length of an ARP frame for IPv4 on Ethernet (RFC 826), header included, without padding.
+const ARP_FRAME_BYTES: u32 = 14 + 28;
+
 impl Plan<'_> {
     pub(super) fn netdev_table(&self) -> Table {
         let mut chains: Vec<Chain> = self
@@ -51,7 +54,12 @@ impl Plan<'_> {
                         .has(MetaKey::SocketUser)
                         .count(counters::FRAMES),
                 ),
-                rule().meta(MetaKey::Protocol, ARP).accept(),
+                // A socket of another network namespace can't be told, so that ARP of a macvlan child with a forged address
+                // is bounded to what ARP says.
+                rule()
+                    .meta(MetaKey::Protocol, ARP)
+                    .meta(MetaKey::Length, ARP_FRAME_BYTES.to_ne_bytes())
+                    .accept(),
                 // A DHCP client without an address yet: broadcast, never routed.
                 rule()
                     .meta(MetaKey::Protocol, IPV4)

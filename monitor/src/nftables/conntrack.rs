@@ -1,0 +1,71 @@
+//! Forgets flows that connection tracking knows from before the rules.
+
+use super::socket::NetfilterSocket;
+use super::wire::{Parsed, kernel};
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// The port of DNS (RFC 1035 §4.2).
+const DNS_PORT: u16 = 53;
+
+/// The kernel's numbers (`linux/netfilter/nfnetlink_conntrack.h`).
+const GET: u16 = kernel::NFNL_SUBSYS_CTNETLINK << 8 | 1;
+const DELETE: u16 = kernel::NFNL_SUBSYS_CTNETLINK << 8 | 2;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+
+/// One flow: its family, tuple, id and zone as the kernel gave them.
+#[derive(Debug)]
+struct Flow {
+    family: u8,
+    tuple: Vec<u8>,
+    id: Option<Vec<u8>>,
+    zone: Option<Vec<u8>>,
+}
+
+/// Makes connection tracking forget every flow to port 53 in `namespace`. Address translation is decided with the first
+/// packet of a flow, so that an old one would go on past the DNS redirection. Returns how many there were.
+///
+/// # Errors
+/// When the flows can't be listed or deleted (needs `CAP_NET_ADMIN`).
+pub fn forget_dns_flows(namespace: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut socket = NetfilterSocket::open(namespace)?;
+    let flows: Vec<Flow> = socket.dump(
+        GET,
+        kernel::NFPROTO_UNSPEC,
+        |_| (),
+        |flows: &mut Vec<Flow>, message| {
+            let attributes = message.attributes()?;
+            let Some(tuple) = attributes.get(TUPLE_ORIGINAL) else { return Ok(()) };
+            let protocol = Parsed::parse(tuple)?.nested(TUPLE_PROTOCOL)?;
+            if protocol.and_then(|protocol| protocol.be16(DESTINATION_PORT)) == Some(DNS_PORT) {
+                flows.push(Flow {
+                    family: message.family(),
+                    tuple: tuple.to_vec(),
+                    id: attributes.get(ID).map(<[u8]>::to_vec),
+                    zone: attributes.get(ZONE).map(<[u8]>::to_vec),
+                });
+            }
+            Ok(())
+        },
+    )?;
+    for flow in &flows {
+        let deleted = socket.request(DELETE, flow.family, |body| {
+            body.nest(TUPLE_ORIGINAL, |tuple| tuple.raw(&flow.tuple));
+            for (kind, value) in [(ID, &flow.id), (ZONE, &flow.zone)] {
+                if let Some(value) = value {
+                    body.bytes(kind, value);
+                }
+            }
+        });
+        match deleted {
+            // It has ended by itself.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
+    }
+    Ok(flows.len())
+}

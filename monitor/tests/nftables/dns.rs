@@ -1,0 +1,100 @@
+//! DNS redirection.
+
+use crate::fixture::{host_target, job_target, policy};
+use crate::output::{counter, install};
+use crate::world::{Agent, Cgroup, EVIL4, EVIL6, World, at};
+use portcullis_common::policy::EgressMode;
+use portcullis_monitor::egress::target::ResolverPorts;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::thread;
+
+/// A stand-in of the resolver: answers everything with `our-own-resolver`. Returns its port.
+pub(crate) fn resolver(world: &World, address: &str) -> u16 {
+    let address: SocketAddr = address.parse().unwrap();
+    world.host.enter(|| {
+        let listener = TcpListener::bind(address).unwrap();
+        let bound = listener.local_addr().unwrap();
+        let socket = UdpSocket::bind(bound).unwrap();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 512]);
+                let _ = stream.write_all(b"our-own-resolver");
+            }
+        });
+        thread::spawn(move || {
+            while let Ok((_, from)) = socket.recv_from(&mut [0; 512]) {
+                let _ = socket.send_to(b"our-own-resolver", from);
+            }
+        });
+        bound.port()
+    })
+}
+
+fn resolvers(world: &World) -> ResolverPorts {
+    ResolverPorts { v4: Some(resolver(world, "127.0.0.1:0")), v6: Some(resolver(world, "[::1]:0")) }
+}
+
+fn asks_ours(agent: &mut Agent, server: &str) -> bool {
+    let answer = agent.ask(&format!("ask {server} query"));
+    let by_udp = answer == format!("{server} our-own-resolver");
+    let stream = agent.ask(&format!("tcp {server} query"));
+    let Some(stream) = stream.strip_prefix("ok ") else {
+        assert!(!by_udp, "UDP answered and TCP said {stream}");
+        return false;
+    };
+    let by_tcp = agent.ask(&format!("hear {stream}")) == "our-own-resolver";
+    assert_eq!(by_udp, by_tcp, "{server}: {answer}");
+    by_udp
+}
+
+#[test]
+fn every_query_of_a_host_goes_to_the_resolver() {
+    let world = World::new();
+    world.serve(53);
+    let sshd = Cgroup::new();
+    let mut target = host_target(&world);
+    target.resolver = resolvers(&world);
+    target.infrastructure = vec![sshd.id()];
+    let table = install(&world, &policy(EgressMode::Block, &[], &[]), &target);
+    let mut job = Agent::new(&world.host, None, 1000);
+    let mut infrastructure = Agent::new(&world.host, Some(&sshd), 0);
+    for server in [EVIL4, EVIL6, "127.0.0.53", "10.77.0.1"] {
+        assert!(asks_ours(&mut job, &at(server, 53)), "{server}");
+    }
+    for server in [EVIL4, EVIL6] {
+        assert!(!asks_ours(&mut infrastructure, &at(server, 53)));
+        assert!(infrastructure.ask(&format!("ask {} query", at(server, 53))).contains("query"));
+    }
+    assert_eq!(counter(&table, "blocked"), 0);
+}
+
+#[test]
+fn a_job_has_its_own_resolver_and_reaches_no_other() {
+    let world = World::new();
+    world.serve(53);
+    let (first, second) = (Cgroup::new(), Cgroup::new());
+    let mut tables = Vec::new();
+    let mut ports = Vec::new();
+    for cgroup in [&first, &second] {
+        let mut target = job_target(&world, cgroup);
+        target.resolver = resolvers(&world);
+        ports.push(target.resolver);
+        tables.push(install(&world, &policy(EgressMode::Block, &[], &[]), &target));
+    }
+    let mut one = Agent::new(&world.host, Some(&first), 1001);
+    let mut two = Agent::new(&world.host, Some(&second), 1002);
+    let mut other = Agent::new(&world.host, None, 1003);
+    for server in [EVIL4, EVIL6] {
+        assert!(asks_ours(&mut one, &at(server, 53)));
+        assert!(asks_ours(&mut two, &at(server, 53)));
+        assert!(!asks_ours(&mut other, &at(server, 53)));
+    }
+    for (loopback, port) in [("127.0.0.1", ports[0].v4), ("::1", ports[0].v6)] {
+        let resolver = at(loopback, port.unwrap());
+        assert!(asks_ours(&mut one, &resolver));
+        assert!(!asks_ours(&mut two, &resolver));
+        assert!(!asks_ours(&mut other, &resolver));
+    }
+    assert!(counter(&tables[0], "foreign_resolver") >= 4);
+}
