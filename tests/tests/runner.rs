@@ -307,9 +307,9 @@ fn logs_are_masked_and_commands_are_understood() -> Result<()> {
 fn processes_have_the_names_users_and_cgroups_of_a_runner() -> Result<()> {
     let world = World::builder().runners(2).build()?;
     let jobs = [0, 1].map(|number| {
-        world.runner(number).begin(&Job::script(
-            "id -u; cat /proc/self/oom_score_adj; cat /proc/self/cgroup; echo here; sleep 1000",
-        ))
+        world
+            .runner(number)
+            .begin(&Job::script("id -u; echo $$; cat /proc/self/cgroup; echo here; sleep 1000"))
     });
     for (number, job) in jobs.into_iter().enumerate() {
         let (job, runner) = (job?, world.runner(number));
@@ -329,7 +329,11 @@ fn processes_have_the_names_users_and_cgroups_of_a_runner() -> Result<()> {
         assert!(arguments.contains("\0spawnclient\0"), "{arguments}");
         let lines = job.lines();
         assert_eq!(lines[0], runner.uid().to_string());
-        assert_eq!(lines[1], "500");
+        // The runner sets it when the process runs already.
+        let score = format!("/proc/{}/oom_score_adj", lines[1]);
+        wait_until("the step's score to be set", || {
+            fs::read_to_string(&score).is_ok_and(|score| score == "500\n")
+        })?;
         let cgroup = format!("/{}/actions.runner.{}.service", world.id(), runner.name());
         assert!(lines.iter().any(|line| line.ends_with(&cgroup)), "{lines:?}");
         assert!(runner.cgroup().processes()?.contains(&worker));
