@@ -328,11 +328,10 @@ impl JobResult {
 
     /// All logs, each below its step's name, for the message of a failed assertion.
     pub fn log(&self) -> String {
-        self.steps
-            .iter()
-            .map(|step| {
-                format!("== {} ({:?}: {:?})\n{}", step.name, step.kind, step.outcome, step.log)
-            })
-            .collect()
+        let parts = self.steps.iter().map(|step| {
+            let heading = format!("== {} ({:?}: {:?})\n", step.name, step.kind, step.outcome);
+            [heading.as_str(), step.log.as_str()].concat()
+        });
+        parts.collect()
     }
 }

@@ -227,7 +227,7 @@ pub(crate) fn write_response(
         request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let mut head = format!("HTTP/1.1 {} {}\r\n", response.status, reason(response.status));
     for (name, value) in &response.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     if close {
         head.push_str("Connection: close\r\n");
@@ -236,10 +236,10 @@ pub(crate) fn write_response(
         Body::Bytes(bytes) => Some(bytes.len() as u64),
         Body::Stream { length, .. } => *length,
     };
-    head.push_str(&match length {
-        Some(length) => format!("Content-Length: {length}\r\n\r\n"),
-        None => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
-    });
+    head += &length.map_or_else(
+        || "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
+        |length| format!("Content-Length: {length}\r\n\r\n"),
+    );
     writer.write_all(head.as_bytes())?;
     if request.method != "HEAD" {
         match response.body {

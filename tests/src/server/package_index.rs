@@ -1,4 +1,4 @@
-//! A package index for `pip` (PEP 503): pages on one name, files on another, as on PyPI.
+//! A package index for `pip` (PEP 503): pages on one name, files on another, as on `PyPI`.
 
 use super::http::Response;
 use super::web::Web;
@@ -124,7 +124,7 @@ fn project_of(file: &str) -> String {
     let end = file
         .char_indices()
         .find(|(at, _)| {
-            let rest = file[*at..].as_bytes();
+            let rest = &file.as_bytes()[*at..];
             rest[0] == b'-' && rest.get(1).is_some_and(u8::is_ascii_digit)
         })
         .map_or(file.len(), |(at, _)| at);

@@ -12,7 +12,7 @@ use std::time::Duration;
 const MAX_CONNECTIONS: usize = 512;
 
 /// How long a peer may stay silent in the middle of something.
-const IDLE: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_mins(10);
 
 /// What serves one connection.
 pub(crate) type Handler = Arc<dyn Fn(TcpStream) + Send + Sync>;

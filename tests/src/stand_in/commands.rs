@@ -59,19 +59,19 @@ mod tests {
 
     #[test]
     fn lines_are_understood() {
-        fn check(line: &str, expected: Line) {
-            assert_eq!(understand(line, None), expected, "{line}");
+        fn check(line: &str, expected: &Line) {
+            assert_eq!(understand(line, None), *expected, "{line}");
         }
         let annotation = |level: &str, message: &str| Line::Annotation {
             level: level.to_owned(),
             message: message.to_owned(),
         };
-        check("plain", Line::Text("plain".to_owned()));
-        check("::error::no%0Agood", annotation("error", "no\ngood"));
-        check("::warning file=a,line=1::careful", annotation("warning", "careful"));
-        check("::add-mask::x", Line::Mask("x".to_owned()));
-        check("::group::Build", Line::Text("##[group]Build".to_owned()));
-        check("a ::error::b", Line::Text("a ::error::b".to_owned()));
+        check("plain", &Line::Text("plain".to_owned()));
+        check("::error::no%0Agood", &annotation("error", "no\ngood"));
+        check("::warning file=a,line=1::careful", &annotation("warning", "careful"));
+        check("::add-mask::x", &Line::Mask("x".to_owned()));
+        check("::group::Build", &Line::Text("##[group]Build".to_owned()));
+        check("a ::error::b", &Line::Text("a ::error::b".to_owned()));
         let stopped = understand("::error::x", Some("token"));
         assert_eq!(stopped, Line::Text("::error::x".to_owned()));
     }

@@ -59,8 +59,8 @@ impl CommandFiles {
         let mut written = Written::default();
         match fs::read_to_string(self.path("add_path_")) {
             Ok(text) => {
-                written.path =
-                    text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+                let lines = text.lines().filter(|line| !line.is_empty());
+                written.path = lines.map(str::to_owned).collect();
             }
             Err(error) => written.complain("path", &error.into()),
         }

@@ -96,7 +96,7 @@ impl Builder {
         let mut threads = Vec::new();
         let authority = Arc::new(Authority::new()?);
         let users = self.users();
-        let binds = self.lay_out(directory, &authority, &users)?;
+        let binds = Self::lay_out(directory, &authority, &users)?;
 
         let runner_network = NetworkNamespace::create()?;
         let internet = NetworkNamespace::create()?;
@@ -160,7 +160,6 @@ impl Builder {
 
     /// Makes the world's files; returns what is mounted where on the runner host.
     fn lay_out(
-        &self,
         directory: &Path,
         authority: &Authority,
         users: &[u32],

@@ -131,7 +131,7 @@ impl World {
     }
 
     /// Gives the internet an address, on which its web servers answer, and sockets can be bound. Addresses in
-    /// 198.51.100.0/24 and 2001:db8:1::/64 have web servers without it.
+    /// `198.51.100.0/24` and `2001:db8:1::/64` have web servers without it.
     ///
     /// # Errors
     /// When the kernel refuses.

@@ -173,7 +173,7 @@ fn launch(
         let log = Arc::clone(log);
         std::thread::Builder::new().name("monitor-log".to_owned()).spawn(move || {
             for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                lock(&log).push_str(&format!("{line}\n"));
+                lock(&log).extend([line.as_str(), "\n"]);
             }
         })?;
     }

@@ -8,7 +8,7 @@ use crate::server::package_index::{FILES_HOST, INDEX_HOST};
 use anyhow::Result;
 use std::net::SocketAddr;
 
-/// Names, their IPv4 and their IPv6 addresses. Addresses in 198.51.100.0/24 and 2001:db8:1::/64 have web servers.
+/// Names, their IPv4 and their IPv6 addresses. Addresses in `198.51.100.0/24` and `2001:db8:1::/64` have web servers.
 const ADDRESSES: &[(&str, &[&str])] = &[
     ("ok.test", &["198.51.100.10", "2001:db8:1::10"]),
     ("api.ok.test", &["198.51.100.11", "2001:db8:1::11"]),

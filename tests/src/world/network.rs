@@ -37,7 +37,7 @@ pub(super) fn connect(
     attacker: &NetworkNamespace,
 ) -> Result<()> {
     for namespace in [runner, internet, attacker] {
-        // Addresses are usable at once.
+        // Addresses are usable at once, those without `nodad` too.
         namespace.sysctl("ipv6/conf/default/accept_dad", "0")?;
         namespace.sysctl("ipv6/conf/all/accept_dad", "0")?;
         // A new namespace has this machine's values: forged sources must not be dropped on the way.
@@ -56,7 +56,7 @@ pub(super) fn connect(
         internet,
         &[
             "addr add 203.0.113.53/32 dev lo",
-            "addr add 2001:db8::53/128 dev lo",
+            "addr add 2001:db8::53/128 dev lo nodad",
             "route add local 198.51.100.0/24 dev lo",
             "route add local 2001:db8:1::/64 dev lo",
             &format!(
@@ -103,8 +103,9 @@ pub(super) fn connect_attacker(attacker: &NetworkNamespace) -> Result<()> {
 
 /// Adds an address to the internet, on which sockets can be bound.
 pub(super) fn add_address(internet: &NetworkNamespace, address: IpAddr) -> Result<()> {
-    let length = if address.is_ipv4() { 32 } else { 128 };
-    internet.ip(&format!("addr replace {address}/{length} dev lo"))
+    // Without detection of duplicates the address can be bound at once.
+    let prefix = if address.is_ipv4() { "32 dev lo" } else { "128 dev lo nodad" };
+    internet.ip(&format!("addr replace {address}/{prefix}"))
 }
 
 fn batch(namespace: &NetworkNamespace, lines: &[&str]) -> Result<()> {

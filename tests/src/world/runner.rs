@@ -19,8 +19,8 @@ use std::process::{ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How long a job may take, in seconds, when the test names no other time.
-const JOB_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a job may take, when the test names no other time.
+const JOB_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A runner.
 #[derive(Debug)]
@@ -231,7 +231,7 @@ impl Runner {
                 match serde_json::from_str(&line) {
                     Ok(progress) => lock(&for_output).note(progress),
                     Err(error) => {
-                        lock(&for_output).complaints.push_str(&format!("{error}: {line}\n"));
+                        lock(&for_output).complain(&format!("{error}: {line}"));
                     }
                 }
             }
@@ -239,7 +239,7 @@ impl Runner {
         })?;
         std::thread::Builder::new().name("listener-err".to_owned()).spawn(move || {
             for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                lock(&for_errors).complaints.push_str(&format!("{line}\n"));
+                lock(&for_errors).complain(&line);
             }
         })?;
         let listener = Listener { process, input, state };
@@ -262,7 +262,8 @@ impl Runner {
         let mut text = String::from("LANG=C.UTF-8\n");
         for (name, path) in [("STARTED", hooks.started), ("COMPLETED", hooks.completed)] {
             if let Some(path) = path {
-                text.push_str(&format!("ACTIONS_RUNNER_HOOK_JOB_{name}={}\n", path.display()));
+                let path = path.display().to_string();
+                text.extend(["ACTIONS_RUNNER_HOOK_JOB_", name, "=", &path, "\n"]);
             }
         }
         let path = self.directory.join(".env");
@@ -280,6 +281,10 @@ impl Listener {
 }
 
 impl State {
+    fn complain(&mut self, line: &str) {
+        self.complaints.extend([line, "\n"]);
+    }
+
     fn note(&mut self, progress: Progress) {
         match progress {
             Progress::Listening => self.is_listening = true,

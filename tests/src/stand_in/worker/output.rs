@@ -21,7 +21,8 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn finish(mut self) -> String {
         if self.cut_lines > 0 {
-            self.text.push_str(&format!("... and {} more lines\n", self.cut_lines));
+            let number = self.cut_lines.to_string();
+            self.text.extend(["... and ", &number, " more lines\n"]);
         }
         self.text
     }
