@@ -26,7 +26,7 @@ impl fmt::Display for ProcessKey {
 }
 
 /// A network namespace: device and inode of `/proc/PID/ns/net`.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct NetworkNamespaceId {
     /// The device of the nsfs.
     pub device: u64,

@@ -18,7 +18,13 @@ const INDISPENSABLE: &[&str] = &["nftables", "nflog"];
 
 /// Tries everything out; nothing of the host is changed. Needs root.
 pub fn check(paths: &Paths) -> HostCheck {
-    let mut features = nftables::probe_kernel().features;
+    let mut features = match nftables::probe() {
+        Ok(probed) => probed.features,
+        Err(error) => vec![missing(
+            "nftables",
+            format!("no network namespace can be made to try it ({error}); run this as root"),
+        )],
+    };
     features.push(match Hierarchy::find() {
         Ok(hierarchy) => Feature {
             name: "cgroup-v2".to_owned(),

@@ -12,4 +12,3 @@ pub mod target;
 pub use plan::{PlanError, rule_set};
 pub use rule_set::RuleSet;
 pub use target::EnforcementTarget;
-pub mod github_hosts;

@@ -3,6 +3,7 @@
 use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice};
 use super::state::JobState;
+use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{
     ProcFs, RunnerSurvey, Worker, WorkerCandidate, kill_left_overs, left_overs, runner_flows,
     survey_runners,
@@ -15,7 +16,10 @@ use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 /// How long the groups of earlier jobs may take to become empty once killed. 500 processes take 25 ms.
@@ -101,6 +105,7 @@ pub fn bind(
         warnings,
         scope,
         has_own_user: !survey.user_is_shared,
+        network_namespace: namespace_id(&namespace).map_err(BindError::Network)?,
         known_interfaces: links.into_iter().map(|link| (link.name, link.index)).collect(),
         adopted_flows: flows
             .into_iter()
@@ -112,6 +117,11 @@ pub fn bind(
         started: Timestamp::now(),
     };
     Ok(Binding { state, worker, group, left_overs })
+}
+
+fn namespace_id(namespace: &File) -> io::Result<NetworkNamespaceId> {
+    let metadata = namespace.metadata()?;
+    Ok(NetworkNamespaceId { device: metadata.dev(), inode: metadata.ino() })
 }
 
 fn scope(configured: ScopeConfig, survey: RunnerSurvey) -> EnforcementScope {

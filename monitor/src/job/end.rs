@@ -63,10 +63,10 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
         tracing::error!(job.id = job.id(), error = %error, "the job's report could not be written");
     }
 
-    *job.changes.lock().unwrap_or_else(PoisonError::into_inner) = None;
     if let Err(error) = job.table.remove() {
         tracing::error!(job.id = job.id(), error = %with_causes(&error), "the job's rules could not be removed");
     }
+    host.own_ports.remove(job.table.port_id());
     *job.packets.lock().unwrap_or_else(PoisonError::into_inner) = None;
     if let Some(Err(error)) = job.group.as_ref().map(crate::cgroup::JobCgroup::remove) {
         tracing::warn!(job.id = job.id(), error = %with_causes(&error), "the job's cgroup could not be removed");

@@ -17,7 +17,7 @@ use crate::egress::target::{
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
-use crate::nftables::InstalledTable;
+use crate::nftables::{InstalledTable, forget_dns_flows};
 use crate::record::recorder::Recorder;
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
@@ -143,7 +143,12 @@ pub fn enforce(
         }
     };
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
+    host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
+    if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+        // Such a flow is blocked instead of redirected: its program has to ask again from another port.
+        tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
+    }
 
     let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
     let job = Job {
@@ -151,7 +156,6 @@ pub fn enforce(
         worker: Arc::new(worker),
         group,
         target: Mutex::new(target),
-        changes: Mutex::default(),
         table,
         book,
         resolver: Mutex::new(Some(resolver)),
@@ -287,8 +291,12 @@ fn target(
         .map(|(local, remote)| Flow { local: *local, remote: *remote })
         .collect();
     target.nflog_group = nflog_group;
-    target.owner = host.kernel.owner;
-    target.kernel = host.kernel.support;
+    // Tables that vanish with the monitor's socket would leave jobs without rules when it dies.
+    target.owner = match host.kernel.owner {
+        OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
+        OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
+    };
+    target.kernel = host.kernel.kernel;
     Some(target)
 }
 

@@ -4,7 +4,7 @@ use super::last_known_good::LastKnownGood;
 use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
 use crate::config::{Config, ConfigError, Paths, refuse_what_others_can_change};
 use crate::egress::target::CgroupId;
-use crate::nftables::{self, KernelProbe};
+use crate::nftables::{OwnPorts, Probed, probe};
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
@@ -24,18 +24,34 @@ pub struct Host {
     /// The monitor's own cgroup.
     pub monitor_group: Option<CgroupIdentity>,
     /// What the kernel can do, as tried.
-    pub kernel: KernelProbe,
+    pub kernel: Probed,
+    /// The netlink ports of our own tables: changes by them are no tampering.
+    pub own_ports: OwnPorts,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
     store: Result<DirectoryStore, String>,
+}
+
+/// Why a monitor can't serve this host.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The configuration can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Nothing could be tried out.
+    #[error(
+        "the kernel can't be tried out in a network namespace; run the monitor as root with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+    )]
+    Probe(#[source] std::io::Error),
 }
 
 impl Host {
     /// Reads the configuration and tries out the kernel.
     ///
     /// # Errors
-    /// When the configuration can't be used; everything else that is missing shows in the posture of jobs.
-    pub fn open(paths: Paths) -> Result<Self, ConfigError> {
+    /// When the configuration can't be used or this process may not make network namespaces; everything else that is
+    /// missing shows in the posture of jobs.
+    pub fn open(paths: Paths) -> Result<Self, HostError> {
         let config = Config::load(&paths)?;
         let hierarchy = Hierarchy::find().map_err(|error| with_causes(&error));
         let monitor_group = hierarchy.as_ref().ok().and_then(|hierarchy| {
@@ -56,7 +72,8 @@ impl Host {
             });
         Ok(Self {
             last_known_good: LastKnownGood::at(paths.last_known_good()),
-            kernel: nftables::probe_kernel(),
+            kernel: probe().map_err(HostError::Probe)?,
+            own_ports: OwnPorts::default(),
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
             store,

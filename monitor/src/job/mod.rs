@@ -23,7 +23,7 @@ use crate::caller::{ProcFs, Worker};
 use crate::cgroup::JobCgroup;
 use crate::dns::Resolver;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
-use crate::nftables::{ChangeWatcher, InstallError, InstalledTable};
+use crate::nftables::{InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
 use crate::watch::attribution::ProcfsSensor;
@@ -61,8 +61,6 @@ pub struct Job {
     sensor: Arc<ProcfsSensor>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
-    /// Tells of changes that others make to the packet filter.
-    changes: Mutex<Option<ChangeWatcher>>,
     /// Gaps found since.
     gaps: Mutex<Vec<String>>,
     applied_ms: f64,

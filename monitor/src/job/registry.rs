@@ -8,8 +8,11 @@ use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
 use super::state::JobState;
+use crate::caller::ProcessTable;
+use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{Lineage, Peer, ProcFs, Worker, WorkerCandidate, lineage};
 use crate::cgroup::JobCgroup;
+use crate::nftables::InstalledTable;
 use crate::server::Requests;
 use jiff::Timestamp;
 use portcullis_common::event::{
@@ -22,6 +25,7 @@ use portcullis_common::wire::{Answer, Call, Explained, Refusal, RefusalKind, Sta
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -425,6 +429,13 @@ fn not_a_job(error: &crate::caller::CallerError) -> Answer {
 
 fn refuse(kind: RefusalKind, message: String, hint: Option<String>) -> Answer {
     Answer::Refused(Refusal { kind, message, hint })
+}
+
+/// The network namespace, by any process that lives in it.
+fn open_namespace(wanted: NetworkNamespaceId) -> Option<fs::File> {
+    let lives_there = |pid: &u32| ProcFs.network_namespace(*pid) == Some(wanted);
+    let pid = ProcFs.pids().into_iter().find(lives_there)?;
+    fs::File::open(format!("/proc/{pid}/ns/net")).ok()
 }
 
 /// When a file of the job was written last: about when the earlier monitor stopped.

@@ -4,12 +4,18 @@ use super::Job;
 use super::end::end;
 use super::host::Host;
 use crate::egress::grant::Grant;
-use crate::nftables::{Change, ChangeWatcher};
+use crate::nftables::{Change, ChangeWatcher, Notice};
+use crate::sys::readiness::watch_readable;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{DetectionEvent, DetectionType, Process, RecordedDetection};
 use portcullis_common::hook::with_causes;
+use portcullis_common::text::log_line;
+use std::fmt::Write;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -17,8 +23,8 @@ use tokio::time::{MissedTickBehavior, interval};
 /// the grace period, and seldom enough that an idle monitor does nothing worth measuring.
 const TICK: Duration = Duration::from_secs(60);
 
-/// Changes of the packet filter that wait to be looked at. More than that at once is one finding, not many.
-const WAITING_CHANGES: usize = 256;
+/// Actions of one change that its evidence lists.
+const SHOWN_ACTIONS: usize = 8;
 
 /// Watches a job until its end. `on_end` is called when everything is over.
 pub async fn run(
@@ -34,7 +40,15 @@ pub async fn run(
             return finish(host, job, on_end).await;
         }
     };
-    let mut changes = watch_changes(&job);
+    let mut tampering = match Tampering::watch(&host, &job) {
+        Ok(tampering) => Some(tampering),
+        Err(problem) => {
+            job.note_gap(format!(
+                "changes of the packet filter by others can't be noticed: {problem}"
+            ));
+            None
+        }
+    };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
@@ -45,10 +59,16 @@ pub async fn run(
                 let job = Arc::clone(&job);
                 blocking(move || job.recorder.posture(notice, job.posture())).await;
             }
-            Some(change) = changes.recv() => {
-                let job = Arc::clone(&job);
-                blocking(move || tampering(&job, &change)).await;
-            }
+            noticed = next_notices(&mut tampering) => match noticed {
+                Ok(notices) => {
+                    let job = Arc::clone(&job);
+                    blocking(move || notices.iter().for_each(|notice| tampered(&job, notice))).await;
+                }
+                Err(error) => {
+                    tampering = None;
+                    job.note_gap(format!("changes of the packet filter by others can't be noticed any more: {error}"));
+                }
+            },
             _ = tick.tick() => {
                 let job = Arc::clone(&job);
                 blocking(move || keep_up(&job)).await;
@@ -73,31 +93,49 @@ async fn blocking(work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Changes of nftables in the job's network namespace that others make.
-fn watch_changes(job: &Arc<Job>) -> mpsc::Receiver<Change> {
-    let (send, changes) = mpsc::channel(WAITING_CHANGES);
-    let watching =
-        job.worker.network_namespace().map_err(|error| with_causes(&error)).and_then(|namespace| {
-            let table = Arc::clone(&job.table);
-            ChangeWatcher::start(namespace.into(), table.port_id(), move |change| {
-                // When the queue is full its findings are already evidence enough.
-                let _ = send.try_send(change);
-            })
-            .map_err(|error| with_causes(&error))
-        });
-    match watching {
-        Ok(watcher) => {
-            *job.changes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(watcher)
-        }
-        Err(problem) => job.note_gap(format!(
-            "changes of the packet filter by others can't be noticed: {problem}"
-        )),
+/// Sees what others do to nftables in the job's network namespace.
+#[derive(Debug)]
+struct Tampering {
+    watcher: ChangeWatcher,
+    readable: AsyncFd<OwnedFd>,
+}
+
+impl Tampering {
+    fn watch(host: &Host, job: &Job) -> Result<Self, String> {
+        let namespace = job.worker.network_namespace().map_err(|error| with_causes(&error))?;
+        let watcher = ChangeWatcher::open(namespace.as_fd(), host.own_ports.clone())
+            .map_err(|error| with_causes(&error))?;
+        let readable = watcher
+            .as_fd()
+            .try_clone_to_owned()
+            .and_then(watch_readable)
+            .map_err(|error| with_causes(&error))?;
+        Ok(Self { watcher, readable })
     }
-    changes
+
+    /// Waits for what others do. Never returns without something to look at; can be cancelled.
+    async fn next(&mut self) -> io::Result<Vec<Notice>> {
+        loop {
+            let mut ready = self.readable.readable().await?;
+            let notices = self.watcher.take()?;
+            ready.clear_ready();
+            if !notices.is_empty() {
+                return Ok(notices);
+            }
+        }
+    }
+}
+
+/// Waits for tampering; for ever when it can't be watched.
+async fn next_notices(tampering: &mut Option<Tampering>) -> io::Result<Vec<Notice>> {
+    match tampering {
+        Some(tampering) => tampering.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Somebody else changed the packet filter: evidence, and our rules are put back if they suffered.
-fn tampering(job: &Job, change: &Change) {
+fn tampered(job: &Job, notice: &Notice) {
     let verified = job.table.verify();
     let outcome = match &verified {
         Ok(()) => "our rules are untouched".to_owned(),
@@ -112,21 +150,49 @@ fn tampering(job: &Job, change: &Change) {
             }
         }
     };
-    let process = change.process.as_ref().map(|(pid, name)| Process {
-        pid: Some(*pid),
-        exe: Some(name.clone()),
-        ..Process::default()
-    });
-    let known = process.as_ref().and_then(|process| process.pid).and_then(|pid| job.process(pid));
+    let (what, process) = match notice {
+        Notice::Changed(change) => (describe(change), culprit(job, change)),
+        Notice::Lost => {
+            ("so many changes of the packet filter that not all could be read".to_owned(), None)
+        }
+    };
     job.recorder.detection(DetectionEvent {
         detection: DetectionType::Recorded(RecordedDetection::FirewallTampering),
-        evidence: format!("{change}; {outcome}"),
+        evidence: format!("{what}; {outcome}"),
         is_lockdown: false,
-        process: known.or(process),
+        process,
     });
     if verified.is_err() {
         job.note_gap(format!("somebody changed the packet filter: {outcome}"));
     }
+}
+
+/// The process that made a change: as its sensor knows it, or the name and number that the kernel told.
+fn culprit(job: &Job, change: &Change) -> Option<Process> {
+    let told = Process { pid: change.pid, exe: change.process.clone(), ..Process::default() };
+    change.pid.and_then(|pid| job.process(pid)).or_else(|| told.pid.map(|_| told))
+}
+
+fn describe(change: &Change) -> String {
+    let mut out = String::from("the packet filter was changed:");
+    for action in change.actions.iter().take(SHOWN_ACTIONS) {
+        // Writing to a String can't fail.
+        let _ = write!(
+            out,
+            " {:?} {:?} {} {};",
+            action.kind,
+            action.object,
+            log_line(&action.table, 64),
+            log_line(&action.name, 64)
+        );
+    }
+    let shown = change.actions.len().min(SHOWN_ACTIONS);
+    let more = change.more_actions + (change.actions.len() - shown) as u64;
+    if more > 0 {
+        let _ = write!(out, " and {more} more;");
+    }
+    out.pop();
+    out
 }
 
 /// Writes repeats down and prolongs the addresses of connections that are open but idle.

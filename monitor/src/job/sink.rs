@@ -4,15 +4,16 @@ use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
-use crate::egress::log_prefix::LogPrefix;
+use crate::egress::log_prefix::{LogPrefix, Path};
 use crate::nftables::InstalledTable;
 use crate::record::recorder::Recorder;
 use crate::watch::attribution::{ProcessSensor, ProcfsSensor};
 use crate::watch::flow;
 use crate::watch::nflog::LoggedPacket;
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, PolicyReference, Process, RecordedDetection,
+    DetectionEvent, DetectionType, PolicyReference, Process, RecordedDetection, Verdict,
 };
+use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
 use std::io;
 use std::net::SocketAddr;
@@ -56,9 +57,22 @@ impl EventContext {
             .attribute(&packet.flow())
             .to_process()
             .or_else(|| packet.uid.map(|uid| Process { uid: Some(uid), ..Process::default() }));
+        if prefix.path == Path::Output && prefix.kind.verdict() == Verdict::Blocked {
+            self.refuse(packet);
+        }
         let event =
             network_event(&packet.headers, &prefix, name, process, &self.policy, &self.reference);
         self.recorder.network(event);
+    }
+
+    /// Ends a connection attempt whose packet was dropped, so that its program does not wait for minutes.
+    fn refuse(&self, packet: &LoggedPacket) {
+        if packet.headers.protocol != flow::TCP {
+            return;
+        }
+        if let Err(error) = self.sensor.diagnostics().refuse(&packet.flow()) {
+            tracing::debug!(error = %with_causes(&error), "a blocked connection attempt could not be ended");
+        }
     }
 
     fn observation(&self, observation: &DnsObservation) {
@@ -73,10 +87,10 @@ impl EventContext {
             .as_deref()
             .cloned()
             .or_else(|| self.asker(observation.client, observation.transport));
-        if is_no_call(outcome) && outcome.verdict == portcullis_common::event::Verdict::Blocked {
+        if is_no_call(outcome) && outcome.verdict == Verdict::Blocked {
             // Recorded as what it is, but no call of the job was stopped.
             let mut event = dns_event(observation, process, &self.reference);
-            event.verdict = portcullis_common::event::Verdict::Allowed;
+            event.verdict = Verdict::Allowed;
             return self.recorder.dns(event);
         }
         self.recorder.dns(dns_event(observation, process, &self.reference));

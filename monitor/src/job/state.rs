@@ -2,6 +2,7 @@
 
 use super::last_known_good::write_atomically;
 use crate::caller::ProcessKey;
+use crate::caller::table::NetworkNamespaceId;
 use crate::cgroup::CgroupIdentity;
 use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
@@ -41,6 +42,8 @@ pub struct JobState {
     pub scope: EnforcementScope,
     /// Whether the runner's user is this runner's alone.
     pub has_own_user: bool,
+    /// The Worker's network namespace.
+    pub network_namespace: NetworkNamespaceId,
     /// Interfaces that existed before the job: name and index.
     pub known_interfaces: Vec<(String, u32)>,
     /// The runner's own connections at binding: local and remote side.

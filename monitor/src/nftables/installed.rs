@@ -117,6 +117,22 @@ impl InstalledTable {
         Ok(resumed)
     }
 
+    /// Removes tables that an earlier monitor left in `namespace` and that nobody owns any more; that there are none is no
+    /// error.
+    ///
+    /// # Errors
+    /// When the kernel refused.
+    pub fn remove_left_behind(
+        namespace: BorrowedFd<'_>,
+        name: &TableName,
+    ) -> Result<(), InstallError> {
+        let mut socket = NetfilterSocket::open(namespace).map_err(InstallError::Socket)?;
+        for family in [TableFamily::Inet, TableFamily::Netdev] {
+            remove_table(&mut socket, family, name)?;
+        }
+        Ok(())
+    }
+
     fn new(socket: NetfilterSocket, rules: &RuleSet) -> Self {
         let port_id = socket.port_id();
         let state = State { socket, rules: rules.clone(), ledger: Ledger::default() };
@@ -246,14 +262,22 @@ impl InstalledTable {
     pub fn remove(&self) -> Result<(), InstallError> {
         let State { socket, rules, .. } = &mut *self.state();
         for table in &rules.tables {
-            let mut batch = Batch::new();
-            delete_table(&mut batch, table.family, rules.name.as_str());
-            match socket.apply(batch) {
-                Err(refused) if refused.source.raw_os_error() == Some(libc::ENOENT) => {}
-                other => other?,
-            }
+            remove_table(socket, table.family, &rules.name)?;
         }
         Ok(())
+    }
+}
+
+fn remove_table(
+    socket: &mut NetfilterSocket,
+    family: TableFamily,
+    name: &TableName,
+) -> Result<(), InstallError> {
+    let mut batch = Batch::new();
+    delete_table(&mut batch, family, name.as_str());
+    match socket.apply(batch) {
+        Err(refused) if refused.source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => Ok(other?),
     }
 }
 

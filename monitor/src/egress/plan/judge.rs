@@ -195,7 +195,7 @@ impl Plan<'_> {
 
     fn denied(&self, path: Path) -> Chain {
         let mut rules = vec![self.logger.log(rule(), RuleKind::Denied, path).done()];
-        rules.extend(rejections());
+        rules.extend(rejections(path));
         chain(format!("denied_{}", path.as_str()), rules)
     }
 
@@ -207,7 +207,7 @@ impl Plan<'_> {
         } else {
             rules.push(self.logger.log(rule().reply(), RuleKind::Inbound, path).drop());
             rules.push(self.logger.log(rule(), RuleKind::Blocked, path).done());
-            rules.extend(rejections());
+            rules.extend(rejections(path));
         }
         chain(format!("blocked_{}", path.as_str()), rules)
     }
@@ -264,9 +264,16 @@ fn use_chain(path: Path, grants: &GrantSets) -> Chain {
 }
 
 /// Stops a packet so that its sender learns it at once.
-fn rejections() -> [Rule; 2] {
-    [
-        rule().transport(protocol::TCP).reject(Rejection::TcpReset),
-        rule().reject(Rejection::AdministrativelyProhibited),
-    ]
+///
+/// A connection attempt of this host's own processes is dropped instead: a reset is delivered inside of `connect`, and
+/// leaves no socket by which the process could be found. The monitor ends the attempt when it has looked that up
+/// (`SocketDiagnostics::refuse`); without a monitor it is stopped all the same, and times out.
+fn rejections(path: Path) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if path == Path::Output {
+        rules.push(rule().transport(protocol::TCP).state_any(state::NEW).drop());
+    }
+    rules.push(rule().transport(protocol::TCP).reject(Rejection::TcpReset));
+    rules.push(rule().reject(Rejection::AdministrativelyProhibited));
+    rules
 }

@@ -1,3 +1,0 @@
-pub fn github_hosts(_: &str) -> Vec<portcullis_common::policy::Rule> {
-    Vec::new()
-}
