@@ -117,7 +117,7 @@ pub enum Verdict {
 pub enum Rejection {
     /// A TCP reset.
     TcpReset,
-    /// ICMP or ICMPv6 "administratively prohibited".
+    /// ICMP or `ICMPv6` "administratively prohibited".
     AdministrativelyProhibited,
 }
 

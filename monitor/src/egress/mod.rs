@@ -3,6 +3,7 @@
 //! Nothing here does I/O. [`plan::rule_set`] is a pure function; [`crate::nftables`] applies its result and verifies it.
 
 pub mod expression;
+pub mod github_hosts;
 pub mod grant;
 pub mod log_prefix;
 pub mod plan;

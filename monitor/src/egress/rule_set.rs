@@ -126,7 +126,7 @@ pub enum KeyField {
     Protocol,
     /// A type of ICMP.
     IcmpType,
-    /// A type of ICMPv6.
+    /// A type of `ICMPv6`.
     Icmpv6Type,
     /// A port.
     Port,

@@ -96,7 +96,7 @@ pub(super) fn rule(message: Message<'_>) -> io::Result<(String, Vec<Expression>)
             let item = Parsed::parse(item)?;
             let name = item.text(1).ok_or_else(malformed)?;
             let data = item.nested(2)?.map_or_else(|| Parsed::parse(&[]), Ok)?;
-            expressions.push(expression(&name, data).unwrap_or_else(|| Expression::Unknown(name)));
+            expressions.push(expression(&name, data).unwrap_or(Expression::Unknown(name)));
         }
     }
     Ok((chain, expressions))

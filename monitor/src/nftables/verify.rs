@@ -11,6 +11,7 @@ use crate::egress::expression::Expression;
 use crate::egress::rule_set::{Chain, Element, HookPoint, Rule, RuleSet, Set, SetKind, Table};
 use crate::egress::target::OwnerMode;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 
 /// The most characters of an unexpected rule that a message shows.
@@ -35,19 +36,19 @@ fn verify_table(
         message.attributes()?.text(2).ok_or_else(malformed)
     })
     .map_err(read)?;
-    same("counters", sorted(table.counters.iter().map(ToString::to_string)), sorted(counters))?;
+    same("counters", &sorted(table.counters.iter().map(ToString::to_string)), &sorted(counters))?;
 
     let sets = list(socket, kernel::GETSET, family, name, decode::set).map_err(read)?;
     let by_name = |sets: Vec<FoundSet>| -> BTreeMap<String, FoundSet> {
         sets.into_iter().map(|set| (set.name.clone(), set)).collect()
     };
-    same("sets", by_name(table.sets.iter().map(expected_set).collect()), by_name(sets))?;
+    same("sets", &by_name(table.sets.iter().map(expected_set).collect()), &by_name(sets))?;
 
     let chains = list(socket, kernel::GETCHAIN, family, name, decode::chain).map_err(read)?;
     let by_name = |chains: Vec<FoundChain>| -> BTreeMap<String, FoundChain> {
         chains.into_iter().map(|chain| (chain.name.clone(), chain)).collect()
     };
-    same("chains", by_name(table.chains.iter().map(expected_chain).collect()), by_name(chains))?;
+    same("chains", &by_name(table.chains.iter().map(expected_chain).collect()), &by_name(chains))?;
 
     verify_rules(table, list(socket, kernel::GETRULE, family, name, decode::rule).map_err(read)?)?;
     for set in &table.sets {
@@ -71,7 +72,7 @@ fn verify_owner(
     })
     .map_err(InstallError::Answer)?;
     let owner = (rules.owner != OwnerMode::None).then(|| socket.port_id());
-    same("tables (flags, owner)", vec![(owner_flags(rules.owner), owner)], tables)
+    same("tables (flags, owner)", &vec![(owner_flags(rules.owner), owner)], &tables)
 }
 
 fn verify_rules(table: &Table, found: Vec<(String, Vec<Expression>)>) -> Result<(), InstallError> {
@@ -83,7 +84,7 @@ fn verify_rules(table: &Table, found: Vec<(String, Vec<Expression>)>) -> Result<
         let found = by_chain.remove(&chain.name).unwrap_or_default();
         for (index, Rule(expected)) in chain.rules.iter().enumerate() {
             let what = format!("rule {} of chain {}", index + 1, chain.name);
-            same(&what, Some(expected), found.get(index))?;
+            same(&what, &Some(expected), &found.get(index))?;
         }
         if found.len() > chain.rules.len() {
             let extra = found.len() - chain.rules.len();
@@ -143,21 +144,21 @@ fn sorted(values: impl IntoIterator<Item = String>) -> Vec<String> {
     values
 }
 
-fn same<T: std::fmt::Debug + PartialEq<U>, U: std::fmt::Debug>(
+fn same<T: fmt::Debug + PartialEq>(
     what: &str,
-    expected: T,
-    found: U,
+    expected: &T,
+    found: &T,
 ) -> Result<(), InstallError> {
     if expected == found {
         return Ok(());
     }
-    let show = |value: &dyn std::fmt::Debug| -> String {
+    let show = |value: &dyn fmt::Debug| -> String {
         format!("{value:?}").chars().take(SHOWN_CHARACTERS).collect()
     };
     Err(InstallError::Mismatch(format!(
         "{what}: found {}, expected {}",
-        show(&found),
-        show(&expected)
+        show(found),
+        show(expected)
     )))
 }
 

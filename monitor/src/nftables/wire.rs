@@ -109,7 +109,7 @@ impl Attributes<'_> {
         self.0.extend_from_slice(&[0; 4]);
         body(&mut Attributes(self.0));
         let length = self.0.len() - start;
-        debug_assert!(length <= usize::from(u16::MAX), "an attribute has a length of 16 bits");
+        debug_assert!(u16::try_from(length).is_ok(), "an attribute has a length of 16 bits");
         let header = attribute_header(kind | NESTED, length);
         if let Some(place) = self.0.get_mut(start..start + 4) {
             place.copy_from_slice(&header);

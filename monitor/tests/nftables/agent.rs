@@ -57,10 +57,10 @@ fn obey(
         }
         // One datagram from a given address, and its answer.
         "ask" => {
-            let socket = UdpSocket::bind(words.get(3).copied().unwrap_or(any(address())))?;
+            let socket = UdpSocket::bind(words.get(3).copied().unwrap_or_else(|| any(address())))?;
             socket.set_read_timeout(Some(WAIT))?;
             socket.send_to(words[2].as_bytes(), address())?;
-            let mut bytes = [0; 65536];
+            let mut bytes = vec![0; 65536];
             let (length, from) = socket.recv_from(&mut bytes)?;
             Ok(format!("{from} {}", String::from_utf8_lossy(&bytes[..length.min(64)])))
         }

@@ -72,8 +72,8 @@ fn the_kernel_holds_what_nft_lists_and_other_tables_stay_as_they_are() {
             assert_eq!(listed.count(), chain.rules.len(), "chain {}", chain.name);
         }
         for set in &value.sets {
-            let found = objects.iter().filter_map(|object| object.get("set"));
-            let found = found.filter(|found| found["name"] == set.name.as_str()).next().unwrap();
+            let mut found = objects.iter().filter_map(|object| object.get("set"));
+            let found = found.find(|found| found["name"] == set.name.as_str()).unwrap();
             let elements = found.get("elem").map_or(0, |list| list.as_array().unwrap().len());
             assert_eq!(elements, set.elements.len(), "set {}", set.name);
         }

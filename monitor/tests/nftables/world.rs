@@ -301,7 +301,7 @@ impl World {
                 let address = address.parse::<std::net::IpAddr>().unwrap();
                 let socket = std::net::UdpSocket::bind((address, port)).unwrap();
                 thread::spawn(move || {
-                    let mut bytes = [0; 65536];
+                    let mut bytes = vec![0; 65536];
                     while let Ok((length, from)) = socket.recv_from(&mut bytes) {
                         let _ = socket.send_to(&bytes[..length], from);
                     }

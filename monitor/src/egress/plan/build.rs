@@ -120,15 +120,15 @@ impl RuleBuilder {
         self.meta(MetaKey::TransportProtocol, [protocol])
     }
 
-    pub(super) fn from_loopback(self) -> Self {
+    pub(super) fn arrives_by_loopback(self) -> Self {
         self.meta(MetaKey::InputIndex, LOOPBACK_INDEX.to_ne_bytes())
     }
 
-    pub(super) fn to_loopback(self) -> Self {
+    pub(super) fn leaves_by_loopback(self) -> Self {
         self.meta(MetaKey::OutputIndex, LOOPBACK_INDEX.to_ne_bytes())
     }
 
-    pub(super) fn not_to_loopback(self) -> Self {
+    pub(super) fn leaves_otherwise(self) -> Self {
         self.meta_not(MetaKey::OutputIndex, LOOPBACK_INDEX.to_ne_bytes())
     }
 
@@ -181,7 +181,7 @@ impl RuleBuilder {
             .compare(Comparison::AtMost, last.to_be_bytes())
     }
 
-    /// The type of ICMP or ICMPv6.
+    /// The type of ICMP or `ICMPv6`.
     pub(super) fn load_icmp_type(self) -> Self {
         self.load(PayloadBase::Transport, 0, 1, Register::FIRST)
     }

@@ -17,7 +17,7 @@ impl Plan<'_> {
     /// `input`.
     pub(super) fn input(&self) -> Chain {
         let mut rules = vec![
-            rule().from_loopback().accept(),
+            rule().arrives_by_loopback().accept(),
             rule().state_any(state::ESTABLISHED | state::RELATED).reply().accept(),
         ];
         // A connection older than the rules can be known to connection tracking the wrong way round.

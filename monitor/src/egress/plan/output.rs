@@ -28,7 +28,7 @@ impl Plan<'_> {
                     .goto("resolver")
             })
             .collect();
-        rules.push(rule().to_loopback().accept());
+        rules.push(rule().leaves_by_loopback().accept());
         rules.extend(self.infrastructure_rules());
         rules.push(rule().jump("upstream"));
         rules.extend(self.resolver_answers());
@@ -73,7 +73,7 @@ impl Plan<'_> {
         let foreign = || rule().count(counters::FOREIGN_RESOLVER).drop();
         // A redirected query still has its old way out; nothing else reaches this host's own address but by loopback.
         let outside = rule()
-            .not_to_loopback()
+            .leaves_otherwise()
             .status_none(status::DESTINATION_NAT)
             .count(counters::FOREIGN_RESOLVER)
             .drop();
