@@ -6,6 +6,7 @@ mod dns_support;
 use dns_support::*;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType::{self, A, AAAA, CNAME, HTTPS, MX, PTR, SRV, TXT};
+use portcullis_common::endpoint::DnsName;
 use portcullis_common::policy::EgressMode;
 use portcullis_monitor::dns::{BudgetKind, Budgets, Timeouts, Transport};
 use std::sync::Arc;
@@ -52,7 +53,7 @@ async fn an_allowed_name_is_answered_and_open_before_the_answer() {
         "NOERROR ok.test.=203.0.113.10 ok.test.=203.0.113.11"
     );
     assert_eq!(world.kernel.open(), ["203.0.113.10:443-443", "203.0.113.11:443-443"]);
-    assert_eq!(world.kernel.grants.lock().unwrap()[0].lifetime, Duration::from_secs(360));
+    assert_eq!(world.kernel.grants.lock().unwrap()[0].lifetime, Duration::from_mins(6));
     world.observes("Allowed ok.test A NOERROR: ok.test").await;
     assert_eq!(world.ask("OK.Test", AAAA).await, "NOERROR ok.test.=2001:db8::10");
     assert_eq!(world.ask("ok.test", TXT).await, "NOERROR ok.test.=hello");
@@ -111,7 +112,7 @@ async fn aliases_are_followed_and_recorded() {
     {
         let grants = world.kernel.grants.lock().unwrap();
         assert_eq!(grants[0].name.as_str(), "www.ok.test");
-        let chain: Vec<&str> = grants[0].cname_chain.iter().map(|name| name.as_str()).collect();
+        let chain: Vec<&str> = grants[0].cname_chain.iter().map(DnsName::as_str).collect();
         assert_eq!(chain, ["edge.cdn.test", "e1.cdn.test"]);
     }
     // An upstream that stops in the middle is asked for the rest.
