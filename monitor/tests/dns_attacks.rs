@@ -371,7 +371,19 @@ async fn a_flood_is_answered_or_dropped_and_then_it_is_over() {
         }
     })
     .await;
-    assert_eq!(world.ask("ok.test", A).await, OK);
+    // A datagram may find the socket's queue full; stub resolvers ask again, and so do we.
+    let address = world.address();
+    let answer = blocking(move || {
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut buffer = [0; 512];
+        (0..20).find_map(|_| {
+            client.send_to(&query("ok.test", A), address).unwrap();
+            client.recv(&mut buffer).ok().map(|length| words(&buffer[..length]))
+        })
+    })
+    .await;
+    assert_eq!(answer.as_deref(), Some(OK));
     assert!(world.upstream.asked().len() <= Budgets::default().names_per_wildcard + 1);
 }
 
