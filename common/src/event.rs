@@ -232,6 +232,9 @@ pub enum RecordedDetection {
     /// A budget of the resolver was exceeded: data in names, too many names below a wildcard.
     #[serde(rename = "Dns-Exfiltration")]
     DnsExfiltration,
+    /// Frames that did not come from the kernel's IP stack were stopped at an uplink: packet sockets, macvlan.
+    #[serde(rename = "Raw-Frames")]
+    RawFrames,
     /// A process of the job outlived it and was killed.
     #[serde(rename = "Left-Over-Process")]
     LeftOverProcess,

@@ -74,6 +74,7 @@ pub fn bind(
     let survey = survey_runners(&ProcFs, candidate);
     let scope = scope(host.config.defaults.scope, survey);
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
+    warnings.extend(choice.resolution.policy.warnings());
 
     let (group, left_overs) = match make_group(host, &worker, &id, active) {
         Ok((group, left_overs)) => (Some(group), left_overs),
@@ -126,10 +127,9 @@ fn namespace_id(namespace: &File) -> io::Result<NetworkNamespaceId> {
 
 fn scope(configured: ScopeConfig, survey: RunnerSurvey) -> EnforcementScope {
     match configured {
-        ScopeConfig::Host => EnforcementScope::Host,
         ScopeConfig::Job => EnforcementScope::Job,
         ScopeConfig::Auto if survey.listeners_in_network_namespace > 1 => EnforcementScope::Job,
-        ScopeConfig::Auto => EnforcementScope::Host,
+        ScopeConfig::Host | ScopeConfig::Auto => EnforcementScope::Host,
     }
 }
 

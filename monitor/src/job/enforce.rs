@@ -30,6 +30,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -164,6 +165,7 @@ pub fn enforce(
         recorder,
         sensor,
         features,
+        raw_frames: AtomicU64::new(0),
         gaps: Mutex::new(Vec::new()),
         applied_ms: started.elapsed().as_secs_f64() * 1e3,
         state,

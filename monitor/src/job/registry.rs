@@ -63,9 +63,8 @@ impl Registry {
     fn adopt(&self, state: JobState) {
         let id = state.id.clone();
         let started = Instant::now();
-        let worker = match Worker::reopen(state.worker) {
-            Ok(worker) => worker,
-            Err(_) => return self.end_without_worker(&state),
+        let Ok(worker) = Worker::reopen(state.worker) else {
+            return self.end_without_worker(&state);
         };
         let group = self.existing_group(&state);
         let since = last_written(&self.host, &id);
@@ -194,7 +193,7 @@ impl Registry {
                 ),
                 _ => Answer::Started(job.started()),
             },
-            Err(problem) => self.not_enforced(&id, candidate, mode, &problem),
+            Err(problem) => not_enforced(&id, candidate, mode, &problem),
         }
     }
 
@@ -282,45 +281,6 @@ impl Registry {
         self.runtime.spawn(run(Arc::clone(&self.host), job, notices, forget));
     }
 
-    /// The policy could not be put in force: what the failure mode says.
-    fn not_enforced(
-        &self,
-        id: &str,
-        candidate: &WorkerCandidate,
-        mode: FailureMode,
-        problem: &str,
-    ) -> Answer {
-        tracing::error!(
-            job.id = id,
-            worker.pid = candidate.worker.pid,
-            problem,
-            "a policy could not be put in force"
-        );
-        if mode == FailureMode::Audit {
-            // Nothing is in force and nothing can be watched; the hook lets the job run and says so in red.
-            return Answer::Started(super::unenforced(id, problem));
-        }
-        let message = format!(
-            "the policy could not be put in force ({problem}), and the failure mode is {}",
-            match mode {
-                FailureMode::Closed => "closed",
-                FailureMode::LastKnownGood => "last-known-good, which does not help here",
-                FailureMode::Audit => "audit",
-            }
-        );
-        if let Ok(worker) = Worker::open(candidate) {
-            tell_runner(&worker, &message);
-            if let Err(error) = worker.kill() {
-                tracing::error!(worker.pid = worker.pid(), error = %error, "the Worker could not be killed");
-            }
-        }
-        refuse(
-            RefusalKind::NotEnforced,
-            message,
-            Some("run `monitor check` as root on this host".to_owned()),
-        )
-    }
-
     fn finish_job(&self, caller: &Peer) -> Answer {
         let lineage = match lineage(&ProcFs, caller.key()) {
             Ok(lineage) => lineage,
@@ -386,6 +346,39 @@ impl Requests for Registry {
             Call::Explain { context } => self.explain(&context),
         }
     }
+}
+
+/// The policy could not be put in force: what the failure mode says.
+fn not_enforced(id: &str, candidate: &WorkerCandidate, mode: FailureMode, problem: &str) -> Answer {
+    tracing::error!(
+        job.id = id,
+        worker.pid = candidate.worker.pid,
+        problem,
+        "a policy could not be put in force"
+    );
+    if mode == FailureMode::Audit {
+        // Nothing is in force and nothing can be watched; the hook lets the job run and says so in red.
+        return Answer::Started(super::unenforced(id, problem));
+    }
+    let message = format!(
+        "the policy could not be put in force ({problem}), and the failure mode is {}",
+        match mode {
+            FailureMode::Closed => "closed",
+            FailureMode::LastKnownGood => "last-known-good, which does not help here",
+            FailureMode::Audit => "audit",
+        }
+    );
+    if let Ok(worker) = Worker::open(candidate) {
+        tell_runner(&worker, &message);
+        if let Err(error) = worker.kill() {
+            tracing::error!(worker.pid = worker.pid(), error = %error, "the Worker could not be killed");
+        }
+    }
+    refuse(
+        RefusalKind::NotEnforced,
+        message,
+        Some("run `monitor check` as root on this host".to_owned()),
+    )
 }
 
 /// The started hook was called a second time: the same context gets the same answer, another one is refused.
