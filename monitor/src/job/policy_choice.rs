@@ -141,6 +141,7 @@ mod tests {
     }
 
     /// What an earlier job left.
+    #[derive(Clone, Copy)]
     enum Known {
         Nothing,
         Policy,
