@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-const WAIT: Duration = Duration::from_millis(700);
+const WAIT: Duration = Duration::from_secs(2);
 
 #[test]
 #[ignore = "not a test: the body of a process that other tests start"]
