@@ -76,7 +76,7 @@ fn dies_and_comes_back(place: MonitorPlace) -> Result<()> {
     assert_gapless(&events);
     assert!(has_stage(&events, JobStage::Adopted), "{events:#?}");
     assert!(has_stage(&events, JobStage::Ended));
-    let gap = |text: &str| text.contains("not running");
+    let gap = |text: &str| text.contains("it took this job over at");
     assert!(postures(&events).any(|event| gap(&event.reason)), "{events:#?}");
     let report = gate.last_report()?;
     assert!(report.posture.warnings.iter().any(|warning| gap(warning)), "{:#?}", report.posture);
@@ -191,6 +191,6 @@ fn a_monitor_that_the_job_stops_keeps_its_rules() -> Result<()> {
     assert_eq!(adopted, 2);
     // Each gap is told, also those of earlier restarts.
     let told = gate.last_report()?.posture.warnings;
-    assert_eq!(told.iter().filter(|text| text.contains("not running")).count(), 2, "{told:#?}");
+    assert_eq!(told.iter().filter(|text| text.contains("it took this job over at")).count(), 2, "{told:#?}");
     Ok(())
 }
