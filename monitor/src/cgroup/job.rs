@@ -74,7 +74,8 @@ impl JobCgroup {
         self.group.identity()
     }
 
-    /// Moves the Worker and all its descendants into the group, until none is outside.
+    /// Moves the Worker and all its descendants into the group, until none is outside. This process stays where it is: a
+    /// started hook that runs as root may just have started it, and then it still is a descendant.
     ///
     /// # Errors
     /// [`CgroupError::Gone`] when the Worker has exited, [`CgroupError::Unstable`], and others.
@@ -91,6 +92,7 @@ impl JobCgroup {
             let inside: HashSet<u32> = self.group.processes_recursive()?.into_iter().collect();
             let outside: Vec<u32> = descendants(&entries, worker)
                 .into_iter()
+                .filter(|key| key.pid != std::process::id())
                 .filter(|key| !inside.contains(&key.pid) && !self.group.contains(key.pid))
                 .filter(|key| ProcFs.is_alive(*key))
                 .map(|key| key.pid)
@@ -148,6 +150,25 @@ impl JobCgroup {
     /// See [`CgroupError`].
     pub fn remove(&self) -> Result<(), CgroupError> {
         self.group.remove()
+    }
+
+    /// Gives everything in the group back to the group above, and removes it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unstable`] when processes are started faster than they are moved, and others.
+    pub fn dissolve(&self, hierarchy: &Hierarchy) -> Result<(), CgroupError> {
+        let Some(above) = self.identity().path.parent() else { return Ok(()) };
+        let above = hierarchy.group(above)?;
+        for _ in 0..ROUNDS {
+            let inside = self.processes()?;
+            if inside.is_empty() {
+                return self.remove();
+            }
+            for pid in inside {
+                above.add(pid)?;
+            }
+        }
+        Err(CgroupError::Unstable { rounds: ROUNDS })
     }
 
     /// Kills what is left, waits for its end, and removes the group. Returns the processes that were killed.

@@ -76,6 +76,14 @@ pub fn bind(
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
     warnings.extend(choice.resolution.policy.warnings());
 
+    let namespace = worker.network_namespace()?;
+    let network_namespace = namespace_id(&namespace).map_err(BindError::Network)?;
+    let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
+    let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
+    let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
+    let flows = runner_flows(&runner, &diagnostics)?;
+
+    // Last, for nothing that follows can fail: a group that was made is a group that is used.
     let (group, left_overs) = match make_group(host, &worker, &id, active) {
         Ok((group, left_overs)) => (Some(group), left_overs),
         Err(problem) if scope == EnforcementScope::Job && survey.user_is_shared => {
@@ -87,12 +95,6 @@ pub fn bind(
             (None, Vec::new())
         }
     };
-
-    let namespace = worker.network_namespace()?;
-    let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
-    let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
-    let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
-    let flows = runner_flows(&runner, &diagnostics)?;
     let state = JobState {
         format: JobState::FORMAT,
         id,
@@ -106,7 +108,7 @@ pub fn bind(
         warnings,
         scope,
         has_own_user: !survey.user_is_shared,
-        network_namespace: namespace_id(&namespace).map_err(BindError::Network)?,
+        network_namespace,
         known_interfaces: links.into_iter().map(|link| (link.name, link.index)).collect(),
         adopted_flows: flows
             .into_iter()
@@ -115,6 +117,7 @@ pub fn bind(
             .filter(|flow| !flow.destination.ip().is_loopback())
             .map(|flow| (flow.source, flow.destination))
             .collect(),
+        gaps: Vec::new(),
         started: Timestamp::now(),
     };
     Ok(Binding { state, worker, group, left_overs })
