@@ -15,7 +15,13 @@ fuzz_target!(|bytes: &[u8]| {
             let question = query.question;
             let _ = question.escaped_name();
             let _ = question.cache_key();
-            write_response(&mut out, &ReplyTo::new(&query), &Body::empty(ResponseCode::NxDomain, None), 0, 512);
+            write_response(
+                &mut out,
+                &ReplyTo::new(&query),
+                &Body::empty(ResponseCode::NxDomain, None),
+                0,
+                512,
+            );
             assert!(out.len() <= 512);
             if let Some(name) = question.host_name() {
                 let outgoing = OutgoingQuery::build(&name, question.query_type(), true);

@@ -388,7 +388,7 @@ fn a_killed_worker_fails_the_job_and_its_own_words_are_the_annotation() -> Resul
     let runner = world.runner(0);
     let hook = runner.write_script("hook.sh", "echo hook\n")?;
     runner.set_hooks(None, Some(&hook))?;
-    let job = Job::default().step("echo done").step("echo here; echo $$; exec sleep 1003");
+    let job = Job::default().step("echo done").step("echo $$; echo here; exec sleep 1003");
     for reason in ["", "policy build: lockdown, Reverse-Shell\nsecond line\n"] {
         let running = runner.begin(&job)?;
         running.wait_for_line("here")?;

@@ -219,3 +219,52 @@ fn host_name(name: &Name) -> Option<String> {
     }
     Some(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::op::{MessageType, OpCode};
+    use proptest::prelude::*;
+
+    /// A response with these answers: owner, and the alias or address it has.
+    fn response(records: &[(String, Result<String, [u8; 4]>)]) -> Vec<u8> {
+        let mut message = Message::new(7, MessageType::Response, OpCode::Query);
+        let name = |text: &str| Name::from_ascii(format!("{text}.")).unwrap();
+        for (owner, data) in records {
+            let data = match data {
+                Ok(alias) => RData::CNAME(hickory_proto::rr::rdata::CNAME(name(alias))),
+                Err([a, b, c, d]) => RData::A(hickory_proto::rr::rdata::A::new(*a, *b, *c, *d)),
+            };
+            message.add_answer(Record::from_rdata(name(owner), 60, data));
+        }
+        message.to_vec().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read(&bytes, "ok.test", record_type::A);
+        }
+
+        /// Whatever an upstream puts into its answer: each address taken belongs to a name that the question leads to.
+        #[test]
+        fn only_what_the_question_leads_to_is_taken(
+            records in prop::collection::vec(
+                ("[a-f]", prop::result::maybe_err("[a-f]", any::<[u8; 4]>())),
+                0..12,
+            ),
+        ) {
+            let bytes = response(&records);
+            let Ok(findings) = read(&bytes, "a", record_type::A) else { return Ok(()) };
+            let mut name = "a".to_owned();
+            for alias in &findings.chain {
+                prop_assert!(records.contains(&(name.clone(), Ok(alias.target.clone()))));
+                name.clone_from(&alias.target);
+            }
+            for (data, _) in &findings.records {
+                let Data::Address(IpAddr::V4(address)) = data else { panic!("an IPv4 address") };
+                prop_assert!(records.contains(&(name.clone(), Err(address.octets()))));
+            }
+        }
+    }
+}

@@ -1,16 +1,18 @@
 //! Decisions about questions and answers. Pure: what is known goes in, what is to be done comes out.
 
+mod local;
+
 use super::addresses::special_use;
 use super::answer::{Data, Findings};
 use super::config::Lifetimes;
-use super::message::{Body, BodyBuilder, ExtendedError, ResponseCode, record_type, wire_name};
+use super::message::{Body, BodyBuilder, ExtendedError, ResponseCode, record_type};
 use super::names::{NamePolicy, NameVerdict, Opening};
 use super::observer::Reason;
 use crate::egress::grant::Grant;
 use portcullis_common::endpoint::DnsName;
 use portcullis_common::event::Verdict;
-use portcullis_common::policy::{EgressMode, Rule};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use portcullis_common::policy::EgressMode;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,12 +37,6 @@ const EXACT_TYPES: &[u16] = &[
     record_type::TXT,
 ];
 
-/// The TTL of answers about loopback addresses, seconds.
-const LOCAL_TTL: u32 = 3600;
-
-/// The name by which Firefox asks whether DNS over HTTPS should stay off; NXDOMAIN says so.
-const DOH_CANARY: &str = "use-application-dns.net";
-
 /// What judging needs to know beside the question.
 #[derive(Debug)]
 pub struct Judge {
@@ -60,16 +56,20 @@ pub struct Judge {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Decision {
     /// Answer without asking anybody.
-    Answer {
-        /// The verdict to record.
-        verdict: Verdict,
-        /// Why.
-        reason: Reason,
-        /// The answer.
-        body: Body,
-    },
+    Answer(Local),
     /// Ask upstream.
     Ask(Ask),
+}
+
+/// An answer that needs nobody else.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Local {
+    /// The verdict to record.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// The answer.
+    pub body: Body,
 }
 
 /// Why and how a question may be asked upstream.
@@ -115,12 +115,12 @@ impl Judge {
         name_of: impl Fn(IpAddr) -> Option<Arc<str>>,
     ) -> Decision {
         match self.names.judge(name) {
-            NameVerdict::Denied(rule) => self.blocked(Reason::Denied(rule)),
+            NameVerdict::Denied(rule) => Decision::Answer(self.blocked(Reason::Denied(rule))),
             NameVerdict::Allowed { openings, wildcard } => {
                 self.allowed(query_type, openings, wildcard)
             }
-            NameVerdict::NotListed => local(name, query_type, question_length, name_of)
-                .unwrap_or_else(|| self.not_listed(name, query_type)),
+            NameVerdict::NotListed => local::answer(name, query_type, question_length, name_of)
+                .map_or_else(|| self.not_listed(name, query_type), Decision::Answer),
         }
     }
 
@@ -131,21 +131,17 @@ impl Judge {
         wildcard: Option<Arc<str>>,
     ) -> Decision {
         let Some(rule) = openings.first().map(|opening| Arc::clone(&opening.rule)) else {
-            return self.blocked(Reason::NotListed);
+            return Decision::Answer(self.blocked(Reason::NotListed));
         };
         if is_service_binding(query_type) {
             // Their address hints would be used without a grant; without them clients ask for A and AAAA.
-            return Decision::Answer {
-                verdict: Verdict::Allowed,
-                reason: Reason::Allowed(rule),
-                body: Body::empty(ResponseCode::NoError, None),
-            };
+            return Decision::Answer(nothing(ResponseCode::NoError, Reason::Allowed(rule)));
         }
         let types = if wildcard.is_some() { WILDCARD_TYPES } else { EXACT_TYPES };
         let may_ask =
             types.contains(&query_type) || (self.mode == EgressMode::Audit && !is_meta(query_type));
         if !may_ask {
-            return self.refused(Reason::QueryType);
+            return Decision::Answer(self.refused(Reason::QueryType));
         }
         let listed = types.contains(&query_type);
         Decision::Ask(Ask {
@@ -160,19 +156,19 @@ impl Judge {
         let searched = self.is_search_of_allowed(name);
         let reason = if searched { Reason::SearchDomain } else { Reason::NotListed };
         if self.mode == EgressMode::Block {
-            return if searched {
+            return Decision::Answer(if searched {
                 nothing(ResponseCode::NxDomain, reason)
             } else {
                 self.blocked(reason)
-            };
+            });
         }
         let verdict = if searched { Verdict::Allowed } else { Verdict::WouldBlock };
         if is_meta(query_type) {
-            return self.refused(Reason::QueryType);
+            return Decision::Answer(self.refused(Reason::QueryType));
         }
         if is_service_binding(query_type) {
             let body = Body::empty(ResponseCode::NoError, None);
-            return Decision::Answer { verdict, reason, body };
+            return Decision::Answer(Local { verdict, reason, body });
         }
         Decision::Ask(Ask { verdict, reason, openings: Vec::new(), wildcard: None })
     }
@@ -187,19 +183,19 @@ impl Judge {
     }
 
     /// The answer to a name with unusual bytes.
-    pub fn unusual_name(&self) -> Decision {
+    pub fn unusual_name(&self) -> Local {
         self.refused(Reason::UnusualName)
     }
 
     /// The refusal of a question for `reason`.
-    pub fn refused(&self, reason: Reason) -> Decision {
+    pub fn refused(&self, reason: Reason) -> Local {
         let body = Body::empty(ResponseCode::Refused, Some(self.explanation(&reason)));
-        Decision::Answer { verdict: Verdict::Blocked, reason, body }
+        Local { verdict: Verdict::Blocked, reason, body }
     }
 
-    fn blocked(&self, reason: Reason) -> Decision {
+    fn blocked(&self, reason: Reason) -> Local {
         let body = Body::empty(ResponseCode::NxDomain, Some(self.explanation(&reason)));
-        Decision::Answer { verdict: Verdict::Blocked, reason, body }
+        Local { verdict: Verdict::Blocked, reason, body }
     }
 
     fn explanation(&self, reason: &Reason) -> ExtendedError {
@@ -418,73 +414,6 @@ fn is_meta(query_type: u16) -> bool {
 }
 
 /// A local answer without records.
-fn nothing(code: ResponseCode, reason: Reason) -> Decision {
-    Decision::Answer { verdict: Verdict::Allowed, reason, body: Body::empty(code, None) }
-}
-
-/// Names that no upstream is asked about in any mode, unless the policy lists them: `localhost` (RFC 6761 §6.3), reverse
-/// names, which are answered from what was granted, single labels, `.local` (RFC 6762), and the infrastructure names of
-/// `.arpa`.
-fn local(
-    name: &str,
-    query_type: u16,
-    question_length: usize,
-    name_of: impl Fn(IpAddr) -> Option<Arc<str>>,
-) -> Option<Decision> {
-    let answer =
-        |body| Some(Decision::Answer { verdict: Verdict::Allowed, reason: Reason::Local, body });
-    let last_label = name.rsplit('.').next().unwrap_or(name);
-    if last_label == "localhost" {
-        let mut builder = BodyBuilder::new(question_length);
-        match query_type {
-            record_type::A => builder.address(Ipv4Addr::LOCALHOST.into(), LOCAL_TTL),
-            record_type::AAAA => builder.address(Ipv6Addr::LOCALHOST.into(), LOCAL_TTL),
-            _ => true,
-        };
-        return answer(builder.build(ResponseCode::NoError, None));
-    }
-    if last_label == "arpa" && query_type == record_type::PTR {
-        let known = reverse_address(name).and_then(|address| match address {
-            _ if address.is_loopback() => Some(Arc::from("localhost")),
-            _ => name_of(address),
-        });
-        if let Some(known) = known {
-            let mut builder = BodyBuilder::new(question_length);
-            let data = wire_name(&known);
-            builder.record(record_type::PTR, LOCAL_TTL, &data);
-            return answer(builder.build(ResponseCode::NoError, None));
-        }
-    }
-    let is_local =
-        !name.contains('.') || matches!(last_label, "arpa" | "local") || name == DOH_CANARY;
-    is_local.then(|| nothing(ResponseCode::NxDomain, Reason::Local))
-}
-
-/// The address of a reverse name (RFC 1035 §3.5, RFC 3596 §2.5).
-fn reverse_address(name: &str) -> Option<IpAddr> {
-    if let Some(digits) = name.strip_suffix(".in-addr.arpa") {
-        let mut octets = [0u8; 4];
-        let mut labels = digits.split('.').rev();
-        for octet in &mut octets {
-            *octet = labels.next()?.parse().ok()?;
-        }
-        return labels.next().is_none().then(|| Ipv4Addr::from(octets).into());
-    }
-    let mut labels = name.strip_suffix(".ip6.arpa")?.split('.').rev();
-    let mut bits = 0u128;
-    for _ in 0..32 {
-        let label = labels.next().filter(|label| label.len() == 1)?;
-        bits = bits << 4 | u128::from_str_radix(label, 16).ok()?;
-    }
-    labels.next().is_none().then(|| Ipv6Addr::from_bits(bits).into())
-}
-
-/// The rule that a reason names, for those that do.
-pub fn rule_of(reason: &Reason) -> Option<&Arc<Rule>> {
-    match reason {
-        Reason::Allowed(rule) | Reason::Denied(rule) | Reason::SpecialUse { rule, .. } => {
-            Some(rule)
-        }
-        _ => None,
-    }
+fn nothing(code: ResponseCode, reason: Reason) -> Local {
+    Local { verdict: Verdict::Allowed, reason, body: Body::empty(code, None) }
 }

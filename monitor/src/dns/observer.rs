@@ -30,6 +30,8 @@ pub enum Reason {
     SearchDomain,
     /// The name has a label with bytes that no host name has.
     UnusualName,
+    /// The message is no query of the one form that is understood, a single question.
+    Malformed,
     /// The query's type is not one that jobs may ask.
     QueryType,
     /// The answer pointed only, or also, at addresses of special use that the policy does not name.
@@ -49,6 +51,16 @@ pub enum Reason {
     Grant(Arc<str>),
 }
 
+impl Reason {
+    /// The rule responsible, when one is.
+    pub fn rule(&self) -> Option<&Arc<Rule>> {
+        match self {
+            Self::Allowed(rule) | Self::Denied(rule) | Self::SpecialUse { rule, .. } => Some(rule),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -60,6 +72,7 @@ impl fmt::Display for Reason {
                 formatter.write_str("an allowed name with a search domain appended")
             }
             Self::UnusualName => formatter.write_str("not a host name"),
+            Self::Malformed => formatter.write_str("not a well-formed query with one question"),
             Self::QueryType => formatter.write_str("queries of this type are not forwarded"),
             Self::SpecialUse { withheld, .. } => {
                 for (index, (address, usage)) in withheld.iter().enumerate() {
@@ -81,9 +94,10 @@ impl fmt::Display for Reason {
 pub struct DnsOutcome {
     /// What became of the query.
     pub verdict: Verdict,
-    /// The name asked for, lower case, escaped as RFC 4343 §2.1 says when it has unusual bytes.
+    /// The name asked for, lower case, escaped as RFC 4343 §2.1 says when it has unusual bytes; empty when the message could
+    /// not be read so far.
     pub name: String,
-    /// The type: `A`, `AAAA`, `TXT`, `TYPE4711`.
+    /// The type: `A`, `AAAA`, `TXT`, `TYPE4711`; empty when the message could not be read so far.
     pub query_type: String,
     /// The addresses that were granted.
     pub granted: Vec<IpAddr>,
@@ -93,7 +107,7 @@ pub struct DnsOutcome {
     pub cname_chain: Vec<String>,
     /// Why.
     pub reason: Reason,
-    /// The answer's code: `NOERROR`, `NXDOMAIN`, `SERVFAIL`.
+    /// The answer's code: `NOERROR`, `NXDOMAIN`, `SERVFAIL`; `NONE` when the message got no answer.
     pub response_code: &'static str,
 }
 

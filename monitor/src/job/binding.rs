@@ -46,7 +46,7 @@ pub enum BindError {
     Worker(#[from] crate::caller::CallerError),
     /// Its network namespace can't be looked into.
     #[error("the Worker's network namespace can't be looked into")]
-    Network(#[source] std::io::Error),
+    Network(#[source] io::Error),
     /// Its connections can't be listed.
     #[error("the runner's own connections can't be listed")]
     Flows(#[from] crate::watch::sockets::SocketError),

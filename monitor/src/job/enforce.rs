@@ -101,7 +101,7 @@ pub fn enforce(
         Recorder::open(&spool, &state.id).map_err(at("the job's events can't be written"))?,
     );
 
-    let enforced = with_github_hosts(host, &state.resolution.policy);
+    let enforced = with_github_hosts(host, &state.resolution.policy)?;
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
@@ -172,10 +172,15 @@ pub fn enforce(
 }
 
 /// The policy with the hosts that a runner can't do without.
-fn with_github_hosts(host: &Host, policy: &EffectivePolicy) -> EffectivePolicy {
+fn with_github_hosts(
+    host: &Host,
+    policy: &EffectivePolicy,
+) -> Result<EffectivePolicy, EnforceError> {
     let mut enforced = policy.clone();
-    enforced.allowed.extend(github_hosts(&host.config.github.server));
-    enforced
+    let hosts = github_hosts(&host.config.github.server)
+        .map_err(at("github.server of monitor.toml is no host name"))?;
+    enforced.allowed.extend(hosts);
+    Ok(enforced)
 }
 
 fn read_packets(

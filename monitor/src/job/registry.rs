@@ -115,12 +115,10 @@ impl Registry {
             }),
             Err(error) => tracing::error!(job.id = state.id, error = %error, "the job's events can't be written"),
         }
-        // The rules live in the Worker's network namespace. When that was the monitor's own they are removed here; one
-        // that only the Worker kept alive is gone, and its rules with it.
+        // A namespace that only the Worker kept alive is gone, and the rules with it.
         if let Some(table) = super::enforce::table_name(&state.id)
-            && let Ok(namespace) = fs::File::open("/proc/self/ns/net")
-            && let Err(error) =
-                crate::nftables::remove_orphan(std::os::fd::AsFd::as_fd(&namespace), &table)
+            && let Some(namespace) = open_namespace(state.network_namespace)
+            && let Err(error) = InstalledTable::remove_left_behind(namespace.as_fd(), &table)
         {
             tracing::error!(job.id = state.id, error = %with_causes(&error), "the job's rules could not be removed");
         }

@@ -9,6 +9,7 @@ use portcullis_monitor::dns::{
     UpstreamChange,
 };
 use portcullis_monitor::egress::grant::{Grant, GrantError, GrantSink};
+use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,23 +18,23 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long a test waits for something that should happen.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the upstream does with a query: the messages it sends back.
-pub type Script = dyn Fn(&Message, Transport) -> Vec<Message> + Send + Sync;
+pub(crate) type Script = dyn Fn(&Message, Transport) -> Vec<Message> + Send + Sync;
 
 /// A query that reached the upstream: how, from where, its bytes.
-pub type Seen = (Transport, SocketAddr, Vec<u8>);
+pub(crate) type Seen = (Transport, SocketAddr, Vec<u8>);
 
 /// A name server on loopback, UDP and TCP.
 #[derive(Clone)]
-pub struct Upstream {
-    pub address: SocketAddr,
-    pub seen: Arc<Mutex<Vec<Seen>>>,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Upstream {
-    pub async fn start(script: Arc<Script>) -> Self {
+    pub(crate) async fn start(script: Arc<Script>) -> Self {
         let (udp, tcp) = loop {
             let udp = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
             let address = udp.local_addr().unwrap();
@@ -73,7 +74,7 @@ impl Upstream {
     }
 
     /// The names asked for, lower case, with their types.
-    pub fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         self.seen
             .lock()
             .unwrap()
@@ -87,7 +88,7 @@ impl Upstream {
 }
 
 /// An answer to `query` without records.
-pub fn reply(query: &Message, code: ResponseCode) -> Message {
+pub(crate) fn reply(query: &Message, code: ResponseCode) -> Message {
     let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
     reply.metadata.message_type = MessageType::Response;
     reply.metadata.response_code = code;
@@ -96,7 +97,7 @@ pub fn reply(query: &Message, code: ResponseCode) -> Message {
 }
 
 /// An answer with `records`, written `name ttl type data`; `@` is the name asked for.
-pub fn answer(query: &Message, records: &[&str]) -> Message {
+pub(crate) fn answer(query: &Message, records: &[&str]) -> Message {
     let mut reply = reply(query, ResponseCode::NoError);
     for record in records {
         let mut words = record.splitn(4, ' ');
@@ -113,7 +114,7 @@ pub fn answer(query: &Message, records: &[&str]) -> Message {
 }
 
 /// A zone as text, `name type → records`; names not in it do not exist, with an SOA record of 30 seconds.
-pub fn zone(
+pub(crate) fn zone(
     entries: &'static [(&'static str, RecordType, &'static [&'static str])],
 ) -> Arc<Script> {
     Arc::new(move |query, _| {
@@ -134,10 +135,10 @@ pub fn zone(
 
 /// The kernel's part: remembers grants, can be told to refuse.
 #[derive(Debug, Default)]
-pub struct Kernel {
-    pub grants: Mutex<Vec<Grant>>,
-    pub calls: Mutex<usize>,
-    pub refuses: AtomicBool,
+pub(crate) struct Kernel {
+    pub(crate) grants: Mutex<Vec<Grant>>,
+    pub(crate) calls: Mutex<usize>,
+    pub(crate) refuses: AtomicBool,
 }
 
 impl GrantSink for Kernel {
@@ -153,7 +154,7 @@ impl GrantSink for Kernel {
 
 impl Kernel {
     /// The grants, written `address:first-last`.
-    pub fn open(&self) -> Vec<String> {
+    pub(crate) fn open(&self) -> Vec<String> {
         let grants = self.grants.lock().unwrap();
         grants
             .iter()
@@ -166,10 +167,10 @@ impl Kernel {
 
 /// Remembers what the resolver reports.
 #[derive(Debug, Default)]
-pub struct Observer {
-    pub observations: Mutex<Vec<DnsObservation>>,
-    pub detections: Mutex<Vec<DnsDetection>>,
-    pub changes: Mutex<Vec<UpstreamChange>>,
+pub(crate) struct Observer {
+    pub(crate) observations: Mutex<Vec<DnsObservation>>,
+    pub(crate) detections: Mutex<Vec<DnsDetection>>,
+    pub(crate) changes: Mutex<Vec<UpstreamChange>>,
 }
 
 impl DnsObserver for Observer {
@@ -187,7 +188,7 @@ impl DnsObserver for Observer {
 }
 
 /// A rule for `host`, TCP port 443.
-pub fn rule(host: &str) -> Rule {
+pub(crate) fn rule(host: &str) -> Rule {
     let name = |text: &str| DnsName::new(text).unwrap();
     let parsed = match (host.strip_prefix("*."), host.parse(), host.parse()) {
         (_, Ok(address), _) => Host::Address(address),
@@ -204,20 +205,20 @@ pub fn rule(host: &str) -> Rule {
 }
 
 /// A resolver and everything around it.
-pub struct World {
-    pub resolver: Resolver,
-    pub upstream: Upstream,
-    pub kernel: Arc<Kernel>,
-    pub observer: Arc<Observer>,
+pub(crate) struct World {
+    pub(crate) resolver: Resolver,
+    pub(crate) upstream: Upstream,
+    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) observer: Arc<Observer>,
 }
 
 impl World {
     /// A resolver in block mode that allows `allowed`, with an upstream that does what `script` says.
-    pub async fn start(allowed: &[&str], script: Arc<Script>) -> Self {
+    pub(crate) async fn start(allowed: &[&str], script: Arc<Script>) -> Self {
         Self::with(allowed, &[], script, |_| {}).await
     }
 
-    pub async fn with(
+    pub(crate) async fn with(
         allowed: &[&str],
         denied: &[&str],
         script: Arc<Script>,
@@ -240,12 +241,12 @@ impl World {
         Self { resolver, upstream, kernel, observer }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.resolver.port())
     }
 
     /// Sends `message` over UDP and waits for an answer.
-    pub async fn exchange(&self, message: Vec<u8>) -> Vec<u8> {
+    pub(crate) async fn exchange(&self, message: Vec<u8>) -> Vec<u8> {
         let address = self.address();
         blocking(move || {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -261,7 +262,7 @@ impl World {
     }
 
     /// Sends messages over one TCP connection in one segment and reads as many answers as `answers`.
-    pub async fn exchange_tcp(&self, messages: &[Vec<u8>], answers: usize) -> Vec<Vec<u8>> {
+    pub(crate) async fn exchange_tcp(&self, messages: &[Vec<u8>], answers: usize) -> Vec<Vec<u8>> {
         let address = self.address();
         let bytes: Vec<u8> = messages.iter().flat_map(|message| framed(message)).collect();
         blocking(move || {
@@ -282,12 +283,12 @@ impl World {
     }
 
     /// Asks for `name` and gives the answer in words: code, records, and the text of an Extended DNS Error.
-    pub async fn ask(&self, name: &str, kind: RecordType) -> String {
+    pub(crate) async fn ask(&self, name: &str, kind: RecordType) -> String {
         words(&self.exchange(query(name, kind)).await)
     }
 
     /// Waits until something was observed that reads `expected`: verdict, name, type, code and reason.
-    pub async fn observes(&self, expected: &str) {
+    pub(crate) async fn observes(&self, expected: &str) {
         let observer = Arc::clone(&self.observer);
         let observed = move || -> Vec<String> {
             let observations = observer.observations.lock().unwrap();
@@ -314,12 +315,12 @@ impl World {
     }
 }
 
-pub fn framed(message: &[u8]) -> Vec<u8> {
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     [&u16::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
 }
 
 /// A query with EDNS.
-pub fn query(name: &str, kind: RecordType) -> Vec<u8> {
+pub(crate) fn query(name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     let name = Name::from_ascii(format!("{name}.")).unwrap();
@@ -331,14 +332,14 @@ pub fn query(name: &str, kind: RecordType) -> Vec<u8> {
 }
 
 /// A query without EDNS.
-pub fn plain_query(name: &str, kind: RecordType) -> Vec<u8> {
+pub(crate) fn plain_query(name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::from_vec(&query(name, kind)).unwrap();
     message.edns = None;
     message.to_vec().unwrap()
 }
 
 /// An answer in words.
-pub fn words(bytes: &[u8]) -> String {
+pub(crate) fn words(bytes: &[u8]) -> String {
     let message = Message::from_vec(bytes).unwrap();
     let mut text = match u16::from(message.metadata.response_code) {
         0 => "NOERROR",
@@ -354,22 +355,45 @@ pub fn words(bytes: &[u8]) -> String {
         text += " TC";
     }
     for record in &message.answers {
-        text += &format!(" {}={}", record.name.to_lowercase(), record.data);
+        write!(text, " {}={}", record.name.to_lowercase(), record.data).unwrap();
     }
     if let Some(edns) = &message.edns {
         for (code, option) in edns.options().as_ref() {
             let option: Vec<u8> = option.try_into().unwrap();
             assert_eq!(u16::from(*code), 15);
-            text += &format!(
+            write!(
+                text,
                 " ({}: {})",
                 u16::from_be_bytes([option[0], option[1]]),
                 String::from_utf8_lossy(&option[2..])
-            );
+            )
+            .unwrap();
         }
     }
     text
 }
 
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// A question of class IN with these labels, whatever their bytes.
+pub(crate) fn question(labels: &[&[u8]], kind: u16) -> Vec<u8> {
+    let mut bytes: Vec<u8> = labels
+        .iter()
+        .flat_map(|label| [&[u8::try_from(label.len()).unwrap()], *label].concat())
+        .collect();
+    bytes.extend_from_slice(&[0]);
+    bytes.extend_from_slice(&kind.to_be_bytes());
+    bytes.extend_from_slice(&[0, 1]);
+    bytes
+}
+
+/// Nothing that reached the upstream has `needle` in it, in any letter case.
+pub(crate) fn assert_not_leaked(world: &World, needle: &[u8]) {
+    let needle = needle.to_ascii_lowercase();
+    for (_, _, bytes) in world.upstream.seen.lock().unwrap().iter() {
+        let lower = bytes.to_ascii_lowercase();
+        assert!(!lower.windows(needle.len()).any(|window| window == needle), "{bytes:02x?}");
+    }
 }

@@ -4,14 +4,17 @@ use super::super::budget::{Exceeded, Usage};
 use super::super::cache::Cache;
 use super::super::config::{Budgets, CacheLimits};
 use super::super::exchange::Exchange;
-use super::super::judge::{Ask, Decision, Judge};
-use super::super::message::{Parsed, Query, ReplyTo, parse, write_refusal, write_response};
+use super::super::judge::{Ask, Decision, Judge, Local};
+use super::super::message::{
+    Parsed, Query, Question, ReplyTo, parse, write_refusal, write_response,
+};
 use super::super::observer::{
     BudgetKind, DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Reason, Transport,
 };
 use super::resolve::Asked;
 use crate::egress::grant::GrantSink;
 use hickory_proto::rr::RecordType;
+use portcullis_common::event::Verdict;
 use portcullis_common::policy::EgressMode;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -80,10 +83,10 @@ pub(super) struct Waiter {
 /// What a message came to.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// No answer.
-    Silence,
+    /// No answer; what to tell the observer.
+    Silence(DnsObservation),
     /// The answer is in the buffer; afterwards, what to tell the observer.
-    Reply(Respond, Option<DnsObservation>),
+    Reply(Respond, DnsObservation),
     /// The answer comes later by itself.
     Later,
 }
@@ -131,10 +134,8 @@ impl Core {
     }
 
     /// Tells the observer, once the answer has left.
-    pub(super) fn observe(&self, observation: Option<DnsObservation>) {
-        if let Some(observation) = observation {
-            self.observer.observe(observation);
-        }
+    pub(super) fn observe(&self, observation: DnsObservation) {
+        self.observer.observe(observation);
     }
 
     /// Takes a client's message. The answer is written to `out`, or goes to what `respond` returns later.
@@ -149,10 +150,12 @@ impl Core {
         let query = match parse(message) {
             Parsed::Query(query) => query,
             Parsed::Refused(refused) => {
+                let code = refused.code.name();
+                let observation = self.malformed(refused.question, code, client, transport);
                 write_refusal(out, &refused);
-                return Step::Reply(respond, None);
+                return Step::Reply(respond, observation);
             }
-            Parsed::Drop => return Step::Silence,
+            Parsed::Drop => return Step::Silence(self.malformed(None, "NONE", client, transport)),
         };
         let reply = ReplyTo::new(&query);
         let limit = limit(&reply, transport);
@@ -168,7 +171,7 @@ impl Core {
         if let Some(outcome) = cached {
             let observation =
                 DnsObservation { client, transport, process: None, cached: true, outcome };
-            return Step::Reply(respond, Some(observation));
+            return Step::Reply(respond, observation);
         }
         let question = query.question;
         let (respond, decision) = match question.host_name() {
@@ -177,7 +180,7 @@ impl Core {
                 let length = question.wire().len();
                 let name_of = |address| self.name_of(address, now);
                 match self.judge.question(&name, question.query_type(), length, name_of) {
-                    decision @ Decision::Answer { .. } => (respond, decision),
+                    Decision::Answer(local) => (respond, local),
                     Decision::Ask(ask) => {
                         match self.ask(&query, name, ask, (client, transport), respond) {
                             Ok(()) => return Step::Later,
@@ -187,7 +190,7 @@ impl Core {
                 }
             }
         };
-        let Decision::Answer { verdict, reason, body } = decision else { return Step::Silence };
+        let Local { verdict, reason, body } = decision;
         let process = self.observer.asker(client, transport);
         write_response(out, &reply, &body, 0, limit);
         let outcome = Arc::new(DnsOutcome {
@@ -201,7 +204,31 @@ impl Core {
             response_code: body.code.name(),
         });
         let observation = DnsObservation { client, transport, process, cached: false, outcome };
-        Step::Reply(respond, Some(observation))
+        Step::Reply(respond, observation)
+    }
+
+    /// What is observed about a message that is no query.
+    fn malformed(
+        &self,
+        question: Option<Question<'_>>,
+        response_code: &'static str,
+        client: SocketAddr,
+        transport: Transport,
+    ) -> DnsObservation {
+        let outcome = Arc::new(DnsOutcome {
+            verdict: Verdict::Blocked,
+            name: question.map(|question| question.escaped_name()).unwrap_or_default(),
+            query_type: question
+                .map(|question| type_name(question.query_type()))
+                .unwrap_or_default(),
+            granted: Vec::new(),
+            answered: Vec::new(),
+            cname_chain: Vec::new(),
+            reason: Reason::Malformed,
+            response_code,
+        });
+        let process = self.observer.asker(client, transport);
+        DnsObservation { client, transport, process, cached: false, outcome }
     }
 
     /// The name that opened `address`.
@@ -222,7 +249,7 @@ impl Core {
         ask: Ask,
         (client, transport): (SocketAddr, Transport),
         respond: Respond,
-    ) -> Result<(), (Respond, Decision)> {
+    ) -> Result<(), (Respond, Local)> {
         let key = query.question.cache_key();
         let mut state = self.state();
         if state.waiting >= self.waiting_clients {

@@ -83,9 +83,13 @@ async fn read_queries(
         let Ok(place) = queue.clone().reserve_owned().await else { return };
         let respond = Respond::Tcp(place);
         let step = core.handle(&message, &mut out, client, Transport::Tcp, respond);
-        if let Step::Reply(respond, observation) = step {
-            respond.send(&out, client);
-            core.observe(observation);
+        match step {
+            Step::Reply(respond, observation) => {
+                respond.send(&out, client);
+                core.observe(observation);
+            }
+            Step::Silence(observation) => core.observe(observation),
+            Step::Later => {}
         }
     }
 }

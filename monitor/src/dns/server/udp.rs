@@ -27,9 +27,13 @@ pub(super) async fn serve(core: Arc<Core>, socket: Arc<UdpSocket>) {
                     let message = buffer.get(..length).unwrap_or(&[]);
                     let respond = Respond::Udp(Arc::clone(&socket));
                     let step = core.handle(message, &mut out, client, Transport::Udp, respond);
-                    if let Step::Reply(respond, observation) = step {
-                        respond.send(&out, client);
-                        core.observe(observation);
+                    match step {
+                        Step::Reply(respond, observation) => {
+                            respond.send(&out, client);
+                            core.observe(observation);
+                        }
+                        Step::Silence(observation) => core.observe(observation),
+                        Step::Later => {}
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

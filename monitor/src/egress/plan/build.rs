@@ -18,6 +18,8 @@ pub(super) mod protocol {
 
 /// Bits of `ct state` (`NF_CT_STATE_BIT` of the kernel).
 pub(super) mod state {
+    /// `new`: no packet came back yet.
+    pub(in crate::egress::plan) const NEW: u32 = 8;
     pub(in crate::egress::plan) const INVALID: u32 = 1;
     pub(in crate::egress::plan) const ESTABLISHED: u32 = 2;
     pub(in crate::egress::plan) const RELATED: u32 = 4;
