@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, ensure};
 use portcullis_common::event::Verdict;
-use portcullis_tests::attacker::{ATTACKER_V4, ATTACKER_V6};
+use portcullis_tests::attacker::{ATTACKER_V4, ATTACKER_V6, Packet};
 use portcullis_tests::evidence::{Actor, Call, NO_RULE, check_sequence};
 use portcullis_tests::gate::{Gate, POLICY, policy, root_step, step};
 use portcullis_tests::world::{MonitorOptions, RunningJob};
@@ -167,12 +167,18 @@ impl Attack {
     /// How many packets of it the attacker has.
     fn arrived(&self, world: &World) -> usize {
         let packets = world.attacker().described_packets();
-        let of_it = packets.iter().filter(|packet| {
-            packet.destination == self.address
-                && packet.protocol == self.protocol()
-                && (!self.has_port() || packet.port == Some(self.port))
-        });
-        of_it.count()
+        packets
+            .iter()
+            .filter(|packet| packet.destination == self.address && self.is_of_it(packet))
+            .count()
+    }
+
+    fn is_of_it(&self, packet: &Packet) -> bool {
+        // Over IPv6 fragments begin with a header of their own (RFC 8200 §4.5).
+        let is_fragment = self.technique.name == "udp-large" && packet.protocol == 44;
+        let is_same = packet.protocol == self.protocol()
+            && (!self.has_port() || packet.port == Some(self.port));
+        is_fragment || is_same
     }
 }
 
