@@ -9,7 +9,7 @@ use portcullis_common::event::Verdict;
 use portcullis_tests::attacker::{ATTACKER_V4, ATTACKER_V6, Packet};
 use portcullis_tests::evidence::{Actor, Call, NO_RULE, check_sequence};
 use portcullis_tests::gate::{Gate, POLICY, policy, root_step, step};
-use portcullis_tests::world::{MonitorOptions, RunningJob};
+use portcullis_tests::world::RunningJob;
 use portcullis_tests::{Job, JobOutcome, World, wait_for};
 use std::net::IpAddr;
 
@@ -132,7 +132,7 @@ impl Attack {
     }
 
     fn has_port(&self) -> bool {
-        matches!(self.technique.protocol, 6 | 17)
+        matches!(self.technique.protocol, 6 | 17 | 33 | 132 | 136)
     }
 
     fn step(&self) -> &'static str {
@@ -318,6 +318,7 @@ fn in_audit_mode_everything_arrives_and_is_recorded() -> Result<()> {
 fn the_same_to_an_allowed_destination_works_and_is_recorded() -> Result<()> {
     let gate = Gate::up(&policy("block", ALLOWED))?;
     open_ping_sockets(gate.world())?;
+    gate.world().add_address(FRIEND_V6.parse()?)?;
     let sockets = [FRIEND_V4, FRIEND_V6].map(|address| {
         let bind = || std::net::UdpSocket::bind((address, 443));
         gate.world().internet().run(bind)
