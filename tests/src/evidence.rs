@@ -26,6 +26,9 @@ use std::path::Path;
 /// What stands in an event for the absence of a rule.
 pub const NO_RULE: &str = "no endpoint allows it";
 
+/// Events that a failed assertion shows.
+const SHOWN: usize = 60;
+
 /// Who must have done it.
 #[derive(Clone, Debug, Default)]
 pub struct Actor {
@@ -198,6 +201,7 @@ impl Call {
         if problems.is_empty() {
             let seen: Vec<String> = calls
                 .iter()
+                .take(SHOWN)
                 .map(|call| {
                     format!("{:?} {} {} {:?}", call.verdict, call.protocol, call.address, call.port)
                 })
@@ -314,6 +318,7 @@ impl Question {
         if problems.is_empty() {
             let seen: Vec<String> = questions
                 .iter()
+                .take(SHOWN)
                 .map(|question| {
                     format!("{:?} {} {}", question.verdict, question.name, question.query_type)
                 })
