@@ -265,7 +265,9 @@ fn check_questions(gate: &Gate, events: &[Event]) -> Result<()> {
     for technique in ["two-questions", "answers", "malformed"] {
         blocked("").rule("not a well-formed query").by(asker(number(technique))).find(events)?;
     }
-    for name in ["www\\.ok.wild.test", "evil\\000ok.wild.test", "a\\032b.wild.test", "ok\\.test"] {
+    for name in
+        ["www\\046ok.wild.test", "evil\\000ok.wild.test", "a\\032b.wild.test", "ok\\046test"]
+    {
         blocked(name)
             .rule("not a host name")
             .response_code("REFUSED")
