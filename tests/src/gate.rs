@@ -92,14 +92,6 @@ impl Gate {
         self.monitor.as_ref().expect("the gate is up")
     }
 
-    /// The monitor, to kill and restart it.
-    ///
-    /// # Panics
-    /// When the gate is not up.
-    pub fn monitor_mut(&mut self) -> &mut Monitor {
-        self.monitor.as_mut().expect("the gate is up")
-    }
-
     /// What must not get out.
     pub fn canary(&self) -> &Canary {
         &self.canary
