@@ -191,6 +191,10 @@ fn a_monitor_that_the_job_stops_keeps_its_rules() -> Result<()> {
     assert_eq!(adopted, 2);
     // Each gap is told, also those of earlier restarts.
     let told = gate.last_report()?.posture.warnings;
-    assert_eq!(told.iter().filter(|text| text.contains("it took this job over at")).count(), 2, "{told:#?}");
+    assert_eq!(
+        told.iter().filter(|text| text.contains("it took this job over at")).count(),
+        2,
+        "{told:#?}"
+    );
     Ok(())
 }
