@@ -45,7 +45,7 @@ fn a_process_that_a_daemon_starts_is_judged_like_the_job() -> Result<()> {
         uid.map_or(command.clone(), |uid| command.user(uid))
     };
     // As root, as somebody, and as the runner's own user; each outside of the job's group.
-    for uid in [None, Some(12_050), Some(gate.world.runner(0).uid())] {
+    for uid in [None, Some(12_150), Some(gate.world.runner(0).uid())] {
         let sent = host(uid).text()?;
         ensure!(sent.contains("sent"), "{sent}");
     }
