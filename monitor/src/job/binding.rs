@@ -5,8 +5,8 @@ use super::policy_choice::{Origin, PolicyChoice};
 use super::state::JobState;
 use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{
-    ProcFs, RunnerSurvey, Worker, WorkerCandidate, kill_left_overs, left_overs, runner_flows,
-    survey_runners,
+    ProcFs, ProcessEntry, RunnerSurvey, Snapshot, Worker, WorkerCandidate, kill_left_overs,
+    left_overs, runner_flows, survey_runners,
 };
 use crate::cgroup::{CgroupIdentity, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
@@ -73,7 +73,8 @@ pub fn bind(
     active: &[CgroupIdentity],
 ) -> Result<Binding, BindError> {
     let worker = Worker::open(candidate)?;
-    let survey = survey_runners(&ProcFs, candidate);
+    let snapshot = Snapshot::take();
+    let survey = survey_runners(&snapshot, candidate);
     let scope = scope(host.config.defaults.scope, survey);
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
     if choice.origin == Origin::Store && choice.resolution.scope == ScopeKind::Default {
@@ -95,7 +96,7 @@ pub fn bind(
     let flows = runner_flows(&runner, &diagnostics)?;
 
     // Last, for nothing that follows can fail: a group that was made is a group that is used.
-    let (group, left_overs) = match make_group(host, &worker, &id, active) {
+    let (group, left_overs) = match make_group(host, &worker, &id, active, &snapshot) {
         Ok((group, left_overs)) => (Some(group), left_overs),
         Err(problem) if scope == EnforcementScope::Job && survey.user_is_shared => {
             return Err(BindError::NotTellable(problem));
@@ -153,6 +154,7 @@ fn make_group(
     worker: &Worker,
     id: &str,
     active: &[CgroupIdentity],
+    snapshot: &Snapshot,
 ) -> Result<(JobCgroup, Vec<String>), String> {
     let hierarchy = host.hierarchy.as_ref().map_err(Clone::clone)?;
     let of_worker = hierarchy.group_of(worker.pid()).map_err(|error| with_causes(&error))?;
@@ -167,9 +169,13 @@ fn make_group(
     }
     let active_groups: Vec<_> =
         active.iter().filter_map(|group| JobCgroup::open_existing(hierarchy, group).ok()).collect();
-    let orphans = left_overs(&ProcFs, worker.uid(), |process| {
-        active_groups.iter().any(|group| group.contains(process.key.pid))
-    });
+    let is_active =
+        |process: &ProcessEntry| active_groups.iter().any(|group| group.contains(process.key.pid));
+    let mut orphans = left_overs(snapshot, worker.uid(), is_active);
+    if !orphans.is_empty() {
+        // A snapshot is not of one moment: what is killed is looked at once more.
+        orphans = left_overs(&ProcFs, worker.uid(), is_active);
+    }
     for outcome in kill_left_overs(orphans) {
         ended.push(format!("process {}", outcome.process.key.pid));
     }

@@ -88,7 +88,11 @@ impl Job {
 
     /// The posture now: the rules are read back for it.
     pub fn posture(&self) -> Posture {
-        let rules = self.table.verify().map_err(|error| with_causes(&error));
+        self.posture_with(self.table.verify().map_err(|error| with_causes(&error)))
+    }
+
+    /// The posture when `rules` is what reading the rules back has just shown.
+    fn posture_with(&self, rules: Result<(), String>) -> Posture {
         let mut warnings = self.state.warnings.clone();
         warnings.extend(self.gaps().iter().cloned());
         let mut features = self.features.clone();
@@ -156,7 +160,7 @@ impl Job {
     }
 
     /// What the started hook is told.
-    pub fn started(&self) -> Started {
+    pub fn started(&self, posture: Posture) -> Started {
         let resolution = &self.state.resolution;
         Started {
             job_id: self.state.id.clone(),
@@ -167,7 +171,7 @@ impl Job {
             identity: resolution.identity,
             mode: resolution.policy.egress,
             endpoints: resolution.policy.allowed.len() as u64,
-            posture: self.posture(),
+            posture,
             applied_ms: self.applied_ms,
         }
     }

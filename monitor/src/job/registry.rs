@@ -115,7 +115,7 @@ impl Registry {
                     format!("no policy could be had for this job ({problem}), and the failure mode is closed: nothing is allowed"),
                     Some("repair the policy store, then run the job again; `monitor explain` shows what is wrong".to_owned()),
                 ),
-                _ => Answer::Started(job.started()),
+                _ => Answer::Started(job.started(job.posture_with(Ok(())))),
             },
             Err(failure) => self.not_enforced(&id, candidate, &resolution, mode, &failure),
         }
@@ -168,7 +168,9 @@ impl Registry {
             ),
             counters: Vec::new(),
         });
-        job.recorder.posture("the policy was put in force".to_owned(), job.posture());
+        // The rules were read back when they were installed.
+        let posture = job.posture_with(Ok(()));
+        job.recorder.posture("the policy was put in force".to_owned(), posture);
         for left_over in binding.left_overs {
             job.recorder.detection(DetectionEvent {
                 detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
@@ -287,7 +289,7 @@ impl Requests for Registry {
 /// The started hook was called a second time: the same context gets the same answer, another one is refused.
 fn again(job: &Job, context: &JobContext, caller: &Peer) -> Answer {
     if job.state().context == *context {
-        return Answer::Started(job.started());
+        return Answer::Started(job.started(job.posture()));
     }
     let evidence = format!(
         "process {} asked for another binding: workflow {:?} instead of {:?}",
