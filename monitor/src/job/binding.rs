@@ -16,6 +16,8 @@ use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
+use portcullis_common::policy::EgressMode;
+use portcullis_common::resolution::ScopeKind;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -75,6 +77,15 @@ pub fn bind(
     let survey = survey_runners(&snapshot, candidate);
     let scope = scope(host.config.defaults.scope, survey);
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
+    if choice.origin == Origin::Store && choice.resolution.scope == ScopeKind::Default {
+        let effect = match choice.resolution.policy.egress {
+            EgressMode::Audit => "calls are only recorded, nothing is blocked",
+            EgressMode::Block => "what it does not allow is blocked",
+        };
+        warnings.push(format!(
+            "no policy is attached to this job's workflow, repository, organization or cluster, so this host's default applies: {effect}"
+        ));
+    }
     warnings.extend(choice.resolution.policy.warnings());
 
     let namespace = worker.network_namespace()?;

