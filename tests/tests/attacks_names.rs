@@ -1,7 +1,6 @@
 //! ATTACKS.md, D9, D10, D12 and D13: names that lead where they should not, and resolvers that are not ours.
 
-use anyhow::{Result, ensure};
-use nix::sys::signal::Signal;
+use anyhow::{Context, Result, ensure};
 use portcullis_common::event::{EventKind, JobStage, Verdict};
 use portcullis_tests::evidence::{Actor, Call, NO_RULE, Question};
 use portcullis_tests::gate::{Gate, POLICY, policy, root_step, step};
@@ -50,7 +49,8 @@ fn names_do_not_open_addresses_of_special_use() -> Result<()> {
     }
     let mut ask = String::new();
     for (name, kind, _) in SPECIAL {
-        ask.push_str(&format!("echo {name} {kind} [$(dig +short +tries=1 {kind} {name})]\n"));
+        let question = format!("echo {name} {kind} [$(dig +short +tries=1 {kind} {name})]\n");
+        ask.push_str(&question);
     }
     let mut job = gate.job();
     job.steps = vec![
@@ -79,7 +79,7 @@ fn names_do_not_open_addresses_of_special_use() -> Result<()> {
     for line in ["10.0.0.1 is closed", "169.254.169.254 is closed", "the name is closed"] {
         ensure!(log.contains(line), "no `{line}` in\n{log}");
     }
-    let twins = &result.step("twins").unwrap().log;
+    let twins = &result.step("twins").context("no step")?.log;
     ensure!(twins.contains("198.51.100.51") && !twins.contains("127.0.0.1"), "{twins}");
 
     let events = gate.final_events()?;
@@ -128,9 +128,8 @@ fn encrypted_dns_to_other_resolvers_is_blocked() -> Result<()> {
     let gate = Gate::up(&policy("block", &["ok.test:443", "198.51.100.60:853"]))?;
     let mut script = String::new();
     for (technique, address, port) in ENCRYPTED {
-        script.push_str(&format!(
-            "python3 -S $ATTACKS/transport.py {technique} {address} {port} &\n"
-        ));
+        let command = format!("python3 -S $ATTACKS/transport.py {technique} {address} {port} &\n");
+        script.push_str(&command);
     }
     // The twin: a resolver that the policy names; nobody is there, which the world's router says.
     script.push_str("python3 -S $ATTACKS/transport.py tcp 198.51.100.60 853 &\nwait\n");
@@ -268,7 +267,6 @@ fn a_dead_resolver_and_one_in_its_place_open_nothing() -> Result<()> {
     let running = gate.begin(&job)?;
     running.wait_for_line("ready")?;
     gate.assert_contained()?;
-    monitor.kill().or_else(|_| monitor.signal(Signal::SIGCONT)).ok();
     monitor.restart()?;
     gate.release("go-on")?;
     let result = running.wait()?;
