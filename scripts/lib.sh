@@ -8,6 +8,9 @@ die() {
     exit 1
 }
 
+# The comment at the head of the script, without the line of the interpreter.
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; }
+
 # Installs the Debian packages of a list (one a line, comments after `#`) that are missing.
 install_packages() {
     local list=$1 name missing=()

@@ -232,6 +232,9 @@ pub enum RecordedDetection {
     /// A budget of the resolver was exceeded: data in names, too many names below a wildcard.
     #[serde(rename = "Dns-Exfiltration")]
     DnsExfiltration,
+    /// Frames that did not come from the kernel's IP stack were stopped at an uplink: packet sockets, macvlan.
+    #[serde(rename = "Raw-Frames")]
+    RawFrames,
     /// A process of the job outlived it and was killed.
     #[serde(rename = "Left-Over-Process")]
     LeftOverProcess,
@@ -274,6 +277,17 @@ pub struct Feature {
     pub state: FeatureState,
     /// Why it is not active, or what was seen.
     pub reason: String,
+}
+
+impl Feature {
+    /// Names of features that start so tell who did what; without them calls are judged all the same, so they weaken no
+    /// enforcement.
+    pub const SENSOR_PREFIX: &str = "sensor-";
+
+    /// Whether enforcement is weaker than it could be for want of this mechanism.
+    pub fn is_weakness(&self) -> bool {
+        self.state != FeatureState::Active && !self.name.starts_with(Self::SENSOR_PREFIX)
+    }
 }
 
 /// How much of the policy is in force.

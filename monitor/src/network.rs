@@ -17,6 +17,10 @@ use std::os::fd::BorrowedFd;
 
 /// One interface.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own that the kernel tells"
+)]
 pub struct Interface {
     /// Its index.
     pub index: u32,

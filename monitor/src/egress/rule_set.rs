@@ -175,13 +175,23 @@ pub struct Set {
     pub kind: SetKind,
     /// The fields of its key.
     pub key: Vec<KeyField>,
-    /// The most elements it can hold; `None` where the rule set alone decides.
+    /// The most elements it can hold, where they change.
     pub limit: Option<u32>,
     /// Its permanent elements.
     pub elements: BTreeSet<Element>,
 }
 
 impl Set {
+    /// The size that the kernel is told. A set of exact keys with a size and no timeouts gets a hash table of that size:
+    /// one that grows by itself can be read back with elements missing while it does. A set of ranges needs none.
+    pub fn size(&self) -> Option<u32> {
+        match self.kind {
+            SetKind::Ranges => None,
+            SetKind::Exact => Some(u32::try_from(self.elements.len()).unwrap_or(u32::MAX).max(1)),
+            SetKind::Changing | SetKind::Granted | SetKind::Active => self.limit,
+        }
+    }
+
     /// The length of a key in bytes; a lone short field is not padded.
     pub fn key_bytes(&self) -> u32 {
         match self.key.as_slice() {

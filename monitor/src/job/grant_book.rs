@@ -248,7 +248,7 @@ mod tests {
                 text,
                 policy: "p".to_owned(),
             }),
-            lifetime: Duration::from_secs(60),
+            lifetime: Duration::from_mins(1),
         }
     }
 

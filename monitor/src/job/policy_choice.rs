@@ -140,14 +140,26 @@ mod tests {
         resolution
     }
 
+    /// What an earlier job left.
+    #[derive(Clone, Copy)]
+    enum Known {
+        Nothing,
+        Policy,
+        PolicyWith(FailureMode),
+    }
+
     fn choose_without_store(
         host: FailureMode,
-        known_policy: Option<Option<FailureMode>>,
+        known_policy: Known,
     ) -> (String, EgressMode, Origin) {
         let directory = tempfile::tempdir().unwrap();
         let last_known_good = LastKnownGood::at(directory.path().to_owned());
-        if let Some(on_failure) = known_policy {
-            last_known_good.save(&context(), &known(on_failure)).unwrap();
+        match known_policy {
+            Known::Nothing => {}
+            Known::Policy => last_known_good.save(&context(), &known(None)).unwrap(),
+            Known::PolicyWith(mode) => {
+                last_known_good.save(&context(), &known(Some(mode))).unwrap();
+            }
         }
         let choice = choose(&context(), Err("it is gone".to_owned()), host, &last_known_good);
         (choice.resolution.policy.name, choice.resolution.policy.egress, choice.origin)
@@ -170,32 +182,34 @@ mod tests {
 
     #[test]
     fn closed_allows_nothing() {
-        let (name, mode, origin) = choose_without_store(FailureMode::Closed, Some(None));
+        let (name, mode, origin) = choose_without_store(FailureMode::Closed, Known::Policy);
         assert_eq!((name.as_str(), mode), ("closed", EgressMode::Block));
         assert!(origin.warning().unwrap().contains("it is gone"));
     }
 
     #[test]
     fn last_known_good_needs_a_known_policy() {
-        let (name, ..) = choose_without_store(FailureMode::LastKnownGood, Some(None));
+        let (name, ..) = choose_without_store(FailureMode::LastKnownGood, Known::Policy);
         assert_eq!(name, "known");
-        let (name, mode, _) = choose_without_store(FailureMode::LastKnownGood, None);
+        let (name, mode, _) = choose_without_store(FailureMode::LastKnownGood, Known::Nothing);
         assert_eq!((name.as_str(), mode), ("closed", EgressMode::Block));
     }
 
     #[test]
     fn the_policy_knows_better_than_the_host() {
         let (name, ..) =
-            choose_without_store(FailureMode::Audit, Some(Some(FailureMode::LastKnownGood)));
+            choose_without_store(FailureMode::Audit, Known::PolicyWith(FailureMode::LastKnownGood));
         assert_eq!(name, "known");
-        let (name, ..) =
-            choose_without_store(FailureMode::LastKnownGood, Some(Some(FailureMode::Closed)));
+        let (name, ..) = choose_without_store(
+            FailureMode::LastKnownGood,
+            Known::PolicyWith(FailureMode::Closed),
+        );
         assert_eq!(name, "closed");
     }
 
     #[test]
     fn audit_is_never_silent() {
-        let (_, mode, origin) = choose_without_store(FailureMode::Audit, None);
+        let (_, mode, origin) = choose_without_store(FailureMode::Audit, Known::Nothing);
         assert_eq!(mode, EgressMode::Audit);
         assert!(origin.warning().unwrap().contains("nothing is blocked"));
     }

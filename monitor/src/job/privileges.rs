@@ -76,8 +76,9 @@ fn sudo_rule_covers(line: &str, user: &JobUser) -> bool {
 fn job_user(worker_pid: u32) -> Option<JobUser> {
     let status =
         procfs::process::Process::new(i32::try_from(worker_pid).ok()?).ok()?.status().ok()?;
-    let gids = status.groups.into_iter().map(|gid| u32::try_from(gid).unwrap_or(u32::MAX));
-    let groups = gids
+    let groups = status
+        .groups
+        .into_iter()
         .chain([status.rgid, status.egid])
         .filter_map(|gid| Group::from_gid(gid.into()).ok().flatten())
         .map(|group| group.name)

@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 /// How often repeats are written down and connections that are open but idle have their addresses prolonged. Well below
 /// the grace period, and seldom enough that an idle monitor does nothing worth measuring.
-const TICK: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_mins(1);
 
 /// Actions of one change that its evidence lists.
 const SHOWN_ACTIONS: usize = 8;
@@ -87,7 +87,7 @@ async fn finish(host: Arc<Host>, job: Arc<Job>, on_end: impl FnOnce(&Job) + Send
 }
 
 /// Runs what may block without holding up other jobs; a panic in it is logged and costs this job's step only.
-async fn blocking(work: impl FnOnce() + Send + 'static) {
+pub(super) async fn blocking(work: impl FnOnce() + Send + 'static) {
     if let Err(error) = tokio::task::spawn_blocking(work).await {
         tracing::error!(error = %error, "a step of a job's life failed");
     }
@@ -211,7 +211,7 @@ fn keep_up(job: &Job) {
             }
         }
         Err(problem) => {
-            tracing::warn!(job.id = job.id(), problem, "idle connections can't be looked at")
+            tracing::warn!(job.id = job.id(), problem, "idle connections can't be looked at");
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct FoundSet {
     pub(super) flags: u32,
     pub(super) key_type: u32,
     pub(super) key_bytes: u32,
-    pub(super) limit: Option<u32>,
+    pub(super) size: Option<u32>,
 }
 
 /// An element as the kernel holds it.
@@ -70,7 +70,7 @@ pub(super) fn set(message: Message<'_>) -> io::Result<FoundSet> {
         flags: attributes.be32(3).unwrap_or_default(),
         key_type: attributes.be32(4).unwrap_or_default(),
         key_bytes: attributes.be32(5).ok_or_else(malformed)?,
-        limit: attributes.nested(9)?.and_then(|description| description.be32(1)),
+        size: attributes.nested(9)?.and_then(|description| description.be32(1)),
     })
 }
 

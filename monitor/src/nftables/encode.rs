@@ -128,10 +128,11 @@ fn add_set(batch: &mut Batch, family: u8, table: &str, set: &Set, index: usize) 
     batch.message(kernel::NEWSET, kernel::NLM_F_CREATE, family, label, |body| {
         body.text(1, table).text(2, &set.name).be32(3, set_flags(set.kind));
         body.be32(4, key_type(set)).be32(5, set.key_bytes()).be32(10, id);
-        if set.kind == SetKind::Ranges || set.limit.is_some() {
+        let size = set.size();
+        if set.kind == SetKind::Ranges || size.is_some() {
             body.nest(9, |description| {
-                if let Some(limit) = set.limit {
-                    description.be32(1, limit);
+                if let Some(size) = size {
+                    description.be32(1, size);
                 }
                 if set.kind == SetKind::Ranges {
                     description.nest(2, |fields| {

@@ -7,7 +7,7 @@ use super::encode::{
 use super::error::InstallError;
 use super::grants::{Additions, Ledger, LiveGrant, live, refusal};
 use super::socket::{Batch, NetfilterSocket};
-use super::verify::{elements, list, verify};
+use super::verify::{list, live_elements, verify};
 use super::wire::{kernel, malformed};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::plan::UPSTREAM_PORTS;
@@ -188,7 +188,7 @@ impl InstalledTable {
         let mut grants = Vec::new();
         for sets in &rules.grants {
             let mut read = |set| {
-                elements(socket, kernel::NFPROTO_INET, rules.name.as_str(), set)
+                live_elements(socket, kernel::NFPROTO_INET, rules.name.as_str(), set)
                     .map_err(InstallError::Answer)
             };
             grants.extend(live(sets, &read(&sets.granted)?, &read(&sets.active)?));
@@ -365,7 +365,7 @@ fn read_live(
         return Ok(live);
     }
     for set in rules.grants.iter().flat_map(|sets| [&sets.granted, &sets.active]) {
-        match elements(socket, kernel::NFPROTO_INET, old.as_str(), set) {
+        match live_elements(socket, kernel::NFPROTO_INET, old.as_str(), set) {
             Ok(mut found) => {
                 // One that ends while we look is not opened again; one without an end is none of ours.
                 found.retain(|element| element.remaining.is_some_and(|left| !left.is_zero()));

@@ -120,7 +120,7 @@ fn expected_set(set: &Set) -> FoundSet {
         flags: set_flags(set.kind),
         key_type: key_type(set),
         key_bytes: set.key_bytes(),
-        limit: set.limit,
+        size: set.size(),
     }
 }
 
@@ -183,6 +183,30 @@ pub(super) fn list<T>(
         }
         Ok(())
     })
+}
+
+/// How often a set that packets and grants change is read, at most.
+const READINGS: usize = 8;
+
+/// The live elements of a set with timeouts, by key. Such a set grows by itself, and the kernel can leave elements out of a
+/// dump while it does; so it is read until nothing new turns up.
+pub(super) fn live_elements(
+    socket: &mut NetfilterSocket,
+    family: u8,
+    table: &str,
+    set: &str,
+) -> io::Result<Vec<FoundElement>> {
+    let mut found: BTreeMap<Vec<u8>, FoundElement> = BTreeMap::new();
+    for reading in 0..READINGS {
+        let before = found.len();
+        for element in elements(socket, family, table, set)? {
+            found.insert(element.key.clone(), element);
+        }
+        if reading > 0 && found.len() == before {
+            break;
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 /// Dumps the elements of a set.

@@ -52,21 +52,20 @@ impl Listener {
         let lock = lock(run.join("monitor.lock"))?;
         let path = paths.socket();
         let failed = |source| ListenError::Failed { path: path.clone(), source };
-        let socket = match activation::listening_socket() {
-            Some(socket) => socket,
-            None => {
-                // The lock is ours, so a socket that is still there belongs to a monitor that is gone.
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(failed(error));
-                    }
-                    _ => {}
+        let socket = if let Some(socket) = activation::listening_socket() {
+            socket
+        } else {
+            // The lock is ours, so a socket that is still there belongs to a monitor that is gone.
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed(error));
                 }
-                let socket = UnixListener::bind(&path).map_err(failed)?;
-                // Runners are ordinary users; who is calling is found out from the kernel, not by file permissions.
-                fs::set_permissions(&path, Permissions::from_mode(0o666)).map_err(failed)?;
-                socket
+                _ => {}
             }
+            let socket = UnixListener::bind(&path).map_err(failed)?;
+            // Runners are ordinary users; who is calling is found out from the kernel, not by file permissions.
+            fs::set_permissions(&path, Permissions::from_mode(0o666)).map_err(failed)?;
+            socket
         };
         socket.set_nonblocking(true).map_err(failed)?;
         Ok(Self { socket, _lock: lock })

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-const WAIT: Duration = Duration::from_millis(700);
+const WAIT: Duration = Duration::from_secs(2);
 
 #[test]
 #[ignore = "not a test: the body of a process that other tests start"]
@@ -43,6 +43,11 @@ fn obey(
             Ok("ok".to_owned())
         }
         "local" => Ok(streams[words[1].parse::<usize>().unwrap()].local_addr()?.to_string()),
+        // Ends a connection.
+        "close" => {
+            drop(streams.remove(words[1].parse().unwrap()));
+            Ok("ok".to_owned())
+        }
         "hear" => {
             let stream = &mut streams[words[1].parse::<usize>().unwrap()];
             stream.set_read_timeout(Some(WAIT))?;

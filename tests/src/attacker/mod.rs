@@ -26,6 +26,9 @@ pub const ATTACKER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x
 /// The zone that the attacker serves.
 pub const ATTACKER_ZONE: &str = "evil.test";
 
+/// The protocol number of TCP.
+const TCP: u8 = 6;
+
 /// The device of the attacker's host.
 pub(crate) const DEVICE: &str = "eth0";
 
@@ -105,6 +108,36 @@ impl Attacker {
         };
         let in_streams = || self.streams().iter().any(|stream| canary.is_in(&stream.received));
         Ok(self.recorder.saw(canary)? || in_names() || in_streams())
+    }
+
+    /// How many bytes that hold the secret reached the attacker: TCP connections as the attacker read them (inside TLS,
+    /// where it was spoken), and every other packet, headers included. When the secret arrived in a way that no single
+    /// message shows, everything that arrived counts.
+    ///
+    /// # Errors
+    /// When packets were lost or too many to be kept, so that a number would be a guess.
+    pub fn leaked_bytes(&self, canary: &Canary) -> Result<u64> {
+        if !self.saw(canary)? {
+            return Ok(0);
+        }
+        let streams: Vec<Stream> =
+            self.streams().into_iter().filter(|stream| canary.is_in(&stream.received)).collect();
+        // A packet of a connection that was read is in that connection's bytes already.
+        let is_of_stream = |packet: &Packet| {
+            packet.protocol == TCP && streams.iter().any(|stream| packet.port == Some(stream.port))
+        };
+        let in_streams: usize = streams.iter().map(|stream| stream.received.len()).sum();
+        let in_packets: usize = self
+            .recorder
+            .packets_with(canary)
+            .iter()
+            .filter(|packet| !is_of_stream(packet))
+            .map(|packet| packet.length)
+            .sum();
+        match in_streams + in_packets {
+            0 => Ok(self.recorder.bytes()),
+            bytes => Ok(u64::try_from(bytes)?),
+        }
     }
 
     /// Fails when the secret or anything else reached the attacker.

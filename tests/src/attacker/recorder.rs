@@ -47,6 +47,8 @@ struct Recorded {
     bytes: u64,
     described: Vec<Packet>,
     kept: Vec<u8>,
+    /// Where each kept frame ends in `kept`.
+    frame_ends: Vec<usize>,
     overflowed: bool,
 }
 
@@ -101,6 +103,18 @@ impl Recorder {
         lock(&self.recorded).described.clone()
     }
 
+    /// The IP packets that hold the secret, each by itself; what was too much to be kept is not among them.
+    pub(crate) fn packets_with(&self, canary: &Canary) -> Vec<Packet> {
+        let recorded = lock(&self.recorded);
+        let starts = std::iter::once(0).chain(recorded.frame_ends.iter().copied());
+        starts
+            .zip(&recorded.frame_ends)
+            .map(|(start, end)| &recorded.kept[start..*end])
+            .filter(|frame| canary.is_in(frame))
+            .filter_map(parse)
+            .collect()
+    }
+
     pub(crate) fn saw(&self, canary: &Canary) -> Result<bool> {
         let recorded = lock(&self.recorded);
         if canary.is_in(&recorded.kept) {
@@ -126,6 +140,7 @@ impl Recorded {
         }
         if self.kept.len() + frame.len() <= MAX_KEPT {
             self.kept.extend_from_slice(frame);
+            self.frame_ends.push(self.kept.len());
         } else {
             self.overflowed = true;
         }

@@ -48,6 +48,9 @@ const FILTER_PRIORITY: i32 = 100;
 /// The priority of our DNS redirection: in front of other people's destination NAT (-100), which would win otherwise.
 const NAT_PRIORITY: i32 = -105;
 
+/// The most source ports of the resolver's upstream sockets at a time.
+pub const MAX_UPSTREAM_PORTS: u32 = 4096;
+
 /// The longest name of an interface in bytes (`IFNAMSIZ` - 1).
 const MAX_INTERFACE_NAME_BYTES: usize = 15;
 
@@ -276,7 +279,7 @@ impl<'a> Plan<'a> {
             ),
             Set {
                 kind: SetKind::Changing,
-                limit: Some(65_536),
+                limit: Some(MAX_UPSTREAM_PORTS),
                 ..exact(
                     set::UPSTREAM_PORTS,
                     [KeyField::Port],

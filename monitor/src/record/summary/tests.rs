@@ -55,9 +55,9 @@ fn dns(query_type: &str, count: u64) -> EventKind {
     })
 }
 
-fn report(kinds: Vec<EventKind>, fail_on_block: bool) -> Report {
+fn report(kinds: &[EventKind], fail_on_block: bool) -> Report {
     let mut summary = Summary::default();
-    for kind in &kinds {
+    for kind in kinds {
         summary.add(kind);
     }
     let header = ReportHeader {
@@ -80,7 +80,7 @@ fn report(kinds: Vec<EventKind>, fail_on_block: bool) -> Report {
 #[test]
 fn equal_calls_are_one_row_and_what_was_stopped_stands_first() {
     let report = report(
-        vec![
+        &[
             network(Verdict::Allowed, "192.0.2.1", 443, Some("ok.test"), 2),
             network(Verdict::Blocked, "2001:db8::66", 80, None, 1),
             network(Verdict::Allowed, "192.0.2.2", 443, Some("ok.test"), 3),
@@ -105,7 +105,7 @@ fn equal_calls_are_one_row_and_what_was_stopped_stands_first() {
 
 #[test]
 fn asking_for_both_families_is_one_attempt() {
-    let report = report(vec![dns("A", 2), dns("AAAA", 2), dns("TXT", 1)], false);
+    let report = report(&[dns("A", 2), dns("AAAA", 2), dns("TXT", 1)], false);
     assert_eq!(report.blocked, 3);
     assert_eq!(report.destinations.len(), 1);
     assert!(!report.fail_job);
@@ -117,7 +117,7 @@ fn somebody_knocking_from_outside_does_not_fail_the_job() {
         unreachable!()
     };
     let inbound = EventKind::Network(NetworkEvent { direction: Direction::Inbound, ..event });
-    let report = report(vec![inbound], true);
+    let report = report(&[inbound], true);
     assert_eq!(report.blocked, 0);
     assert_eq!(report.destinations.len(), 1, "it is reported all the same");
     assert!(!report.fail_job);
@@ -128,7 +128,7 @@ fn a_flood_of_destinations_is_bounded_and_still_fails_the_job() {
     let allowed = (0..=u16::try_from(MAX_ROWS).unwrap())
         .map(|port| network(Verdict::Allowed, "192.0.2.1", port, None, 1));
     let last = network(Verdict::Blocked, "192.0.2.9", 1, None, 1);
-    let report = report(allowed.chain([last]).collect(), true);
+    let report = report(&allowed.chain([last]).collect::<Vec<_>>(), true);
     assert_eq!(report.destinations.len(), MAX_ROWS);
     assert_eq!(report.destinations_left_out, 2);
     assert!(report.fail_job);

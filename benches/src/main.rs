@@ -1,0 +1,49 @@
+//! Benchmarks that produce the numbers of `docs/performance.md`: ratios in one run, against no gate at all.
+
+mod gate;
+mod measure;
+mod result;
+mod statistics;
+
+use anyhow::Result;
+use clap::Parser;
+use result::Row;
+use std::io::{self, Write};
+
+/// Measures what the gate costs. Run it by `scripts/bench`, which builds everything in release mode first.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis-benches")]
+struct Options {
+    /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job. All when none is named.
+    only: Vec<String>,
+}
+
+type Measurement = (&'static str, fn() -> Result<Vec<Row>>);
+
+const MEASUREMENTS: [Measurement; 7] = [
+    ("pre-job", measure::pre_job),
+    ("rules", measure::rules),
+    ("connections", measure::connections),
+    ("throughput", measure::throughput),
+    ("names", measure::names),
+    ("monitor", measure::monitor),
+    ("main-job", measure::main_job),
+];
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let mut rows = Vec::new();
+    let mut out = io::stdout().lock();
+    for (name, measurement) in MEASUREMENTS {
+        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
+            let found = measurement()?;
+            for row in &found {
+                writeln!(out, "{}", result::line(row))?;
+            }
+            out.flush()?;
+            rows.extend(found);
+        }
+    }
+    writeln!(out, "\n{}", result::table(&rows))?;
+    Ok(())
+}

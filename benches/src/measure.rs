@@ -1,0 +1,273 @@
+//! The measurements, one function each.
+
+use crate::gate::{Gate, PORT, SERVER, addresses, write_policy};
+use crate::result::Row;
+use crate::statistics::Samples;
+use anyhow::{Context, Result};
+use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
+use portcullis_monitor::egress::rule_set;
+use portcullis_monitor::egress::target::{EnforcementTarget, OwnerMode, TableName};
+use portcullis_monitor::nftables::InstalledTable;
+use portcullis_tests::{Job, StepKind, World, wait_until};
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Rounds in which gate and no gate take turns, so that a machine that slows down slows both.
+const ROUNDS: usize = 7;
+
+/// `pre-job`, from the runner's start of the hook's shell to its end, with 100 endpoints.
+pub(crate) fn pre_job() -> Result<Vec<Row>> {
+    const RUNS: usize = 200;
+    let gate = Gate::new(World::builder().build()?, &addresses(100))?;
+    let mut durations = Vec::new();
+    let mut applied = Vec::new();
+    for _ in 0..RUNS {
+        let result = gate.run("true", true)?;
+        durations.push(result.hook_ms(StepKind::StartedHook).context("no started hook")?);
+        let log = &result.step_of_kind(StepKind::StartedHook).context("no started hook")?.log;
+        let told = log.lines().find_map(|line| line.strip_prefix("put in force in "));
+        applied.extend(
+            told.and_then(|text| text.strip_suffix(" ms"))
+                .and_then(|text| text.parse::<f64>().ok()),
+        );
+    }
+    let (durations, applied) = (Samples::new(durations), Samples::new(applied));
+    let detail = format!(
+        "{} runs, the hook's shell included; {:.1} ms of it in the monitor",
+        durations.len(),
+        applied.median()
+    );
+    Ok(vec![
+        Row::at_most("`pre-job`, 100 endpoints, p50", durations.median(), 25.0, " ms")
+            .with(&detail),
+        Row::at_most("`pre-job`, 100 endpoints, p99", durations.percentile(99), 80.0, " ms"),
+    ])
+}
+
+/// A rule set of 10 000 endpoints, installed, read back and verified.
+pub(crate) fn rules() -> Result<Vec<Row>> {
+    const RUNS: usize = 30;
+    let rules: Vec<Rule> = addresses(10_000)
+        .into_iter()
+        .map(|text| Ok(Rule { endpoint: text.parse()?, text, policy: "measured".to_owned() }))
+        .collect::<Result<_>>()?;
+    let policy = EffectivePolicy { allowed: rules, ..EffectivePolicy::built_in(EgressMode::Block) };
+    let namespace = thread::spawn(|| -> Result<File> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        Ok(File::open("/proc/thread-self/ns/net")?)
+    });
+    let namespace = namespace.join().map_err(|_| anyhow::anyhow!("no network namespace"))??;
+    let mut durations = Vec::new();
+    for run in 0..RUNS {
+        let table = TableName::for_job(&format!("{run}")).context("no table name")?;
+        let mut target =
+            EnforcementTarget::new(table, portcullis_common::event::EnforcementScope::Host);
+        target.owner = OwnerMode::OwnerPersist;
+        let started = Instant::now();
+        let plan = rule_set(&policy, &target)?;
+        let installed = InstalledTable::install(namespace.as_fd(), &plan)?;
+        durations.push(started.elapsed().as_secs_f64() * 1e3);
+        installed.remove()?;
+    }
+    let durations = Samples::new(durations);
+    let detail = format!(
+        "{} runs, planned, installed, read back and compared; p99 {:.1} ms",
+        durations.len(),
+        durations.percentile(99)
+    );
+    Ok(vec![
+        Row::at_most("10 000 endpoints applied and verified, p50", durations.median(), 60.0, " ms")
+            .with(&detail),
+    ])
+}
+
+/// New TCP connections, with policies of growing size.
+pub(crate) fn connections() -> Result<Vec<Row>> {
+    let gate = Gate::new(World::builder().build()?, &[])?;
+    gate.serve()?;
+    let script = format!("$CLIENT connect {SERVER} {PORT} 2000");
+    let mut rows = Vec::new();
+    for count in [10, 1_000, 10_000, 100_000] {
+        write_policy(&gate.world, &addresses(count))?;
+        let (mut gated, mut plain) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            plain.push(Samples::new(gate.numbers(&script, false)?).median());
+            gated.push(Samples::new(gate.numbers(&script, true)?).median());
+        }
+        let (gated, plain) = (Samples::new(gated).median(), Samples::new(plain).median());
+        let detail = format!(
+            "{:.1} µs against {:.1} µs, medians of {ROUNDS} rounds of 2 000",
+            gated / 1e3,
+            plain / 1e3
+        );
+        let what = format!("new TCP connection, {count} endpoints");
+        rows.push(Row::at_most(what, gated / plain, 1.15, "×").with(&detail));
+    }
+    Ok(rows)
+}
+
+/// One TCP stream.
+pub(crate) fn throughput() -> Result<Vec<Row>> {
+    const MEBIBYTES: f64 = 4096.0;
+    let gate = Gate::new(World::builder().build()?, &addresses(100))?;
+    gate.serve()?;
+    let script = format!("$CLIENT send {SERVER} {PORT} {MEBIBYTES}");
+    let (mut gated, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        plain.extend(gate.numbers(&script, false)?);
+        gated.extend(gate.numbers(&script, true)?);
+    }
+    let rate = |nanoseconds: f64| MEBIBYTES * 8.0 * 1.048_576e6 / nanoseconds;
+    let (gated, plain) = (rate(Samples::new(gated).median()), rate(Samples::new(plain).median()));
+    let detail =
+        format!("{gated:.1} against {plain:.1} Gbit/s, medians of {ROUNDS} rounds of 4 GiB");
+    Ok(vec![Row::at_least("TCP throughput", gated / plain, 0.95, "×").with(&detail)])
+}
+
+/// Look-ups: the same name again and again, and a thousand different ones.
+pub(crate) fn names() -> Result<Vec<Row>> {
+    const NAMES: usize = 1_000;
+    let endpoints: Vec<String> =
+        (0..NAMES).map(|number| format!("n{number}.bench.test:443")).collect();
+    let gate = Gate::new(World::builder().build()?, &endpoints)?;
+    for number in 0..NAMES {
+        gate.world.dns().addresses(&format!("n{number}.bench.test"), &["198.51.100.77"])?;
+    }
+    let server = portcullis_tests::world::network::DNS_V4;
+    let cached = format!("$CLIENT dns {server} 4000 n0.bench.test");
+    let uncached = format!("$CLIENT names {server} {NAMES} bench.test");
+    let mut medians = [const { Vec::new() }; 4];
+    for _ in 0..ROUNDS {
+        for (slot, (script, is_gated)) in
+            [(&cached, false), (&cached, true), (&uncached, false), (&uncached, true)]
+                .into_iter()
+                .enumerate()
+        {
+            let median = Samples::new(gate.numbers(script, is_gated)?).median() / 1e3;
+            if let Some(medians) = medians.get_mut(slot) {
+                medians.push(median);
+            }
+        }
+    }
+    let [plain_cached, gated_cached, plain_uncached, gated_uncached] =
+        medians.map(|medians| Samples::new(medians).median());
+    Ok(vec![
+        Row::at_most("DNS, cached look-up", gated_cached / plain_cached, 1.0, "×")
+            .with(&format!("{gated_cached:.1} µs against {plain_cached:.1} µs at the upstream")),
+        Row::at_most(
+            "DNS, uncached look-up, p50, added",
+            gated_uncached - plain_uncached,
+            100.0,
+            " µs",
+        )
+        .with(&format!("{gated_uncached:.1} µs against {plain_uncached:.1} µs at the upstream")),
+    ])
+}
+
+/// The monitor's memory and idle processor time after 10 000 grants and 100 000 events.
+pub(crate) fn monitor() -> Result<Vec<Row>> {
+    const NAMES: usize = 10_000;
+    const IDLE: Duration = Duration::from_secs(20);
+    let endpoints: Vec<String> =
+        (0..NAMES).map(|number| format!("n{number}.bench.test:443")).collect();
+    let gate = Gate::new(World::builder().build()?, &endpoints)?;
+    for number in 0..NAMES {
+        let address = format!("198.51.{}.{}", number / 250, number % 250 + 1);
+        gate.world.dns().addresses(&format!("n{number}.bench.test"), &[&address])?;
+    }
+    let server = portcullis_tests::world::network::DNS_V4;
+    let wait = gate.world.directory().join("go-on");
+    let script = format!(
+        "$CLIENT names {server} {NAMES} bench.test > /dev/null; $CLIENT scatter 198.18.0.1 100000; echo filled; until [ -e {} ]; do sleep 0.2; done",
+        wait.display()
+    );
+    let job = Job::script(&script.replace("$CLIENT", &gate.client.display().to_string()));
+    let running = gate.world.runner(0).begin(&job)?;
+    running.wait_for_line("filled")?;
+    let events = || gate.monitor.status().ok().and_then(|status| Some(status.jobs.first()?.events));
+    wait_until("100 000 events to be recorded", || {
+        events().is_some_and(|events| events >= 100_000)
+    })?;
+    let status = gate.monitor.status()?;
+    let job = status.jobs.first().context("no job")?;
+    let resident = resident_mebibytes(gate.monitor.pid())?;
+    let before = processor_seconds(gate.monitor.pid())?;
+    thread::sleep(IDLE);
+    let idle = (processor_seconds(gate.monitor.pid())? - before) / IDLE.as_secs_f64();
+    fs::write(&wait, "")?;
+    let detail = format!("{} grants, {} events", job.grants, job.events);
+    running.wait()?;
+    Ok(vec![
+        Row::at_most("monitor, resident memory", resident, 25.0, " MiB").with(&detail),
+        Row::at_most(
+            "monitor, idle with that job, share of one processor",
+            idle * 100.0,
+            0.1,
+            " %",
+        )
+        .with("20 s"),
+    ])
+}
+
+/// The main job.
+pub(crate) fn main_job() -> Result<Vec<Row>> {
+    let endpoints: Vec<String> =
+        ["git.test:443", "pypi.test:443", "files.pypi.test:443", "api.ok.test:443"]
+            .map(str::to_owned)
+            .into();
+    let gate = Gate::new(World::builder().main_job().build()?, &endpoints)?;
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/jobs/main.yml");
+    let job = Job::from_file(Path::new(file))?.secret("DEPLOY_TOKEN", "measured");
+    let (mut wall, mut cpu) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for _ in 0..ROUNDS {
+        for (slot, is_gated) in [false, true].into_iter().enumerate() {
+            let before = used_seconds(&gate)?;
+            let started = Instant::now();
+            gate.run_job(&job, is_gated)?;
+            if let (Some(wall), Some(cpu)) = (wall.get_mut(slot), cpu.get_mut(slot)) {
+                wall.push(started.elapsed().as_secs_f64());
+                cpu.push(used_seconds(&gate)? - before);
+            }
+        }
+    }
+    let [plain_wall, gated_wall] = wall.map(|samples| Samples::new(samples).median());
+    let [plain_cpu, gated_cpu] = cpu.map(|samples| Samples::new(samples).median());
+    Ok(vec![
+        Row::at_most("the main job, wall clock", gated_wall / plain_wall, 1.02, "×")
+            .with(&format!("{gated_wall:.2} s against {plain_wall:.2} s, medians of {ROUNDS}")),
+        Row::at_most(
+            "the main job, processor time of job and monitor",
+            gated_cpu / plain_cpu,
+            1.02,
+            "×",
+        )
+        .with(&format!("{gated_cpu:.2} s against {plain_cpu:.2} s, medians of {ROUNDS}")),
+    ])
+}
+
+fn resident_mebibytes(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes / 1024.0)
+}
+
+/// User and system time of a process (fields 14 and 15 of `/proc/PID/stat`, in ticks of 10 ms).
+fn processor_seconds(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no process name")?;
+    let ticks: f64 =
+        fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    Ok(ticks / 100.0)
+}
+
+/// Processor time of everything in the runner's cgroup, and of the monitor.
+fn used_seconds(gate: &Gate) -> Result<f64> {
+    let stat = fs::read_to_string(gate.world.runner(0).cgroup().path().join("cpu.stat"))?;
+    let used =
+        stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("no usage_usec")?;
+    Ok(used.parse::<f64>()? / 1e6 + processor_seconds(gate.monitor.pid())?)
+}
