@@ -103,6 +103,15 @@ impl Actor {
     }
 }
 
+/// The name that a record must give.
+#[derive(Clone, Debug)]
+enum Name {
+    /// It does not matter.
+    Any,
+    /// This one, or none.
+    Exactly(Option<String>),
+}
+
 /// A call that must be recorded.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -113,7 +122,7 @@ pub struct Call {
     verdict: Option<Verdict>,
     rule: Option<String>,
     policy: Option<String>,
-    name: Option<Option<String>>,
+    name: Name,
     actor: Option<Actor>,
 }
 
@@ -128,7 +137,7 @@ impl Call {
             verdict: None,
             rule: None,
             policy: None,
-            name: None,
+            name: Name::Any,
             actor: None,
         }
     }
@@ -162,7 +171,7 @@ impl Call {
     /// The name that the record must give, or must not.
     #[must_use]
     pub fn name(mut self, name: Option<&str>) -> Self {
-        self.name = Some(name.map(str::to_owned));
+        self.name = Name::Exactly(name.map(str::to_owned));
         self
     }
 
@@ -223,7 +232,7 @@ impl Call {
             ensure!(call.policy.name == *policy, "the policy is `{}`", call.policy.name);
             ensure!(!call.policy.version.is_empty(), "the policy has no version");
         }
-        if let Some(name) = &self.name {
+        if let Name::Exactly(name) = &self.name {
             ensure!(call.name == *name, "the name is {:?}", call.name);
         }
         ensure!(call.packets > 0, "the event stands for no packet");

@@ -17,7 +17,7 @@ pub const POLICY: &str = "gate";
 /// A policy named [`POLICY`] for the repository of every job that names none.
 pub fn policy(mode: &str, allowed: &[&str]) -> String {
     let endpoints: String =
-        allowed.iter().map(|endpoint| format!("  - \"{endpoint}\"\n")).collect();
+        allowed.iter().flat_map(|endpoint| ["  - \"", *endpoint, "\"\n"]).collect();
     let list = if allowed.is_empty() { " []\n".to_owned() } else { format!("\n{endpoints}") };
     format!(
         "name: {POLICY}\negress-policy: {mode}\nallowed-endpoints:{list}attach:\n  - repository: octo/hello\n"

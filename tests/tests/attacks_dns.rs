@@ -186,7 +186,7 @@ fn asker(number: usize) -> Actor {
 
 /// The number of the first attack of this technique.
 fn number(technique: &str) -> usize {
-    ATTACKS.iter().position(|attack| attack.0 == technique).unwrap()
+    ATTACKS.iter().position(|attack| attack.0 == technique).expect("it is in the list")
 }
 
 #[test]

@@ -29,7 +29,7 @@ enum Level {
 struct Technique {
     name: &'static str,
     level: Level,
-    /// The IP protocol that leaves; 1 stands for ICMPv6 over IPv6, too.
+    /// The IP protocol that leaves; 1 stands for `ICMPv6` over IPv6, too.
     protocol: u8,
     /// Over IPv4 and IPv6.
     families: &'static [Family],
@@ -205,7 +205,9 @@ fn twins() -> Vec<Attack> {
         .into_iter()
         .filter(|attack| attack.technique.allowable)
         .map(|attack| Attack {
-            address: if attack.address.is_ipv4() { FRIEND_V4 } else { FRIEND_V6 }.parse().unwrap(),
+            address: if attack.address.is_ipv4() { FRIEND_V4 } else { FRIEND_V6 }
+                .parse()
+                .expect("an address"),
             port: 443,
             ..attack
         })
