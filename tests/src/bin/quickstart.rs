@@ -126,9 +126,9 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
         ),
     })?;
 
-    monitor
-        .wait_until_idle()
-        .with_context(|| format!("the monitor has not ended the job; its log:\n{}", monitor.log()))?;
+    monitor.wait_until_idle().with_context(|| {
+        format!("the monitor has not ended the job; its log:\n{}", monitor.log())
+    })?;
     let report = report(&world)?;
     let posture = report.posture.level;
     note_report(report, outcome);
@@ -147,7 +147,9 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
         say(&format!("events and reports: {}", spool.display()))?;
     }
     if options.mode == Mode::Audit && leaked > 0 {
-        chapter("audit mode records and stops nothing: the secret left; with --mode block it stays")?;
+        chapter(
+            "audit mode records and stops nothing: the secret left; with --mode block it stays",
+        )?;
     } else if !outcome.result {
         chapter("this is not as it should be")?;
         let _ = writeln!(io::stderr(), "the monitor's log:\n{}", monitor.log());
