@@ -279,6 +279,17 @@ pub struct Feature {
     pub reason: String,
 }
 
+impl Feature {
+    /// Names of features that start so tell who did what; without them calls are judged all the same, so they weaken no
+    /// enforcement.
+    pub const SENSOR_PREFIX: &str = "sensor-";
+
+    /// Whether enforcement is weaker than it could be for want of this mechanism.
+    pub fn is_weakness(&self) -> bool {
+        self.state != FeatureState::Active && !self.name.starts_with(Self::SENSOR_PREFIX)
+    }
+}
+
 /// How much of the policy is in force.
 #[derive(
     Clone, Copy, Debug, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,

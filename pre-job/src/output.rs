@@ -20,7 +20,7 @@ const SHOWN_BYTES: usize = 512;
 pub(crate) fn not_a_job(error: &ContextError, json: bool) -> HookOutput {
     let refusal = Refusal {
         kind: RefusalKind::BadRequest,
-        message: format!("this is not the environment of a job hook: {error}"),
+        message: error.to_string(),
         hint: Some(
             "let actions/runner start this program through ACTIONS_RUNNER_HOOK_JOB_STARTED; see docs/hooks.md"
                 .to_owned(),

@@ -20,6 +20,8 @@ pub mod attacker;
 pub mod binaries;
 pub mod canary;
 pub mod cgroup;
+pub mod evidence;
+pub mod gate;
 pub mod job;
 pub mod namespace;
 pub mod patience;

@@ -2,6 +2,7 @@
 
 use procfs::process::{Process, Stat};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
@@ -106,12 +107,15 @@ impl ProcessTable for ProcFs {
         // `Process` holds /proc/PID open: every read below is of the same process or fails.
         let process = Process::new(i32::try_from(pid).ok()?).ok()?;
         let stat = process.stat().ok()?;
-        let uid = process.status().ok()?.ruid;
+        let executable = process.exe().ok();
+        // Kernel threads and zombies have no executable; whose they are makes no difference, and reading it is the
+        // slowest part.
+        let uid = if executable.is_some() { process.status().ok()?.ruid } else { 0 };
         Some(ProcessEntry {
             key: ProcessKey { pid, start_time: stat.starttime },
             parent: u32::try_from(stat.ppid).unwrap_or(0),
             uid,
-            executable: process.exe().ok(),
+            executable,
         })
     }
 
@@ -127,6 +131,45 @@ impl ProcessTable for ProcFs {
 
     fn has_tracking_id(&self, pid: u32) -> bool {
         environment_value(pid, b"RUNNER_TRACKING_ID").is_some()
+    }
+}
+
+/// The real table as it was when it was taken: each process is read once, however often it is asked for. What follows from
+/// it must bear that a process has gone or come since.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    processes: HashMap<u32, ProcessEntry>,
+}
+
+impl Snapshot {
+    /// Reads all of `/proc`.
+    pub fn take() -> Self {
+        let processes =
+            ProcFs.pids().into_iter().filter_map(|pid| Some((pid, ProcFs.process(pid)?)));
+        Self { processes: processes.collect() }
+    }
+
+    /// Every process.
+    pub fn entries(&self) -> impl Iterator<Item = &ProcessEntry> {
+        self.processes.values()
+    }
+}
+
+impl ProcessTable for Snapshot {
+    fn process(&self, pid: u32) -> Option<ProcessEntry> {
+        self.processes.get(&pid).cloned()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.processes.keys().copied().collect()
+    }
+
+    fn network_namespace(&self, pid: u32) -> Option<NetworkNamespaceId> {
+        ProcFs.network_namespace(pid)
+    }
+
+    fn has_tracking_id(&self, pid: u32) -> bool {
+        ProcFs.has_tracking_id(pid)
     }
 }
 

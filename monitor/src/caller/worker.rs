@@ -80,6 +80,16 @@ impl Worker {
         self.listener
     }
 
+    /// The Worker as [`super::lineage`] finds it; `None` when the Listener was gone at [`Worker::reopen`].
+    pub fn candidate(&self) -> Option<WorkerCandidate> {
+        Some(WorkerCandidate {
+            worker: self.key,
+            uid: self.uid,
+            executable: self.executable.clone(),
+            listener: self.listener?,
+        })
+    }
+
     /// Whether it has exited.
     ///
     /// # Errors

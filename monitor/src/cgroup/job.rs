@@ -3,7 +3,7 @@
 use super::CgroupError;
 use super::group::{Cgroup, CgroupIdentity};
 use super::mount::Hierarchy;
-use crate::caller::{ProcFs, ProcessEntry, ProcessKey, ProcessTable};
+use crate::caller::{ProcFs, ProcessEntry, ProcessKey, ProcessTable, Snapshot};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl JobCgroup {
         let name = group_name(job_id)?;
         let parent = hierarchy.group_of(worker.pid)?;
         let job = Self { group: parent.create_child(&name)? };
-        match job.adopt(&ProcFs, worker) {
+        match job.adopt(worker) {
             Ok(()) => Ok(job),
             Err(error) => {
                 // It stays when processes are in it already, and is then found as a stale group.
@@ -74,32 +74,35 @@ impl JobCgroup {
         self.group.identity()
     }
 
-    /// Moves the Worker and all its descendants into the group, until none is outside.
+    /// Moves the Worker and all its descendants into the group, until none is outside. This process stays where it is: a
+    /// started hook that runs as root may just have started it, and then it still is a descendant.
     ///
     /// # Errors
     /// [`CgroupError::Gone`] when the Worker has exited, [`CgroupError::Unstable`], and others.
-    pub fn adopt(&self, table: &impl ProcessTable, worker: ProcessKey) -> Result<(), CgroupError> {
-        let gone = CgroupError::Gone { pid: worker.pid };
-        if table.process(worker.pid).is_none_or(|entry| entry.key != worker)
-            || !self.group.add(worker.pid)?
-        {
-            return Err(gone);
-        }
+    pub fn adopt(&self, worker: ProcessKey) -> Result<(), CgroupError> {
+        let mut is_first = true;
         for _ in 0..ROUNDS {
-            let entries: Vec<ProcessEntry> =
-                table.pids().into_iter().filter_map(|pid| table.process(pid)).collect();
+            let snapshot = Snapshot::take();
+            let is_there = snapshot.process(worker.pid).is_some_and(|entry| entry.key == worker);
+            // The Worker first: what it starts from then on is inside. Each move makes the kernel wait for all processors
+            // (cgroup_threadgroup_rwsem), but moves that follow at once share that wait.
+            if !is_there || is_first && !self.group.add(worker.pid)? {
+                return Err(CgroupError::Gone { pid: worker.pid });
+            }
+            is_first = false;
             let inside: HashSet<u32> = self.group.processes_recursive()?.into_iter().collect();
-            let outside: Vec<u32> = descendants(&entries, worker)
+            let entries: Vec<ProcessEntry> = snapshot.entries().cloned().collect();
+            let outside: Vec<ProcessKey> = descendants(&entries, worker)
                 .into_iter()
+                .filter(|key| key.pid != std::process::id())
                 .filter(|key| !inside.contains(&key.pid) && !self.group.contains(key.pid))
                 .filter(|key| ProcFs.is_alive(*key))
-                .map(|key| key.pid)
                 .collect();
             if outside.is_empty() {
                 return Ok(());
             }
-            for pid in outside {
-                self.group.add(pid)?;
+            for key in outside {
+                self.group.add(key.pid)?;
             }
         }
         Err(CgroupError::Unstable { rounds: ROUNDS })
@@ -148,6 +151,25 @@ impl JobCgroup {
     /// See [`CgroupError`].
     pub fn remove(&self) -> Result<(), CgroupError> {
         self.group.remove()
+    }
+
+    /// Gives everything in the group back to the group above, and removes it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unstable`] when processes are started faster than they are moved, and others.
+    pub fn dissolve(&self, hierarchy: &Hierarchy) -> Result<(), CgroupError> {
+        let Some(above) = self.identity().path.parent() else { return Ok(()) };
+        let above = hierarchy.group(above)?;
+        for _ in 0..ROUNDS {
+            let inside = self.processes()?;
+            if inside.is_empty() {
+                return self.remove();
+            }
+            for pid in inside {
+                above.add(pid)?;
+            }
+        }
+        Err(CgroupError::Unstable { rounds: ROUNDS })
     }
 
     /// Kills what is left, waits for its end, and removes the group. Returns the processes that were killed.

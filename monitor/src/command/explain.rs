@@ -52,6 +52,7 @@ fn context(question: &Question) -> JobContext {
         run_attempt: 1,
         git_ref: "refs/heads/main".to_owned(),
         server_url: "https://github.com".to_owned(),
+        runner_name: "explain".to_owned(),
         ..JobContext::default()
     }
 }
@@ -82,4 +83,17 @@ fn for_a_person(explained: &Explained) -> String {
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Question, context};
+
+    #[test]
+    fn what_is_asked_is_a_context_that_the_monitor_takes() {
+        for workflow in [None, Some(".github/workflows/ci.yml".to_owned())] {
+            let question = Question { repository: "octo/hello".to_owned(), workflow };
+            context(&question).validate().unwrap();
+        }
+    }
 }

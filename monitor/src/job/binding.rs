@@ -5,8 +5,8 @@ use super::policy_choice::{Origin, PolicyChoice};
 use super::state::JobState;
 use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{
-    ProcFs, RunnerSurvey, Worker, WorkerCandidate, kill_left_overs, left_overs, runner_flows,
-    survey_runners,
+    ProcFs, ProcessEntry, RunnerSurvey, Snapshot, Worker, WorkerCandidate, kill_left_overs,
+    left_overs, runner_flows, survey_runners,
 };
 use crate::cgroup::{CgroupIdentity, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
@@ -16,6 +16,8 @@ use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
+use portcullis_common::policy::EgressMode;
+use portcullis_common::resolution::ScopeKind;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -71,12 +73,30 @@ pub fn bind(
     active: &[CgroupIdentity],
 ) -> Result<Binding, BindError> {
     let worker = Worker::open(candidate)?;
-    let survey = survey_runners(&ProcFs, candidate);
+    let snapshot = Snapshot::take();
+    let survey = survey_runners(&snapshot, candidate);
     let scope = scope(host.config.defaults.scope, survey);
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
+    if choice.origin == Origin::Store && choice.resolution.scope == ScopeKind::Default {
+        let effect = match choice.resolution.policy.egress {
+            EgressMode::Audit => "calls are only recorded, nothing is blocked",
+            EgressMode::Block => "what it does not allow is blocked",
+        };
+        warnings.push(format!(
+            "no policy is attached to this job's workflow, repository, organization or cluster, so this host's default applies: {effect}"
+        ));
+    }
     warnings.extend(choice.resolution.policy.warnings());
 
-    let (group, left_overs) = match make_group(host, &worker, &id, active) {
+    let namespace = worker.network_namespace()?;
+    let network_namespace = namespace_id(&namespace).map_err(BindError::Network)?;
+    let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
+    let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
+    let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
+    let flows = runner_flows(&runner, &diagnostics)?;
+
+    // Last, for nothing that follows can fail: a group that was made is a group that is used.
+    let (group, left_overs) = match make_group(host, &worker, &id, active, &snapshot) {
         Ok((group, left_overs)) => (Some(group), left_overs),
         Err(problem) if scope == EnforcementScope::Job && survey.user_is_shared => {
             return Err(BindError::NotTellable(problem));
@@ -87,12 +107,6 @@ pub fn bind(
             (None, Vec::new())
         }
     };
-
-    let namespace = worker.network_namespace()?;
-    let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
-    let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
-    let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
-    let flows = runner_flows(&runner, &diagnostics)?;
     let state = JobState {
         format: JobState::FORMAT,
         id,
@@ -106,7 +120,7 @@ pub fn bind(
         warnings,
         scope,
         has_own_user: !survey.user_is_shared,
-        network_namespace: namespace_id(&namespace).map_err(BindError::Network)?,
+        network_namespace,
         known_interfaces: links.into_iter().map(|link| (link.name, link.index)).collect(),
         adopted_flows: flows
             .into_iter()
@@ -115,6 +129,7 @@ pub fn bind(
             .filter(|flow| !flow.destination.ip().is_loopback())
             .map(|flow| (flow.source, flow.destination))
             .collect(),
+        gaps: Vec::new(),
         started: Timestamp::now(),
     };
     Ok(Binding { state, worker, group, left_overs })
@@ -139,6 +154,7 @@ fn make_group(
     worker: &Worker,
     id: &str,
     active: &[CgroupIdentity],
+    snapshot: &Snapshot,
 ) -> Result<(JobCgroup, Vec<String>), String> {
     let hierarchy = host.hierarchy.as_ref().map_err(Clone::clone)?;
     let of_worker = hierarchy.group_of(worker.pid()).map_err(|error| with_causes(&error))?;
@@ -153,9 +169,13 @@ fn make_group(
     }
     let active_groups: Vec<_> =
         active.iter().filter_map(|group| JobCgroup::open_existing(hierarchy, group).ok()).collect();
-    let orphans = left_overs(&ProcFs, worker.uid(), |process| {
-        active_groups.iter().any(|group| group.contains(process.key.pid))
-    });
+    let is_active =
+        |process: &ProcessEntry| active_groups.iter().any(|group| group.contains(process.key.pid));
+    let mut orphans = left_overs(snapshot, worker.uid(), is_active);
+    if !orphans.is_empty() {
+        // A snapshot is not of one moment: what is killed is looked at once more.
+        orphans = left_overs(&ProcFs, worker.uid(), is_active);
+    }
     for outcome in kill_left_overs(orphans) {
         ended.push(format!("process {}", outcome.process.key.pid));
     }

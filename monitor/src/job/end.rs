@@ -155,7 +155,11 @@ fn beside_record(job: &Job, counters: Vec<Counter>) -> Vec<RuleCounter> {
         .collect()
 }
 
-fn write_report(spool: &Path, report: &portcullis_common::report::Report) -> io::Result<()> {
+/// Writes the report beside the job's events; it also says that the job is over.
+pub(super) fn write_report(
+    spool: &Path,
+    report: &portcullis_common::report::Report,
+) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
     write_atomically(&spool.join("report.json"), &bytes)
 }

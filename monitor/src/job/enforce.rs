@@ -22,7 +22,7 @@ use crate::record::recorder::Recorder;
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::{NflogGroup, NflogReader};
-use portcullis_common::event::{EnforcementScope, Feature, FeatureState};
+use portcullis_common::event::{Feature, FeatureState};
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
 use std::error::Error;
@@ -114,7 +114,7 @@ pub fn enforce(
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
         policy: enforced.clone(),
-        reference: policy_reference(&state),
+        reference: policy_reference(&state.resolution),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -166,7 +166,8 @@ pub fn enforce(
         sensor,
         features,
         raw_frames: AtomicU64::new(0),
-        gaps: Mutex::new(Vec::new()),
+        gaps: Mutex::new(state.gaps.clone()),
+        jobs_directory: host.paths.jobs(),
         applied_ms: started.elapsed().as_secs_f64() * 1e3,
         state,
     };
@@ -376,13 +377,6 @@ fn features(
         FeatureState::Degraded,
         "processes are found by procfs and sock_diag: a process that ends at once may be known by its user only".to_owned(),
     ));
-    if state.scope == EnforcementScope::Job && !state.has_own_user {
-        features.push(feature(
-            "own-user",
-            FeatureState::Degraded,
-            "another runner has the same user, so a process that leaves the job's cgroup can't be told apart".to_owned(),
-        ));
-    }
     features
 }
 

@@ -2,7 +2,7 @@
 
 use super::last_known_good::LastKnownGood;
 use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
-use crate::config::{Config, ConfigError, Paths, refuse_what_others_can_change};
+use crate::config::{Config, ConfigError, Paths};
 use crate::egress::target::CgroupId;
 use crate::nftables::{OwnPorts, Probed, probe};
 use portcullis_common::hook::with_causes;
@@ -10,7 +10,7 @@ use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
 use portcullis_common::store_client::directory::DirectoryStore;
 use portcullis_common::wire::InfrastructureUnit;
-use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// What is the same for every job of this host.
 #[derive(Debug)]
@@ -29,7 +29,8 @@ pub struct Host {
     pub own_ports: OwnPorts,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
-    store: Result<DirectoryStore, String>,
+    /// Opened when it is first needed: a directory that is missing now may be there for the next job.
+    store: OnceLock<DirectoryStore>,
 }
 
 /// Why a monitor can't serve this host.
@@ -58,25 +59,13 @@ impl Host {
             let group = enter_monitor_group(hierarchy);
             group.inspect_err(|error| tracing::warn!(error = %with_causes(error), "the monitor has no cgroup of its own")).ok()
         });
-        let store = config
-            .policy_directory(&paths)
-            .ok_or_else(|| {
-                format!(
-                    "this monitor reads policies from a directory only, and store.url is {}",
-                    config.store.url
-                )
-            })
-            .and_then(|directory| {
-                DirectoryStore::open(&directory)
-                    .map_err(|error| format!("{} can't be read: {error}", directory.display()))
-            });
         Ok(Self {
             last_known_good: LastKnownGood::at(paths.last_known_good()),
             kernel: probe().map_err(HostError::Probe)?,
             own_ports: OwnPorts::default(),
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
-            store,
+            store: OnceLock::new(),
             config,
             paths,
         })
@@ -87,9 +76,15 @@ impl Host {
     /// # Errors
     /// Why the store can't say, in words for a person.
     pub fn resolve(&self, context: &JobContext) -> Result<Resolution, String> {
-        let store = self.store.as_ref().map_err(Clone::clone)?;
-        let directory = self.policy_directory()?;
-        refuse_what_others_can_change(&directory).map_err(|error| with_causes(&error))?;
+        let store = self.store()?;
+        let insecure = store
+            .insecure_permissions(&[0, nix::unistd::geteuid().as_raw()])
+            .map_err(|error| format!("{} can't be examined: {error}", store.path().display()))?;
+        if let Some(insecure) = insecure.first() {
+            return Err(format!(
+                "{insecure}; policies must be root's alone: chown root and chmod go-w it"
+            ));
+        }
         let policies = store.current().map_err(|errors| errors.to_string())?;
         let defaults = HostDefaults {
             cluster: self.config.cluster.clone(),
@@ -124,9 +119,18 @@ impl Host {
         units.into_iter().map(|unit| InfrastructureUnit { found: found(&unit), unit }).collect()
     }
 
-    fn policy_directory(&self) -> Result<PathBuf, String> {
-        self.config
-            .policy_directory(&self.paths)
-            .ok_or_else(|| format!("store.url is {}", self.config.store.url))
+    fn store(&self) -> Result<&DirectoryStore, String> {
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let directory = self.config.policy_directory(&self.paths).ok_or_else(|| {
+            format!(
+                "this monitor reads policies from a directory only, and store.url is {}",
+                self.config.store.url
+            )
+        })?;
+        let store = DirectoryStore::open(&directory)
+            .map_err(|error| format!("{} can't be read: {error}", directory.display()))?;
+        Ok(self.store.get_or_init(|| store))
     }
 }

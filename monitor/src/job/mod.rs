@@ -19,7 +19,7 @@ pub mod run;
 pub mod sink;
 pub mod state;
 
-use crate::caller::{ProcFs, Worker};
+use crate::caller::{ProcFs, Worker, survey_runners};
 use crate::cgroup::JobCgroup;
 use crate::dns::Resolver;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, plan, rule_set};
@@ -29,19 +29,22 @@ use crate::record::summary::ReportHeader;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, EnforcementScope, Feature, PolicyReference, Posture,
-    PostureLevel, Process, RecordedDetection,
+    DetectionEvent, DetectionType, EnforcementScope, Feature, FeatureState, PolicyReference,
+    Posture, Process, RecordedDetection,
 };
 use portcullis_common::hook::with_causes;
-use portcullis_common::policy::{EffectivePolicy, EgressMode};
+use portcullis_common::policy::EffectivePolicy;
 use portcullis_common::report::{Report, markdown};
-use portcullis_common::resolution::{Identity, ScopeKind};
+use portcullis_common::resolution::Resolution;
 use portcullis_common::wire::{JobStatus, Started};
 use sink::DnsSink;
 use state::JobState;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Gaps of one job that its posture lists. A job that makes gaps on purpose must not fill the monitor's memory.
+const MAX_GAPS: usize = 64;
 
 /// A job whose policy is in force.
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub struct Job {
     raw_frames: AtomicU64,
     /// Gaps found since.
     gaps: Mutex<Vec<String>>,
+    /// Where running jobs are written down.
+    jobs_directory: PathBuf,
     applied_ms: f64,
 }
 
@@ -83,22 +88,51 @@ impl Job {
 
     /// The posture now: the rules are read back for it.
     pub fn posture(&self) -> Posture {
-        let rules = self.table.verify().map_err(|error| with_causes(&error));
+        self.posture_with(self.table.verify().map_err(|error| with_causes(&error)))
+    }
+
+    /// The posture when `rules` is what reading the rules back has just shown.
+    fn posture_with(&self, rules: Result<(), String>) -> Posture {
         let mut warnings = self.state.warnings.clone();
-        warnings.extend(self.gaps.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        warnings.extend(self.gaps().iter().cloned());
+        let mut features = self.features.clone();
+        {
+            let target = self.target();
+            if target.scope == EnforcementScope::Job
+                && target.runner_uid.is_none()
+                && self.state.uid != 0
+            {
+                features.push(Feature {
+                    name: "own-user".to_owned(),
+                    state: FeatureState::Degraded,
+                    reason: "another runner has the same user, so a process that leaves the job's cgroup can't be told apart".to_owned(),
+                });
+            }
+        }
         posture::posture(posture::Measured {
             mode: self.enforced.egress,
             is_audit_fallback: self.state.is_audit_fallback,
             scope: self.scope(),
             rules,
-            features: self.features.clone(),
+            features,
             warnings,
         })
     }
 
-    /// Records a gap: something that was not in force, or not seen, for a while.
+    /// Records a gap: something that was not in force, or not seen, for a while. It stays in the posture for as long as
+    /// the job runs, over restarts of the monitor too.
     pub fn note_gap(&self, gap: String) {
-        self.gaps.lock().unwrap_or_else(PoisonError::into_inner).push(gap.clone());
+        {
+            let mut gaps = self.gaps();
+            if gaps.len() == MAX_GAPS {
+                gaps.push(format!("more than {MAX_GAPS} gaps; the events have the others"));
+            } else if gaps.len() < MAX_GAPS {
+                gaps.push(gap.clone());
+            }
+        }
+        if let Err(error) = self.save(&self.jobs_directory) {
+            tracing::error!(job.id = self.id(), error = %error, "a gap could not be written to the job's state");
+        }
         self.recorder.posture(gap, self.posture());
     }
 
@@ -126,7 +160,7 @@ impl Job {
     }
 
     /// What the started hook is told.
-    pub fn started(&self) -> Started {
+    pub fn started(&self, posture: Posture) -> Started {
         let resolution = &self.state.resolution;
         Started {
             job_id: self.state.id.clone(),
@@ -137,7 +171,7 @@ impl Job {
             identity: resolution.identity,
             mode: resolution.policy.egress,
             endpoints: resolution.policy.allowed.len() as u64,
-            posture: self.posture(),
+            posture,
             applied_ms: self.applied_ms,
         }
     }
@@ -180,25 +214,49 @@ impl Job {
         self.target().scope
     }
 
-    /// Judges the job's own traffic only, from now on: another runner of this host has started a job.
+    /// Judges the job's own traffic only, from now on: another runner of this host has started a job. By the job's user it
+    /// is known only as long as no other runner has the same.
     ///
     /// # Errors
-    /// Why it can't be done, in words; the job then still judges the whole host.
+    /// Why it can't be done, in words; the job then still judges what it judged before.
     pub fn narrow_scope(&self, jobs: &Path) -> Result<(), String> {
+        let is_user_shared = self
+            .worker
+            .candidate()
+            .is_none_or(|candidate| survey_runners(&ProcFs, &candidate).user_is_shared);
+        if is_user_shared && self.group.is_none() {
+            return Err("it has no cgroup, and another runner has the same user".to_owned());
+        }
         let mut target = self.target();
-        if target.scope == EnforcementScope::Job {
+        let runner_uid = target.runner_uid.filter(|_| !is_user_shared);
+        if target.scope == EnforcementScope::Job && target.runner_uid == runner_uid {
             return Ok(());
         }
-        let narrowed = EnforcementTarget { scope: EnforcementScope::Job, ..target.clone() };
+        let narrowed =
+            EnforcementTarget { scope: EnforcementScope::Job, runner_uid, ..target.clone() };
         let rules = rule_set(&self.enforced, &narrowed).map_err(|error| with_causes(&error))?;
         self.table.replace(&rules).map_err(|error| with_causes(&error))?;
         *target = narrowed;
         drop(target);
-        let state = JobState { scope: EnforcementScope::Job, ..self.state.clone() };
-        state.save(jobs).map_err(|error| error.to_string())?;
+        self.save(jobs).map_err(|error| error.to_string())?;
         let reason = "another runner of this host started a job: only this job's own traffic is judged from now on";
         self.recorder.posture(reason.to_owned(), self.posture());
         Ok(())
+    }
+
+    /// Writes down what has changed since the job was bound.
+    fn save(&self, jobs: &Path) -> std::io::Result<()> {
+        let (scope, has_own_user) = {
+            let target = self.target();
+            (target.scope, target.runner_uid.is_some() || self.state.uid == 0)
+        };
+        let gaps = self.gaps().clone();
+        let state = JobState { scope, has_own_user, gaps, ..self.state.clone() };
+        state.save(jobs).map(drop)
+    }
+
+    fn gaps(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.gaps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Installs the rules again, after somebody else changed them; addresses that are open stay open.
@@ -219,24 +277,28 @@ impl Job {
     }
 
     fn header(&self) -> ReportHeader {
-        let resolution = &self.state.resolution;
-        ReportHeader {
-            job_id: self.state.id.clone(),
-            policy: policy_reference(&self.state),
-            target: resolution.target.clone(),
-            identity: resolution.identity,
-            mode: resolution.policy.egress,
-            fail_on_block: resolution.policy.fail_on_block,
-        }
+        report_header(&self.state.id, &self.state.resolution)
     }
 }
 
 /// How events name the job's policy.
-pub(crate) fn policy_reference(state: &JobState) -> PolicyReference {
+pub(crate) fn policy_reference(resolution: &Resolution) -> PolicyReference {
     PolicyReference {
-        name: state.resolution.policy.name.clone(),
-        version: state.resolution.policy.version.clone(),
-        scope: state.resolution.scope,
+        name: resolution.policy.name.clone(),
+        version: resolution.policy.version.clone(),
+        scope: resolution.scope,
+    }
+}
+
+/// What stays the same in every report of the job.
+pub(crate) fn report_header(id: &str, resolution: &Resolution) -> ReportHeader {
+    ReportHeader {
+        job_id: id.to_owned(),
+        policy: policy_reference(resolution),
+        target: resolution.target.clone(),
+        identity: resolution.identity,
+        mode: resolution.policy.egress,
+        fail_on_block: resolution.policy.fail_on_block,
     }
 }
 
@@ -249,27 +311,4 @@ pub enum PutBackError {
     /// The kernel refused.
     #[error("the rules can't be installed again")]
     Install(#[from] InstallError),
-}
-
-/// What the started hook is told when nothing could be put in force and the failure mode is `audit`.
-pub(crate) fn unenforced(id: &str, problem: &str) -> Started {
-    Started {
-        job_id: id.to_owned(),
-        policy: "none".to_owned(),
-        policy_version: "-".to_owned(),
-        scope: ScopeKind::Default,
-        target: "failure mode".to_owned(),
-        identity: Identity::Asserted,
-        mode: EgressMode::Audit,
-        endpoints: 0,
-        posture: Posture {
-            level: PostureLevel::Unenforced,
-            scope: EnforcementScope::Host,
-            features: Vec::new(),
-            warnings: vec![format!(
-                "nothing is in force and nothing is recorded ({problem}); the job runs because the failure mode is audit"
-            )],
-        },
-        applied_ms: 0.0,
-    }
 }

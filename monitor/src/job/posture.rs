@@ -3,10 +3,6 @@
 use portcullis_common::event::{EnforcementScope, Feature, FeatureState, Posture, PostureLevel};
 use portcullis_common::policy::EgressMode;
 
-/// Features whose names start so tell who did what; without them calls are judged all the same, so they don't change the
-/// level.
-pub const SENSOR_PREFIX: &str = "sensor-";
-
 /// What was measured of a job's enforcement.
 #[derive(Clone, Debug)]
 pub struct Measured {
@@ -27,11 +23,7 @@ pub struct Measured {
 /// The posture that follows from what was measured.
 pub fn posture(measured: Measured) -> Posture {
     let Measured { mode, is_audit_fallback, scope, rules, mut features, mut warnings } = measured;
-    let weaknesses: Vec<&Feature> = features
-        .iter()
-        .filter(|feature| feature.state != FeatureState::Active)
-        .filter(|feature| !feature.name.starts_with(SENSOR_PREFIX))
-        .collect();
+    let weaknesses: Vec<&Feature> = features.iter().filter(|feature| feature.is_weakness()).collect();
     let level = match (&rules, mode) {
         (Err(_), _) => PostureLevel::Unenforced,
         (Ok(()), _) if is_audit_fallback => PostureLevel::AuditFallback,

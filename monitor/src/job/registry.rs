@@ -1,5 +1,8 @@
 //! The jobs of this host: one binding for each Worker, the first one wins.
 
+mod adoption;
+mod unenforced;
+
 use super::Job;
 use super::binding::bind;
 use super::end::end;
@@ -7,29 +10,21 @@ use super::enforce::{EnforceError, Enforced, Rules, enforce};
 use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
-use super::state::JobState;
-use crate::caller::ProcessTable;
-use crate::caller::table::NetworkNamespaceId;
-use crate::caller::{Lineage, Peer, ProcFs, Worker, WorkerCandidate, lineage};
-use crate::cgroup::JobCgroup;
-use crate::nftables::InstalledTable;
+use crate::caller::{Lineage, Peer, ProcFs, WorkerCandidate, lineage};
 use crate::server::Requests;
-use jiff::Timestamp;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, EnforcementScope, JobEvent, JobStage, RecordedDetection,
 };
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
-use portcullis_common::policy::FailureMode;
 use portcullis_common::wire::{Answer, Call, Explained, Refusal, RefusalKind, Status};
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::runtime::Handle;
+use unenforced::{Failure, Unenforced};
 use uuid::Uuid;
 
 /// The jobs of this host.
@@ -38,6 +33,8 @@ pub struct Registry {
     host: Arc<Host>,
     runtime: Handle,
     jobs: Arc<Mutex<HashMap<String, Arc<Job>>>>,
+    /// Jobs that run although nothing is in force, because the failure mode is `audit`.
+    unenforced: Arc<Mutex<Vec<Arc<Unenforced>>>>,
     /// Held while a Worker is being bound, so that two calls of the same Worker can't both be the first.
     binding: Mutex<()>,
 }
@@ -45,90 +42,13 @@ pub struct Registry {
 impl Registry {
     /// No jobs yet. Jobs run on `runtime`.
     pub fn new(host: Arc<Host>, runtime: Handle) -> Self {
-        Self { host, runtime, jobs: Arc::default(), binding: Mutex::default() }
-    }
-
-    /// Takes over the jobs that an earlier monitor left, and ends those whose Worker is gone.
-    pub fn adopt_all(&self) {
-        for state in JobState::load_all(&self.host.paths.jobs()) {
-            match state {
-                Ok(state) => self.adopt(state),
-                Err((path, error)) => {
-                    tracing::error!(path = %path.display(), error = %error, "a job's state can't be read; its rules stay until its Worker's group is used again");
-                }
-            }
+        Self {
+            host,
+            runtime,
+            jobs: Arc::default(),
+            unenforced: Arc::default(),
+            binding: Mutex::default(),
         }
-    }
-
-    fn adopt(&self, state: JobState) {
-        let id = state.id.clone();
-        let started = Instant::now();
-        let Ok(worker) = Worker::reopen(state.worker) else {
-            return self.end_without_worker(&state);
-        };
-        let group = self.existing_group(&state);
-        let since = last_written(&self.host, &id);
-        let guard = self.runtime.enter();
-        let enforced =
-            enforce(&self.host, state, worker, group, Rules::LeftByEarlierMonitor, started);
-        drop(guard);
-        match enforced {
-            Ok(enforced) => {
-                let now = Timestamp::now();
-                let reason = format!(
-                    "the monitor was started again and took the job over; it was not running from about {since} to {now}: rules stayed, names did not resolve, packets judged meanwhile have no event"
-                );
-                let event = JobEvent {
-                    stage: JobStage::Adopted,
-                    reason: reason.clone(),
-                    counters: Vec::new(),
-                };
-                enforced.job.recorder.job(event);
-                enforced.job.note_gap(reason);
-                tracing::warn!(job.id = id, "a running job was taken over");
-                self.watch(enforced);
-            }
-            Err(error) => {
-                tracing::error!(job.id = id, error = %with_causes(&error), "a running job could not be taken over; its rules stay as they are");
-            }
-        }
-    }
-
-    /// A job whose Worker exited while no monitor was running: what is left of it is killed, its rules are removed.
-    fn end_without_worker(&self, state: &JobState) {
-        tracing::warn!(
-            job.id = state.id,
-            "the Worker of a job exited while no monitor was running"
-        );
-        if let Some(group) = self.existing_group(state)
-            && let Err(error) = group.end(std::time::Duration::from_secs(20))
-        {
-            tracing::error!(job.id = state.id, error = %with_causes(&error), "what is left of the job could not be killed");
-        }
-        let spool = self.host.paths.spool().join(&state.id);
-        match crate::record::recorder::Recorder::open(&spool, &state.id) {
-            Ok(recorder) => recorder.job(JobEvent {
-                stage: JobStage::Ended,
-                reason: "the Worker exited while no monitor was running; what was left of the job was killed".to_owned(),
-                counters: Vec::new(),
-            }),
-            Err(error) => tracing::error!(job.id = state.id, error = %error, "the job's events can't be written"),
-        }
-        // A namespace that only the Worker kept alive is gone, and the rules with it.
-        if let Some(table) = super::enforce::table_name(&state.id)
-            && let Some(namespace) = open_namespace(state.network_namespace)
-            && let Err(error) = InstalledTable::remove_left_behind(namespace.as_fd(), &table)
-        {
-            tracing::error!(job.id = state.id, error = %with_causes(&error), "the job's rules could not be removed");
-        }
-        if let Err(error) = fs::remove_dir_all(self.host.paths.jobs().join(&state.id)) {
-            tracing::error!(job.id = state.id, error = %error, "the job's state could not be removed");
-        }
-    }
-
-    fn existing_group(&self, state: &JobState) -> Option<JobCgroup> {
-        let hierarchy = self.host.hierarchy.as_ref().ok()?;
-        JobCgroup::open_existing(hierarchy, state.cgroup.as_ref()?).ok()
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<Job>>> {
@@ -159,6 +79,9 @@ impl Registry {
         if let Some(job) = self.job_of(caller, &lineage) {
             return again(&job, &context, caller);
         }
+        if let Some(job) = self.unenforced_job(&lineage) {
+            return job.started();
+        }
         let candidate = match lineage.worker() {
             Ok(candidate) => candidate.clone(),
             Err(error) => return not_a_job(&error),
@@ -184,6 +107,7 @@ impl Registry {
         let id = Uuid::now_v7().simple().to_string();
         let origin = choice.origin.clone();
         let mode = choice.on_failure;
+        let resolution = choice.resolution.clone();
         match self.try_enforce(&id, candidate, context, choice, started) {
             Ok(job) => match origin {
                 Origin::Closed { problem } => refuse(
@@ -191,9 +115,9 @@ impl Registry {
                     format!("no policy could be had for this job ({problem}), and the failure mode is closed: nothing is allowed"),
                     Some("repair the policy store, then run the job again; `monitor explain` shows what is wrong".to_owned()),
                 ),
-                _ => Answer::Started(job.started()),
+                _ => Answer::Started(job.started(job.posture_with(Ok(())))),
             },
-            Err(problem) => not_enforced(&id, candidate, mode, &problem),
+            Err(failure) => self.not_enforced(&id, candidate, &resolution, mode, &failure),
         }
     }
 
@@ -204,27 +128,35 @@ impl Registry {
         context: JobContext,
         choice: PolicyChoice,
         started: Instant,
-    ) -> Result<Arc<Job>, String> {
+    ) -> Result<Arc<Job>, Failure> {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
         let binding = bind(&self.host, id.to_owned(), candidate, context, choice, &active)
             .map_err(|error| with_causes(&error))?;
+        let undo = |problem: String| {
+            // Nothing is left of an attempt that failed, on disk either.
+            if let Err(error) = fs::remove_dir_all(self.host.paths.jobs().join(id))
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::error!(job.id = id, error = %error, "the job's state could not be removed");
+            }
+            Failure { problem, group: binding.group.clone() }
+        };
         if binding.state.scope == EnforcementScope::Job {
-            self.narrow_jobs_of_host_scope()?;
+            self.keep_jobs_apart().map_err(undo)?;
         }
         // On disk before the rules are in the kernel: a monitor that dies in between finds what it must clean up.
         binding
             .state
             .save(&self.host.paths.jobs())
-            .map_err(|error| format!("the job's state can't be written: {error}"))?;
+            .map_err(|error| undo(format!("the job's state can't be written: {error}")))?;
         let guard = self.runtime.enter();
+        let group = binding.group.clone();
         let enforced =
-            enforce(&self.host, binding.state, binding.worker, binding.group, Rules::New, started)
-                .map_err(|error: EnforceError| with_causes(&error));
+            enforce(&self.host, binding.state, binding.worker, group, Rules::New, started)
+                .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
-        let enforced = enforced.inspect_err(|_| {
-            let _ = fs::remove_dir_all(self.host.paths.jobs().join(id));
-        })?;
+        let enforced = enforced?;
         let job = Arc::clone(&enforced.job);
         let policy = &job.state().resolution.policy;
         job.recorder.job(JobEvent {
@@ -236,7 +168,9 @@ impl Registry {
             ),
             counters: Vec::new(),
         });
-        job.recorder.posture("the policy was put in force".to_owned(), job.posture());
+        // The rules were read back when they were installed.
+        let posture = job.posture_with(Ok(()));
+        job.recorder.posture("the policy was put in force".to_owned(), posture);
         for left_over in binding.left_overs {
             job.recorder.detection(DetectionEvent {
                 detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
@@ -257,8 +191,9 @@ impl Registry {
         Ok(job)
     }
 
-    /// Jobs that were bound when theirs was the only runner judge the whole host; now there is a second one.
-    fn narrow_jobs_of_host_scope(&self) -> Result<(), String> {
+    /// Jobs that were bound when theirs was the only runner, or the only one of its user, judge more than their own
+    /// traffic; now there is another one.
+    fn keep_jobs_apart(&self) -> Result<(), String> {
         let jobs: Vec<_> = self.jobs().values().cloned().collect();
         for job in jobs {
             job.narrow_scope(&self.host.paths.jobs()).map_err(|problem| {
@@ -287,6 +222,9 @@ impl Registry {
             Err(error) => return not_a_job(&error),
         };
         let Some(job) = self.job_of(caller, &lineage) else {
+            if let Some(job) = self.unenforced_job(&lineage) {
+                return job.finished();
+            }
             return refuse(
                 RefusalKind::NotARunnerJob,
                 "no policy was bound to this job".to_owned(),
@@ -348,43 +286,10 @@ impl Requests for Registry {
     }
 }
 
-/// The policy could not be put in force: what the failure mode says.
-fn not_enforced(id: &str, candidate: &WorkerCandidate, mode: FailureMode, problem: &str) -> Answer {
-    tracing::error!(
-        job.id = id,
-        worker.pid = candidate.worker.pid,
-        problem,
-        "a policy could not be put in force"
-    );
-    if mode == FailureMode::Audit {
-        // Nothing is in force and nothing can be watched; the hook lets the job run and says so in red.
-        return Answer::Started(super::unenforced(id, problem));
-    }
-    let message = format!(
-        "the policy could not be put in force ({problem}), and the failure mode is {}",
-        match mode {
-            FailureMode::Closed => "closed",
-            FailureMode::LastKnownGood => "last-known-good, which does not help here",
-            FailureMode::Audit => "audit",
-        }
-    );
-    if let Ok(worker) = Worker::open(candidate) {
-        tell_runner(&worker, &message);
-        if let Err(error) = worker.kill() {
-            tracing::error!(worker.pid = worker.pid(), error = %error, "the Worker could not be killed");
-        }
-    }
-    refuse(
-        RefusalKind::NotEnforced,
-        message,
-        Some("run `monitor check` as root on this host".to_owned()),
-    )
-}
-
 /// The started hook was called a second time: the same context gets the same answer, another one is refused.
 fn again(job: &Job, context: &JobContext, caller: &Peer) -> Answer {
     if job.state().context == *context {
-        return Answer::Started(job.started());
+        return Answer::Started(job.started(job.posture()));
     }
     let evidence = format!(
         "process {} asked for another binding: workflow {:?} instead of {:?}",
@@ -420,32 +325,4 @@ fn not_a_job(error: &crate::caller::CallerError) -> Answer {
 
 fn refuse(kind: RefusalKind, message: String, hint: Option<String>) -> Answer {
     Answer::Refused(Refusal { kind, message, hint })
-}
-
-/// The network namespace, by any process that lives in it.
-fn open_namespace(wanted: NetworkNamespaceId) -> Option<fs::File> {
-    let lives_there = |pid: &u32| ProcFs.network_namespace(*pid) == Some(wanted);
-    let pid = ProcFs.pids().into_iter().find(lives_there)?;
-    fs::File::open(format!("/proc/{pid}/ns/net")).ok()
-}
-
-/// When a file of the job was written last: about when the earlier monitor stopped.
-fn last_written(host: &Host, id: &str) -> Timestamp {
-    let events = host.paths.spool().join(id).join("events.ndjson");
-    let modified = fs::metadata(events).and_then(|metadata| metadata.modified()).ok();
-    modified.and_then(|time| Timestamp::try_from(time).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-/// Writes to the Worker's standard error: the Listener makes it the annotation of a job whose Worker dies
-/// (actions/runner, JobDispatcher.cs).
-fn tell_runner(worker: &Worker, message: &str) {
-    let path = format!("/proc/{}/fd/2", worker.pid());
-    // A full pipe must not hold the monitor.
-    let opened = fs::OpenOptions::new()
-        .write(true)
-        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
-        .open(path);
-    if let Err(error) = opened.and_then(|mut file| writeln!(file, "Portcullis: {message}")) {
-        tracing::warn!(worker.pid = worker.pid(), error = %error, "the reason could not be written to the Worker's standard error");
-    }
 }

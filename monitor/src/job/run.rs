@@ -87,7 +87,7 @@ async fn finish(host: Arc<Host>, job: Arc<Job>, on_end: impl FnOnce(&Job) + Send
 }
 
 /// Runs what may block without holding up other jobs; a panic in it is logged and costs this job's step only.
-async fn blocking(work: impl FnOnce() + Send + 'static) {
+pub(super) async fn blocking(work: impl FnOnce() + Send + 'static) {
     if let Err(error) = tokio::task::spawn_blocking(work).await {
         tracing::error!(error = %error, "a step of a job's life failed");
     }

@@ -48,6 +48,9 @@ pub struct JobState {
     pub known_interfaces: Vec<(String, u32)>,
     /// The runner's own connections at binding: local and remote side.
     pub adopted_flows: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
+    /// Gaps found since: what was not in force, or not seen, for a while.
+    #[serde(default)]
+    pub gaps: Vec<String>,
     /// When the policy was bound.
     pub started: Timestamp,
 }

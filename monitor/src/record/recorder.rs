@@ -156,6 +156,11 @@ impl Recorder {
         state.summary.packets(kind)
     }
 
+    /// The posture of the last event that told one.
+    pub fn last_posture(&self) -> Option<Posture> {
+        self.lock().summary.posture().cloned()
+    }
+
     /// Events written, calls stopped and detections so far.
     pub fn totals(&self) -> Totals {
         let state = self.lock();

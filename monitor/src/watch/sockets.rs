@@ -151,7 +151,8 @@ impl SocketDiagnostics {
     }
 
     /// The socket that sent, or receives, the packets of `flow`. An exact look-up (microseconds); only for raw sockets and
-    /// for UDP sockets bound to a device a look through a table.
+    /// for UDP sockets bound to a device a look through a table. TCP and UDP that no such socket sent can come from a raw
+    /// socket, which forges what it likes.
     ///
     /// # Errors
     /// [`SocketError::Query`]; no such socket is `Ok(None)`.
@@ -163,7 +164,11 @@ impl SocketDiagnostics {
                 Some(found) => Some(found),
                 None => self.find_in_table(flow)?,
             },
-            _ => {
+            _ => None,
+        };
+        let found = match found {
+            Some(found) => Some(found),
+            None => {
                 let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
                 let found = raw.find(flow).map_err(SocketError::Query)?;
                 found.map(|socket| SocketRecord::from_raw(flow.protocol, socket))

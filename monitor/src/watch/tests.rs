@@ -130,6 +130,30 @@ fn raw_sockets_are_found_by_protocol() {
 }
 
 #[test]
+fn forged_segments_are_the_raw_sockets_that_sends_them() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    let namespace = scratch_network_namespace();
+    let diagnostics = SocketDiagnostics::open(namespace.as_fd()).unwrap();
+    within(&namespace, || {
+        let server = "127.0.0.1:9".parse().unwrap();
+        let forged = |protocol| Flow::new(protocol, "192.0.2.77:40001".parse().unwrap(), server);
+        assert_eq!(diagnostics.find(&forged(UDP)).unwrap(), None);
+        let raw =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+                .unwrap();
+        for protocol in [UDP, TCP] {
+            let found = diagnostics.find(&forged(protocol)).unwrap().unwrap();
+            assert_eq!(found.inode, inode(&raw));
+            assert!(!diagnostics.refuse(&forged(protocol)).unwrap(), "it is no attempt");
+        }
+        // A socket of the flow's own comes first.
+        let real = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let flow = Flow::new(UDP, real.local_addr().unwrap(), server);
+        assert_eq!(diagnostics.find(&flow).unwrap().unwrap().inode, inode(&real));
+    });
+}
+
+#[test]
 fn flows_are_listed_and_cut() {
     let namespace = scratch_network_namespace();
     let diagnostics = SocketDiagnostics::open(namespace.as_fd()).unwrap();

@@ -43,6 +43,11 @@ fn obey(
             Ok("ok".to_owned())
         }
         "local" => Ok(streams[words[1].parse::<usize>().unwrap()].local_addr()?.to_string()),
+        // Ends a connection.
+        "close" => {
+            drop(streams.remove(words[1].parse().unwrap()));
+            Ok("ok".to_owned())
+        }
         "hear" => {
             let stream = &mut streams[words[1].parse::<usize>().unwrap()];
             stream.set_read_timeout(Some(WAIT))?;

@@ -8,7 +8,7 @@ use crate::world::{
 use portcullis_common::endpoint::{PortRange, Protocol};
 use portcullis_common::policy::{EffectivePolicy, EgressMode};
 use portcullis_monitor::egress::plan::rule_set;
-use portcullis_monitor::egress::target::EnforcementTarget;
+use portcullis_monitor::egress::target::{EnforcementTarget, Flow};
 use portcullis_monitor::nftables::InstalledTable;
 use std::time::Duration;
 
@@ -277,36 +277,70 @@ fn an_address_closes_when_its_grant_ends_and_use_keeps_it_open() {
     }
 }
 
+/// A server outside, and the first connection to it.
+fn accept_one(world: &World, address: &str) -> std::thread::JoinHandle<std::net::TcpStream> {
+    let listener = world.outside.enter(|| std::net::TcpListener::bind(address).unwrap());
+    std::thread::spawn(move || listener.accept().unwrap().0)
+}
+
 #[test]
 fn a_connection_older_than_the_rules_is_judged_unless_it_was_adopted() {
     let world = World::new();
-    world.serve(443);
     let seen = Capture::new(&world.outside, "eth0");
     let mut job = Agent::new(&world.host, None, 1000);
     let mut flows = Vec::new();
     for address in [EVIL4, EVIL6] {
-        for kind in ["old", "adopted"] {
-            let stream = job.ask(&format!("tcp {} {kind}", at(address, 443)));
+        for (kind, port) in [("old", 443), ("adopted", 444)] {
+            let server = accept_one(&world, &at(address, port));
+            let stream = job.ask(&format!("tcp {} {kind}", at(address, port)));
             let stream: usize = stream.split(' ').nth(1).unwrap().parse().unwrap();
-            assert_eq!(job.ask(&format!("hear {stream}")), kind);
             let local = job.ask(&format!("local {stream}")).parse().unwrap();
-            flows.push((kind, stream, local, at(address, 443).parse().unwrap()));
+            let flow = Flow { local, remote: at(address, port).parse().unwrap() };
+            flows.push((kind == "adopted", stream, flow, server.join().unwrap()));
         }
     }
     let mut target = host_target(&world);
-    target.adopted_flows = flows
-        .iter()
-        .filter(|flow| flow.0 == "adopted")
-        .map(|&(_, _, local, remote)| portcullis_monitor::egress::target::Flow { local, remote })
-        .collect();
+    target.adopted_flows = flows.iter().filter(|flow| flow.0).map(|flow| flow.2).collect();
     let _table = install(&world, &policy(EgressMode::Block, &[], &[]), &target);
-    for (kind, stream, ..) in flows {
-        job.ask(&format!("more {stream} {}", if kind == "old" { "CANARY" } else { "long-poll" }));
-        if kind == "adopted" {
-            assert_eq!(job.ask(&format!("hear {stream}")), "long-poll");
-        }
+    // The other end speaks first, so that connection tracking takes it for the opener.
+    for (adopted, stream, _, server) in &mut flows {
+        std::io::Write::write_all(server, b"work to do").unwrap();
+        let heard = job.ask(&format!("hear {stream}"));
+        assert_eq!(heard == "work to do", *adopted, "{heard}");
+        job.ask(&format!("more {stream} {}", if *adopted { "long-poll" } else { "CANARY" }));
+    }
+    for (_, _, _, server) in flows.iter_mut().filter(|flow| flow.0) {
+        let mut bytes = [0; 16];
+        std::io::Read::read_exact(server, &mut bytes).unwrap();
+        assert_eq!(bytes, *b"adoptedlong-poll");
     }
     assert_eq!(seen.count("CANARY"), 0);
+}
+
+#[test]
+fn what_the_kernel_sends_for_a_closed_address_is_dropped_and_only_counted() {
+    let world = World::new();
+    let mut target = host_target(&world);
+    target.grace = Duration::from_millis(300);
+    let table = install(&world, &policy(EgressMode::Block, &["ok.test:443"], &[]), &target);
+    let mut job = Agent::new(&world.host, None, 1000);
+    for address in [OK4, OK6] {
+        table
+            .add_grants(&[grant(address, Protocol::Tcp, 443, Duration::from_millis(300))])
+            .unwrap();
+        let server = accept_one(&world, &at(address, 443));
+        assert_eq!(job.ask(&format!("tcp {} x", at(address, 443))), "ok 0");
+        let mut server = server.join().unwrap();
+        assert_eq!(job.ask("close 0"), "ok");
+        eventually("the end of the grant", || {
+            table.list_grants().unwrap().is_empty().then_some(())
+        });
+        let before = counter(&table, "kernel_made");
+        // Data for a socket that is gone: the kernel answers with a reset of its own.
+        std::io::Write::write_all(&mut server, b"late").unwrap();
+        eventually("a reset", || (counter(&table, "kernel_made") > before).then_some(()));
+    }
+    assert_eq!(counter(&table, "blocked"), 0);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::{RUNNER_USERS, Runner, RunnerHost, World, cleanup, names, network, pr
 use crate::attacker::Attacker;
 use crate::binaries;
 use crate::namespace::{MountNamespace, NetworkNamespace};
+use crate::patience::wait_for;
 use crate::server::certificates::Authority;
 use crate::server::dns::NameServer;
 use crate::server::github::GitHub;
@@ -12,12 +13,16 @@ use crate::server::web::Web;
 use crate::server::{git, package_index};
 use crate::sync::Stop;
 use anyhow::{Context, Result};
-use std::fs;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
+
+/// How many users are kept for one world.
+const USERS_OF_A_WORLD: usize = 4;
 
 /// What a world shall have.
 #[derive(Clone, Debug)]
@@ -95,7 +100,7 @@ impl Builder {
         let stop = Stop::new()?;
         let mut threads = Vec::new();
         let authority = Arc::new(Authority::new()?);
-        let users = self.users();
+        let (users, lock) = self.users()?;
         let binds = Self::lay_out(directory, &authority, &users)?;
 
         let runner_network = NetworkNamespace::create()?;
@@ -145,17 +150,26 @@ impl Builder {
             stop: Some(stop),
             threads,
             is_kept: false,
+            _users: lock,
         };
         self.publish_inputs(&world)?;
         Ok(world)
     }
 
-    /// The users of the runners.
-    fn users(&self) -> Vec<u32> {
-        let first = *RUNNER_USERS.start();
-        (0..self.runners)
-            .map(|index| if self.is_same_user { first } else { first + index })
-            .collect()
+    /// The users of the runners, and what keeps other worlds of this machine from having the same: a monitor tells jobs of
+    /// the same user apart by less.
+    fn users(&self) -> Result<(Vec<u32>, Flock<File>)> {
+        let directory = Path::new("/var/tmp/portcullis-users");
+        fs::create_dir_all(directory)?;
+        wait_for("users that no other world has", || {
+            RUNNER_USERS.step_by(USERS_OF_A_WORLD).find_map(|first| {
+                let file = File::create(directory.join(first.to_string())).ok()?;
+                let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+                let last = first + self.runners;
+                let users = (first..last).map(|uid| if self.is_same_user { first } else { uid });
+                Some((users.collect(), lock))
+            })
+        })
     }
 
     /// Makes the world's files; returns what is mounted where on the runner host.

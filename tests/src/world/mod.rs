@@ -25,10 +25,11 @@ use anyhow::{Context, Result, bail};
 pub use builder::Builder;
 pub use command::{HostCommand, Process};
 pub use monitor::{Monitor, MonitorOptions, MonitorPlace};
+use nix::fcntl::Flock;
 use portcullis_common::event::Event;
 pub use runner::{Runner, RunningJob};
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,8 @@ pub struct World {
     stop: Option<Stop>,
     threads: Vec<JoinHandle<()>>,
     is_kept: bool,
+    /// Its users are its own for as long as it lives.
+    _users: Flock<File>,
 }
 
 /// The machine that the runners are on.

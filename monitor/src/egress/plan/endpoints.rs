@@ -45,7 +45,11 @@ pub(crate) fn address_bytes(address: IpAddr) -> Vec<u8> {
 
 /// The key address, protocol, port.
 pub(crate) fn endpoint_key(address: IpAddr, protocol: u8, port: u16) -> Vec<u8> {
-    let mut key = address_bytes(address);
+    let mut key = Vec::with_capacity(24);
+    match address {
+        IpAddr::V4(address) => key.extend(address.octets()),
+        IpAddr::V6(address) => key.extend(address.octets()),
+    }
     key.extend([protocol, 0, 0, 0]);
     key.extend(port.to_be_bytes());
     key.extend([0, 0]);
@@ -65,7 +69,8 @@ pub(super) fn static_endpoints(
     rules: &[Rule],
     family: IpFamily,
 ) -> Result<StaticEndpoints, PlanError> {
-    let mut found = StaticEndpoints::default();
+    // Collected first: a tree built from a whole list is made several times faster than one grown element by element.
+    let (mut exact, mut pieces) = (Vec::new(), Vec::new());
     let mut ranges: BTreeMap<u8, Vec<(u16, u16, IpNet)>> = BTreeMap::new();
     for Rule { endpoint, .. } in rules {
         let network = match &endpoint.host {
@@ -80,23 +85,23 @@ pub(super) fn static_endpoints(
         let (first, last) = key_ports(endpoint);
         if network.prefix_len() == network.max_prefix_len() && first == last {
             let key = endpoint_key(network.addr(), protocol, first);
-            found.exact.insert(Element { key, end: None });
+            exact.push(Element { key, end: None });
         } else {
             ranges.entry(protocol).or_default().push((first, last, network.trunc()));
         }
     }
     for (protocol, boxes) in ranges {
         for (first, last, network) in disjoint(&boxes)? {
-            found.ranges.insert(Element {
+            pieces.push(Element {
                 key: endpoint_key(network.network(), protocol, first),
                 end: Some(endpoint_key(network.broadcast(), protocol, last)),
             });
         }
     }
-    if found.ranges.len() > MAX_RANGES {
+    if pieces.len() > MAX_RANGES {
         return Err(PlanError::TooManyRanges { limit: MAX_RANGES });
     }
-    Ok(found)
+    Ok(StaticEndpoints { exact: exact.into_iter().collect(), ranges: pieces.into_iter().collect() })
 }
 
 /// The same ports and networks without overlaps: the kernel's set of ranges refuses an element that overlaps another.

@@ -1,0 +1,247 @@
+//! Jobs whose policy could not be put in force: killed, or let run because the failure mode is `audit`. Both are told: to
+//! the hook, in the job's summary, in its events and in its report.
+
+use super::{Registry, refuse};
+use crate::caller::{Lineage, ProcessKey, Worker, WorkerCandidate};
+use crate::cgroup::{Hierarchy, JobCgroup};
+use crate::job::end::write_report;
+use crate::job::report_header;
+use crate::job::run::blocking;
+use crate::record::recorder::Recorder;
+use crate::record::summary::ReportHeader;
+use crate::watch::worker_exit::WorkerExit;
+use portcullis_common::event::{EnforcementScope, JobEvent, JobStage, Posture, PostureLevel};
+use portcullis_common::hook::with_causes;
+use portcullis_common::policy::FailureMode;
+use portcullis_common::report::markdown;
+use portcullis_common::resolution::Resolution;
+use portcullis_common::wire::{Answer, RefusalKind, Started};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// How long a killed job may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A policy that could not be put in force.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// Why, in words.
+    pub(super) problem: String,
+    /// The group that was made for the job.
+    pub(super) group: Option<JobCgroup>,
+}
+
+impl From<String> for Failure {
+    fn from(problem: String) -> Self {
+        Self { problem, group: None }
+    }
+}
+
+/// A job that runs although nothing is in force.
+#[derive(Debug)]
+pub(super) struct Unenforced {
+    id: String,
+    worker: ProcessKey,
+    header: ReportHeader,
+    posture: Posture,
+    /// Absent when its events can't be written.
+    recorder: Option<Recorder>,
+    spool: PathBuf,
+}
+
+impl Unenforced {
+    fn new(
+        registry: &Registry,
+        id: &str,
+        worker: ProcessKey,
+        resolution: &Resolution,
+        warning: String,
+    ) -> Self {
+        let spool = registry.host.paths.spool().join(id);
+        let recorder = fs::create_dir_all(&spool).and_then(|()| Recorder::open(&spool, id));
+        let recorder = recorder
+            .inspect_err(|error| tracing::error!(job.id = id, error = %error, "the job's events can't be written"))
+            .ok();
+        let posture = Posture {
+            level: PostureLevel::Unenforced,
+            scope: EnforcementScope::Host,
+            features: Vec::new(),
+            warnings: vec![warning.clone()],
+        };
+        if let Some(recorder) = &recorder {
+            recorder.posture(warning, posture.clone());
+        }
+        let header = report_header(id, resolution);
+        Self { id: id.to_owned(), worker, header, posture, recorder, spool }
+    }
+
+    /// What the started hook is told.
+    pub(super) fn started(&self) -> Answer {
+        Answer::Started(Started {
+            job_id: self.id.clone(),
+            policy: self.header.policy.name.clone(),
+            policy_version: self.header.policy.version.clone(),
+            scope: self.header.policy.scope,
+            target: self.header.target.clone(),
+            identity: self.header.identity,
+            mode: self.header.mode,
+            endpoints: 0,
+            posture: self.posture.clone(),
+            applied_ms: 0.0,
+        })
+    }
+
+    /// What the completed hook is told.
+    pub(super) fn finished(&self) -> Answer {
+        let Some(recorder) = &self.recorder else {
+            return refuse(
+                RefusalKind::NotEnforced,
+                format!(
+                    "nothing was in force and nothing could be recorded: {}",
+                    self.posture.warnings.join("; ")
+                ),
+                None,
+            );
+        };
+        let report = recorder.report(&self.header, self.posture.clone());
+        let markdown = markdown(&report);
+        Answer::Finished { report: Box::new(report), markdown }
+    }
+
+    fn end(&self, reason: &str) {
+        let Some(recorder) = &self.recorder else { return };
+        recorder.job(JobEvent {
+            stage: JobStage::Ended,
+            reason: reason.to_owned(),
+            counters: Vec::new(),
+        });
+        let report = recorder.report(&self.header, self.posture.clone());
+        if let Err(error) = write_report(&self.spool, &report).and_then(|()| recorder.sync()) {
+            tracing::error!(job.id = self.id, error = %error, "the job's report could not be written");
+        }
+    }
+}
+
+impl Registry {
+    /// The policy could not be put in force: what the failure mode says.
+    pub(super) fn not_enforced(
+        &self,
+        id: &str,
+        candidate: &WorkerCandidate,
+        resolution: &Resolution,
+        mode: FailureMode,
+        failure: &Failure,
+    ) -> Answer {
+        let problem = &failure.problem;
+        tracing::error!(
+            job.id = id,
+            worker.pid = candidate.worker.pid,
+            problem,
+            "a policy could not be put in force"
+        );
+        let worker = Worker::open(candidate);
+        if mode == FailureMode::Audit {
+            let warning = format!(
+                "nothing is in force and nothing is recorded ({problem}); the job runs because the failure mode is audit"
+            );
+            self.undo_group(id, failure);
+            let unenforced = Unenforced::new(self, id, candidate.worker, resolution, warning);
+            return self.let_run(unenforced, worker.ok());
+        }
+        let message = format!(
+            "the policy could not be put in force ({problem}), and the failure mode is {}",
+            match mode {
+                FailureMode::Closed => "closed",
+                FailureMode::LastKnownGood => "last-known-good, which does not help here",
+                FailureMode::Audit => "audit",
+            }
+        );
+        let unenforced = Unenforced::new(self, id, candidate.worker, resolution, message.clone());
+        if let Ok(worker) = worker {
+            tell_runner(&worker, &message);
+            if let Err(error) = worker.kill() {
+                tracing::error!(worker.pid = worker.pid(), error = %error, "the Worker could not be killed");
+            }
+        }
+        if let Some(group) = &failure.group
+            && let Err(error) = group.end(KILL_PATIENCE)
+        {
+            tracing::error!(job.id = id, error = %with_causes(&error), "what is left of the job could not be killed");
+        }
+        unenforced.end("the Worker was killed because the policy could not be put in force");
+        refuse(
+            RefusalKind::NotEnforced,
+            message,
+            Some("run `monitor check` as root on this host".to_owned()),
+        )
+    }
+
+    /// The unenforced job whose Worker is an ancestor of the caller.
+    pub(super) fn unenforced_job(&self, lineage: &Lineage) -> Option<Arc<Unenforced>> {
+        let jobs = self.unenforced.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.iter().find(|job| lineage.contains(job.worker)).cloned()
+    }
+
+    fn let_run(&self, job: Unenforced, worker: Option<Worker>) -> Answer {
+        let job = Arc::new(job);
+        let answer = job.started();
+        let guard = self.runtime.enter();
+        let exit = worker.and_then(|worker| WorkerExit::watch(&worker).ok());
+        drop(guard);
+        let Some(exit) = exit else {
+            job.end("the Worker has exited");
+            return answer;
+        };
+        self.unenforced.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&job));
+        let jobs = Arc::clone(&self.unenforced);
+        self.runtime.spawn(async move {
+            if exit.wait().await.is_err() {
+                return;
+            }
+            blocking(move || {
+                job.end("the Worker has exited");
+                let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+                jobs.retain(|other| other.id != job.id);
+            })
+            .await;
+        });
+        answer
+    }
+
+    /// Gives the job back to the group that it came from.
+    fn undo_group(&self, id: &str, failure: &Failure) {
+        let Some(group) = &failure.group else { return };
+        let Ok(hierarchy) = &self.host.hierarchy else { return };
+        if let Err(error) = dissolve(group, hierarchy) {
+            tracing::error!(
+                job.id = id,
+                error = error,
+                "the group that was made for the job could not be removed"
+            );
+        }
+    }
+}
+
+fn dissolve(group: &JobCgroup, hierarchy: &Hierarchy) -> Result<(), String> {
+    group.dissolve(hierarchy).map_err(|error| with_causes(&error))
+}
+
+/// Writes to the Worker's standard error: the Listener makes it the annotation of a job whose Worker dies
+/// (actions/runner, JobDispatcher.cs).
+fn tell_runner(worker: &Worker, message: &str) {
+    let path = format!("/proc/{}/fd/2", worker.pid());
+    // A full pipe must not hold the monitor.
+    let opened = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+        .open(path);
+    let written: io::Result<()> =
+        opened.and_then(|mut file| file.write_all(format!("Portcullis: {message}\n").as_bytes()));
+    if let Err(error) = written {
+        tracing::warn!(worker.pid = worker.pid(), error = %error, "the reason could not be written to the Worker's standard error");
+    }
+}
