@@ -141,8 +141,6 @@ fn without_a_gate_detours_below_ip_reach_the_attacker() -> Result<()> {
 }
 
 #[test]
-#[ignore = "leaks, and nothing is recorded: `tail_output` accepts whatever goes to a veth or bridge, and the backstop \
-            takes a frame with a route and the uplink's address for one of the IP stack"]
 fn detours_below_ip_are_stopped() -> Result<()> {
     let gate = Gate::up(&policy("block", &["ok.test:443"]))?;
     detours(&gate)?;
