@@ -113,7 +113,7 @@ fn assert_harmless(log: &str, summary: &str) -> Result<()> {
 #[test]
 fn what_a_job_calls_things_stays_text() -> Result<()> {
     let gate = Gate::up(World::builder().build()?, &[("block", BLOCK)])?;
-    let script = r##"
+    let script = r#"
 cd "$RUNNER_TEMP"
 python3 - <<'END'
 import os, shutil, socket, subprocess
@@ -135,7 +135,7 @@ for label in (b"a|b", b"`code`", b"\x1b[2J", b"<img src=x>", b"new\nline"):
     except OSError:
         pass
 END
-"##;
+"#;
     // While the completed hook writes, somebody else overwrites its summary.
     let overwrite = r#"
 cat >"$RUNNER_TEMP/overwrite.py" <<'END'

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use portcullis_common::event::{PostureLevel, Verdict};
 use portcullis_common::report::{Destination, Report};
+use portcullis_tests::job::Step;
 use portcullis_tests::world::MonitorOptions;
 use portcullis_tests::{Canary, Job, JobOutcome, World};
 use serde::Serialize;
@@ -53,6 +54,8 @@ struct Outcome {
     runs: u32,
     succeeded: u32,
     enforced: u32,
+    /// Runs in which the hostile package was stopped at something.
+    attacked: u32,
     /// Bytes of messages that held a run's secret and reached the attacker.
     leaked_bytes: u64,
     /// Packets of any kind that reached the attacker.
@@ -84,7 +87,7 @@ fn main() -> ExitCode {
                 && outcome.attacker_packets == 0
                 && outcome.false_blocks == 0
                 // A hostile package that does nothing proves nothing.
-                && outcome.blocked >= u64::from(options.runs)
+                && outcome.attacked == options.runs
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {error:#}");
@@ -108,7 +111,12 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
     let started = Instant::now();
     for number in 1..=options.runs {
         let canary = Canary::generate()?;
-        let job = Job::from_file(Path::new(JOB))?.secret("DEPLOY_TOKEN", canary.as_str());
+        let mut job = Job::from_file(Path::new(JOB))?
+            .secret("DEPLOY_TOKEN", canary.as_str())
+            // Else pip builds the hostile package in the first run only.
+            .env("PIP_NO_CACHE_DIR", "1");
+        // The workspace of a runner outlives its jobs; actions/checkout empties it in the same way.
+        job.steps.insert(0, Step { run: "rm -rf source".to_owned(), ..Step::default() });
         let result = world.runner(0).run(&job)?;
         monitor.wait_until_idle()?;
         outcome.runs = number;
@@ -126,6 +134,7 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
             .iter()
             .filter(|row| row.verdict == Verdict::Blocked)
             .partition(|row| is_attack(row));
+        outcome.attacked += u32::from(!rightly.is_empty());
         outcome.blocked += rightly.iter().map(|row| row.count).sum::<u64>();
         outcome.false_blocks += falsely.iter().map(|row| row.count).sum::<u64>();
         say(&format!(
