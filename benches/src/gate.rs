@@ -83,15 +83,26 @@ impl Gate {
     }
 }
 
-/// Replaces the policy of the world's repository.
+/// Endpoints that one policy file of a measured world holds; a file has a largest size.
+const ENDPOINTS_PER_FILE: usize = 20_000;
+
+/// Replaces the policy of the world's repository. Many endpoints are spread over policies that it extends.
 pub(crate) fn write_policy(world: &World, endpoints: &[String]) -> Result<()> {
-    let mut document = format!(
-        "name: measured\negress-policy: block\nattach:\n  - repository: octo/hello\nallowed-endpoints:\n  - {SERVER}:{PORT}\n"
-    );
-    for endpoint in endpoints {
-        let _ = writeln!(document, "  - \"{endpoint}\"");
+    let mut parts = Vec::new();
+    for (number, part) in endpoints.chunks(ENDPOINTS_PER_FILE).enumerate() {
+        let name = format!("part-{number}");
+        let mut document = format!("name: {name}\nallowed-endpoints:\n");
+        for endpoint in part {
+            let _ = writeln!(document, "  - \"{endpoint}\"");
+        }
+        world.write_policy(&name, &document)?;
+        parts.push(name);
     }
-    world.write_policy("measured.yaml", &document)
+    let document = format!(
+        "name: measured\negress-policy: block\nattach:\n  - repository: octo/hello\nextends: [{}]\nallowed-endpoints:\n  - {SERVER}:{PORT}\n",
+        parts.join(", ")
+    );
+    world.write_policy("measured", &document)
 }
 
 /// So many exact addresses of a private network, as endpoints.

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Rounds in which gate and no gate take turns, so that a machine that slows down slows both.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 
 /// `pre-job`, from the runner's start of the hook's shell to its end, with 100 endpoints.
 pub(crate) fn pre_job() -> Result<Vec<Row>> {
@@ -64,7 +64,8 @@ pub(crate) fn rules() -> Result<Vec<Row>> {
     for run in 0..RUNS {
         let table = TableName::for_job(&format!("{run}")).context("no table name")?;
         let mut target =
-            EnforcementTarget::new(table, portcullis_common::event::EnforcementScope::Host);
+            EnforcementTarget::new(table, portcullis_common::event::EnforcementScope::Job);
+        target.runner_uid = Some(12_345);
         target.owner = OwnerMode::OwnerPersist;
         let started = Instant::now();
         let plan = rule_set(&policy, &target)?;

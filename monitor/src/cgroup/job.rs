@@ -26,6 +26,20 @@ pub struct JobCgroup {
 }
 
 impl JobCgroup {
+    /// Creates `<the Worker's group>/portcullis-<id>`, with nothing in it yet.
+    ///
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn create_empty(
+        hierarchy: &Hierarchy,
+        worker: ProcessKey,
+        job_id: &str,
+    ) -> Result<Self, CgroupError> {
+        let name = group_name(job_id)?;
+        let parent = hierarchy.group_of(worker.pid)?;
+        Ok(Self { group: parent.create_child(&name)? })
+    }
+
     /// Creates `<the Worker's group>/portcullis-<id>` and moves the Worker and everything below it there.
     ///
     /// # Errors
@@ -35,9 +49,7 @@ impl JobCgroup {
         worker: ProcessKey,
         job_id: &str,
     ) -> Result<Self, CgroupError> {
-        let name = group_name(job_id)?;
-        let parent = hierarchy.group_of(worker.pid)?;
-        let job = Self { group: parent.create_child(&name)? };
+        let job = Self::create_empty(hierarchy, worker, job_id)?;
         match job.adopt(worker) {
             Ok(()) => Ok(job),
             Err(error) => {

@@ -3,12 +3,13 @@
 use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice};
 use super::state::JobState;
+use crate::caller::ProcessKey;
 use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{
     ProcFs, ProcessEntry, RunnerSurvey, Snapshot, Worker, WorkerCandidate, kill_left_overs,
     left_overs, runner_flows, survey_runners,
 };
-use crate::cgroup::{CgroupIdentity, JobCgroup, stale_job_groups};
+use crate::cgroup::{CgroupError, CgroupIdentity, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
 use crate::network::interfaces;
 use crate::watch::sockets::SocketDiagnostics;
@@ -22,6 +23,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// How long the groups of earlier jobs may take to become empty once killed. 500 processes take 25 ms.
@@ -34,10 +36,38 @@ pub struct Binding {
     pub state: JobState,
     /// The Worker, held by a pidfd.
     pub worker: Worker,
-    /// The job's group, with the Worker and everything below it inside.
+    /// The job's group.
     pub group: Option<JobCgroup>,
+    /// The Worker and everything below it on their way into the group.
+    pub moving: Option<Moving>,
     /// Processes of earlier jobs that were killed, in words.
     pub left_overs: Vec<String>,
+}
+
+/// Processes on their way into a job's group. The kernel waits some 10 ms for all processors when it moves a process
+/// (`cgroup_threadgroup_rwsem`); the rules are made meanwhile. No step of the job runs before the hook has its answer, and
+/// that waits for both.
+#[derive(Debug)]
+pub struct Moving {
+    thread: io::Result<JoinHandle<Result<(), CgroupError>>>,
+}
+
+impl Moving {
+    fn start(group: JobCgroup, worker: ProcessKey) -> Self {
+        let thread =
+            thread::Builder::new().name("cgroup".to_owned()).spawn(move || group.adopt(worker));
+        Self { thread }
+    }
+
+    /// Waits until all are in the group.
+    ///
+    /// # Errors
+    /// Why they are not, in words.
+    pub fn finish(self) -> Result<(), String> {
+        let thread = self.thread.map_err(|error| error.to_string())?;
+        let moved = thread.join().map_err(|_| "moving the job's processes panicked".to_owned())?;
+        moved.map_err(|error| with_causes(&error))
+    }
 }
 
 /// Why a Worker can't be bound.
@@ -132,7 +162,8 @@ pub fn bind(
         gaps: Vec::new(),
         started: Timestamp::now(),
     };
-    Ok(Binding { state, worker, group, left_overs })
+    let moving = group.as_ref().map(|group| Moving::start(group.clone(), worker.key()));
+    Ok(Binding { state, worker, group, moving, left_overs })
 }
 
 fn namespace_id(namespace: &File) -> io::Result<NetworkNamespaceId> {
@@ -179,8 +210,8 @@ fn make_group(
     for outcome in kill_left_overs(orphans) {
         ended.push(format!("process {}", outcome.process.key.pid));
     }
-    let group =
-        JobCgroup::create(hierarchy, worker.key(), id).map_err(|error| with_causes(&error))?;
+    let group = JobCgroup::create_empty(hierarchy, worker.key(), id)
+        .map_err(|error| with_causes(&error))?;
     Ok((group, ended))
 }
 

@@ -4,12 +4,13 @@ mod adoption;
 mod unenforced;
 
 use super::Job;
-use super::binding::bind;
+use super::binding::{Moving, bind};
 use super::end::end;
 use super::enforce::{EnforceError, Enforced, Rules, enforce};
 use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
+use super::state::JobState;
 use crate::caller::{Lineage, Peer, ProcFs, WorkerCandidate, lineage};
 use crate::server::Requests;
 use portcullis_common::event::{
@@ -142,22 +143,28 @@ impl Registry {
             }
             Failure { problem, group: binding.group.clone() }
         };
-        if binding.state.scope == EnforcementScope::Job {
-            self.keep_jobs_apart().map_err(undo)?;
-        }
+        let moved = || binding.moving.map_or(Ok(()), Moving::finish);
         // On disk before the rules are in the kernel: a monitor that dies in between finds what it must clean up.
-        binding
-            .state
-            .save(&self.host.paths.jobs())
-            .map_err(|error| undo(format!("the job's state can't be written: {error}")))?;
+        let prepared = self.prepare(&binding.state);
+        if let Err(problem) = prepared {
+            // Whatever became of the move: what was moved is moved back.
+            let _ = moved();
+            return Err(undo(problem));
+        }
         let guard = self.runtime.enter();
         let group = binding.group.clone();
         let enforced =
             enforce(&self.host, binding.state, binding.worker, group, Rules::New, started)
                 .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
+        let moved = moved();
         let enforced = enforced?;
         let job = Arc::clone(&enforced.job);
+        if let Err(problem) = moved {
+            // Rules that name a group with somebody outside would not be what the posture says.
+            end(&self.host, &job, "its processes could not be moved into its cgroup");
+            return Err(Failure { problem, group: None });
+        }
         let policy = &job.state().resolution.policy;
         job.recorder.job(JobEvent {
             stage: JobStage::Started,
@@ -204,6 +211,17 @@ impl Registry {
             })?;
         }
         Ok(())
+    }
+
+    /// Keeps the running jobs and the new one apart, and writes the new one's state down.
+    fn prepare(&self, state: &JobState) -> Result<(), String> {
+        if state.scope == EnforcementScope::Job {
+            self.keep_jobs_apart()?;
+        }
+        state
+            .save(&self.host.paths.jobs())
+            .map(drop)
+            .map_err(|error| format!("the job's state can't be written: {error}"))
     }
 
     fn watch(&self, enforced: Enforced) {
