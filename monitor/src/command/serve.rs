@@ -5,6 +5,7 @@ use crate::job::host::Host;
 use crate::job::registry::Registry;
 use crate::server::{self, listener::Listener};
 use anyhow::Context;
+use nix::sys::signal::SigSet;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ const BLOCKING_THREADS: usize = 64;
 /// # Errors
 /// When the configuration can't be used or the socket can't be had.
 pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
+    // Whoever starts us, a hook under a runner for one, may block the signals that end us.
+    SigSet::empty().thread_set_mask().context("the signal mask could not be cleared")?;
     if detach {
         // A session of our own: the runner must not find us among its hook's children.
         nix::unistd::setsid().context("a session of its own could not be made")?;

@@ -23,7 +23,8 @@ pub struct Measured {
 /// The posture that follows from what was measured.
 pub fn posture(measured: Measured) -> Posture {
     let Measured { mode, is_audit_fallback, scope, rules, mut features, mut warnings } = measured;
-    let weaknesses: Vec<&Feature> = features.iter().filter(|feature| feature.is_weakness()).collect();
+    let weaknesses: Vec<&Feature> =
+        features.iter().filter(|feature| feature.is_weakness()).collect();
     let level = match (&rules, mode) {
         (Err(_), _) => PostureLevel::Unenforced,
         (Ok(()), _) if is_audit_fallback => PostureLevel::AuditFallback,

@@ -227,6 +227,7 @@ mod tests {
             EventLog::open(&path, "j", MAX_BYTES, |_| read_back += 1).unwrap();
             assert_eq!(read_back, written);
             assert!(fs::read_to_string(&path).unwrap().ends_with("}\n"));
+            drop(log);
             nix::mount::umount(disk).unwrap();
         })
         .join()

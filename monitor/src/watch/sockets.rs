@@ -166,13 +166,12 @@ impl SocketDiagnostics {
             },
             _ => None,
         };
-        let found = match found {
-            Some(found) => Some(found),
-            None => {
-                let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
-                let found = raw.find(flow).map_err(SocketError::Query)?;
-                found.map(|socket| SocketRecord::from_raw(flow.protocol, socket))
-            }
+        let found = if found.is_some() {
+            found
+        } else {
+            let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = raw.find(flow).map_err(SocketError::Query)?;
+            found.map(|socket| SocketRecord::from_raw(flow.protocol, socket))
         };
         Ok(found.filter(|socket| !socket.is_listening()))
     }

@@ -15,7 +15,7 @@ fn container(world: &World, bridge: &str, subnet: u8) -> Namespace {
     world.host.run(&format!(
         "ip link show {bridge} >/dev/null 2>&1 || {{ ip link add {bridge} type bridge; \
          ip addr add 172.30.{subnet}.1/24 dev {bridge}; \
-         ip -6 addr add 2001:db8:c{subnet}::1/64 dev {bridge} nodad; ip link set {bridge} up; }}; \
+         ip -6 addr add fd00:db8:c{subnet}::1/64 dev {bridge} nodad; ip link set {bridge} up; }}; \
          ip link add v{subnet} type veth peer name eth0 netns {}; ip link set v{subnet} master {bridge} up; \
          sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; \
          nft 'add table ip masq{subnet}; add chain ip masq{subnet} p {{ type nat hook postrouting priority 100; }}; \
@@ -24,10 +24,10 @@ fn container(world: &World, bridge: &str, subnet: u8) -> Namespace {
     ));
     container.run(&format!(
         "ip addr add 172.30.{subnet}.2/24 dev eth0; ip link set eth0 up; \
-         ip -6 addr add 2001:db8:c{subnet}::2/64 dev eth0 nodad; \
-         ip route add default via 172.30.{subnet}.1; ip -6 route add default via 2001:db8:c{subnet}::1"
+         ip -6 addr add fd00:db8:c{subnet}::2/64 dev eth0 nodad; \
+         ip route add default via 172.30.{subnet}.1; ip -6 route add default via fd00:db8:c{subnet}::1"
     ));
-    world.outside.run(&format!("ip -6 route add 2001:db8:c{subnet}::/64 via 2001:db8:77::1"));
+    world.outside.run(&format!("ip -6 route add fd00:db8:c{subnet}::/64 via 2001:db8:77::1"));
     container
 }
 
@@ -61,7 +61,7 @@ fn containers_of_a_host_are_judged_like_its_processes() {
     logged.wait_for(&format!("{} allowed forward", table.name()));
     // The job and its containers reach each other, both ways.
     for (of_host, of_container) in
-        [("172.30.1.1", "172.30.1.2"), ("2001:db8:c1::1", "2001:db8:c1::2")]
+        [("172.30.1.1", "172.30.1.2"), ("fd00:db8:c1::1", "fd00:db8:c1::2")]
     {
         let bound = inside.ask(&format!("listen {}", at(of_container, 0)));
         assert!(host.ask(&format!("tcp {bound} hi")).starts_with("ok"));
@@ -118,7 +118,7 @@ fn dns_of_containers_goes_to_the_resolver_on_their_bridge() {
     let world = World::new();
     world.serve(53);
     let container = container(&world, "br-job", 1);
-    let resolvers = ["172.30.1.1:5399", "[2001:db8:c1::1]:5399"];
+    let resolvers = ["172.30.1.1:5399", "[fd00:db8:c1::1]:5399"];
     for address in resolvers {
         crate::dns::resolver(&world, address);
     }

@@ -78,8 +78,8 @@ fn only_what_is_allowed_or_granted_leaves_a_host_in_block_mode() {
     for (ok, evil) in [(OK4, EVIL4), (OK6, EVIL6)] {
         let (ok, evil_address) = (at(ok, 443), at(evil, 443));
         assert_eq!(job.ask(&format!("tcp {ok} fine-{ok}")).get(..2), Some("ok"));
-        // Refused at once, by a reset of our own.
-        assert!(job.ask(&format!("tcp {evil_address} CANARY-tcp")).contains("ConnectionRefused"));
+        // Dropped: it is the monitor that ends the attempt, once it knows whose it is.
+        assert!(job.ask(&format!("tcp {evil_address} CANARY-tcp")).contains("TimedOut"));
         assert!(job.ask(&format!("udp {evil_address} CANARY-udp")).starts_with("error"));
         assert!(job.ask(&format!("udp {ok} CANARY-udp-is-not-tcp")).starts_with("error"));
         for protocol in [17, 1, 58, 33, 47, 132, 136] {
@@ -126,7 +126,7 @@ fn audit_mode_lets_everything_through_but_what_is_denied() {
     let table = install(&world, &policy, &host_target(&world));
     let mut job = Agent::new(&world.host, None, 1000);
     for (ok, evil) in [(OK4, EVIL4), (OK6, EVIL6)] {
-        assert!(job.ask(&format!("tcp {} CANARY", at(evil, 443))).contains("ConnectionRefused"));
+        assert!(job.ask(&format!("tcp {} CANARY", at(evil, 443))).contains("TimedOut"));
         assert!(job.ask(&format!("tcp {} allowed-{ok}", at(ok, 443))).starts_with("ok"));
         let answer = job.ask(&format!("ask {} audited-{ok}", at(ok, 443)));
         assert!(answer.contains("audited"), "{answer}");
@@ -137,7 +137,8 @@ fn audit_mode_lets_everything_through_but_what_is_denied() {
     assert_eq!(counter(&table, "allowed"), 2);
     assert_eq!(counter(&table, "would_block"), 2, "once a flow");
     assert_eq!(counter(&table, "blocked"), 0);
-    assert_eq!(counter(&table, "denied"), 3);
+    // An attempt that is dropped is repeated by the kernel.
+    assert!(counter(&table, "denied") >= 3);
 }
 
 #[test]
@@ -159,10 +160,10 @@ fn jobs_in_one_namespace_are_judged_apart() {
     for (ok, evil) in [(OK4, EVIL4), (OK6, EVIL6)] {
         let (ok, evil) = (at(ok, 443), at(evil, 443));
         assert!(one.ask(&format!("tcp {ok} one")).starts_with("ok"));
-        assert!(one.ask(&format!("tcp {evil} CANARY")).contains("Refused"));
+        assert!(one.ask(&format!("tcp {evil} CANARY")).contains("TimedOut"));
         for job in [&mut two, &mut by_user] {
             assert!(job.ask(&format!("tcp {evil} two")).starts_with("ok"));
-            assert!(job.ask(&format!("tcp {ok} CANARY")).contains("Refused"));
+            assert!(job.ask(&format!("tcp {ok} CANARY")).contains("TimedOut"));
         }
         for address in [&ok, &evil] {
             assert!(neither.ask(&format!("tcp {address} neither")).starts_with("ok"));
@@ -170,11 +171,12 @@ fn jobs_in_one_namespace_are_judged_apart() {
         }
     }
     assert_eq!(seen.count("CANARY"), 0);
-    assert_eq!((counter(&table, "allowed"), counter(&table, "blocked")), (2, 2));
-    assert_eq!((counter(&other, "allowed"), counter(&other, "blocked")), (4, 4));
+    assert_eq!((counter(&table, "allowed"), counter(&other, "allowed")), (2, 4));
+    // An attempt that is dropped is repeated by the kernel.
+    assert!(counter(&table, "blocked") >= 2 && counter(&other, "blocked") >= 4);
     // The end of one job leaves the other one enforced.
     table.remove().unwrap();
-    assert!(two.ask(&format!("tcp {} CANARY", at(OK4, 443))).contains("Refused"));
+    assert!(two.ask(&format!("tcp {} CANARY", at(OK4, 443))).contains("TimedOut"));
     assert!(one.ask(&format!("tcp {} free", at(EVIL4, 443))).starts_with("ok"));
 }
 
@@ -202,7 +204,7 @@ fn infrastructure_and_the_monitor_are_exempt_and_nobody_else() {
         assert!(resolver.ask(&query(ok, 5998)).starts_with("error"));
         assert!(resolver.ask(&query(evil, 5999)).starts_with("error"));
         assert!(job.ask(&query(ok, 5999)).starts_with("error"));
-        assert!(resolver.ask(&format!("tcp {} x", at(ok, 443))).contains("Refused"));
+        assert!(resolver.ask(&format!("tcp {} x", at(ok, 443))).contains("TimedOut"));
         table.set_upstream_ports(&[5998, 6000]).unwrap();
         assert!(resolver.ask(&query(ok, 5998)).contains("query"));
         assert!(resolver.ask(&query(ok, 5999)).starts_with("error"));

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(200);
 type ToWorker = Arc<Mutex<Option<File>>>;
 
 pub(super) fn main() -> Result<ExitCode> {
-    // Blocked before any thread is there, so that only the signal file sees it; children get an empty mask from std.
+    // Blocked before any thread is there, so that only the signal file sees it; the Worker clears its mask.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);

@@ -13,6 +13,7 @@ use crate::job::{
     Annotation, Condition, Job, JobOutcome, JobResult, StepKind, StepOutcome, StepResult,
 };
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::SigSet;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -61,6 +62,8 @@ struct Worker {
 }
 
 pub(super) fn main() -> Result<ExitCode> {
+    // The Listener's mask is for the Listener: what a job starts must be endable as anywhere.
+    SigSet::empty().thread_set_mask()?;
     let mut arguments = std::env::args().skip(1);
     let (Some("spawnclient"), Some(input), Some(output)) =
         (arguments.next().as_deref(), arguments.next(), arguments.next())

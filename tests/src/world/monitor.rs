@@ -169,13 +169,16 @@ fn launch(
         child.stdout.take().map(|stream| Box::new(stream) as _),
         child.stderr.take().map(|stream| Box::new(stream) as _),
     ];
+    let mut readers = Vec::new();
     for stream in streams.into_iter().flatten() {
         let log = Arc::clone(log);
-        std::thread::Builder::new().name("monitor-log".to_owned()).spawn(move || {
-            for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                lock(&log).extend([line.as_str(), "\n"]);
-            }
-        })?;
+        readers.push(std::thread::Builder::new().name("monitor-log".to_owned()).spawn(
+            move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    lock(&log).extend([line.as_str(), "\n"]);
+                }
+            },
+        )?);
     }
     let found = wait_for("the monitor to answer on its socket", || {
         if !process.is_running() {
@@ -185,7 +188,13 @@ fn launch(
     });
     match found {
         Ok(true) => Ok(process),
-        Ok(false) => bail!("the monitor ended at its start:\n{}", lock(log)),
+        Ok(false) => {
+            for reader in readers {
+                // Its streams have ended with it.
+                let _ = reader.join();
+            }
+            bail!("the monitor ended at its start:\n{}", lock(log));
+        }
         Err(error) => Err(error.context(format!("the monitor's log:\n{}", lock(log)))),
     }
 }

@@ -153,6 +153,20 @@ impl RuleBuilder {
         self.load(PayloadBase::Network, offset + length, length, to)
     }
 
+    /// Whether the first two bytes of the destination lie in the range.
+    pub(super) fn destination_starts(
+        self,
+        family: IpFamily,
+        first: [u8; 2],
+        last: [u8; 2],
+    ) -> Self {
+        let (length, offset) = address_layout(family);
+        self.family(family)
+            .load(PayloadBase::Network, offset + length, 2, Register::FIRST)
+            .compare(Comparison::AtLeast, first)
+            .compare(Comparison::AtMost, last)
+    }
+
     pub(super) fn load_source_port(self, to: Register) -> Self {
         self.load(PayloadBase::Transport, 0, 2, to)
     }

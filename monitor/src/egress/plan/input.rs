@@ -33,7 +33,7 @@ impl Plan<'_> {
                 );
             }
         }
-        rules.extend(self.local_containers(MetaKey::InputIndex, MetaKey::InputKind));
+        rules.extend(self.accept_from_containers());
         match self.target.scope {
             EnforcementScope::Job => {
                 rules.extend(self.owners().map(|owner| owner.goto("inbound_input")));

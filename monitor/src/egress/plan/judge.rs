@@ -129,7 +129,7 @@ impl Plan<'_> {
 
     /// What no set has: containers of this host, packets that the kernel made, and the rest, which is stopped.
     fn tail(&self, path: Path) -> Chain {
-        let mut rules = self.local_containers(MetaKey::OutputIndex, MetaKey::OutputKind);
+        let mut rules = self.accept_to_containers();
         match path {
             Path::Output | Path::Input => {
                 rules.push(rule().has(MetaKey::SocketUser).goto("blocked_output"));
@@ -163,21 +163,47 @@ impl Plan<'_> {
         chain(format!("tail_{}", path.as_str()), rules)
     }
 
-    /// Accepts what goes to, or comes from, containers of this host.
-    pub(super) fn local_containers(&self, index: MetaKey, kind: MetaKey) -> Vec<Rule> {
-        let mut rules = Vec::new();
-        if !self.target.container_bridges.is_empty() {
-            rules.push(rule().meta_in(index, set::CONTAINER_BRIDGES).accept());
-        }
-        if !self.container_kinds().is_empty() {
-            rules.push(
-                rule()
-                    .meta_in(kind, set::CONTAINER_KINDS)
-                    .meta_not_in(index, set::UPLINKS)
-                    .accept(),
-            );
-        }
-        rules
+    /// Accepts what comes from containers of this host.
+    pub(super) fn accept_from_containers(&self) -> Vec<Rule> {
+        self.of_containers(MetaKey::InputIndex, MetaKey::InputKind)
+            .map(|of_containers| of_containers(rule()).accept())
+            .collect()
+    }
+
+    /// Accepts what goes to containers of this host. Only to addresses that are not routed on the internet: root can lead
+    /// any route into a veth or bridge, and from there, below IP, to an uplink.
+    fn accept_to_containers(&self) -> Vec<Rule> {
+        let conditions: Vec<_> =
+            self.of_containers(MetaKey::OutputIndex, MetaKey::OutputKind).collect();
+        let networks = IpFamily::ALL.into_iter().flat_map(|family| {
+            local_networks(family).iter().map(move |(first, last)| (family, *first, *last))
+        });
+        networks
+            .flat_map(|(family, first, last)| {
+                conditions.iter().map(move |of_containers| {
+                    of_containers(rule().destination_starts(family, first, last)).accept()
+                })
+            })
+            .collect()
+    }
+
+    /// The conditions by which a packet belongs to an interface of containers.
+    fn of_containers(
+        &self,
+        index: MetaKey,
+        kind: MetaKey,
+    ) -> impl Iterator<Item = Box<dyn Fn(RuleBuilder) -> RuleBuilder>> + use<> {
+        let known: Option<Box<dyn Fn(RuleBuilder) -> RuleBuilder>> =
+            (!self.target.container_bridges.is_empty()).then(|| {
+                Box::new(move |rule: RuleBuilder| rule.meta_in(index, set::CONTAINER_BRIDGES)) as _
+            });
+        let new: Option<Box<dyn Fn(RuleBuilder) -> RuleBuilder>> =
+            (!self.container_kinds().is_empty()).then(|| {
+                Box::new(move |rule: RuleBuilder| {
+                    rule.meta_in(kind, set::CONTAINER_KINDS).meta_not_in(index, set::UPLINKS)
+                }) as _
+            });
+        known.into_iter().chain(new)
     }
 
     fn allowed(&self, path: Path) -> Chain {
@@ -210,6 +236,22 @@ impl Plan<'_> {
             rules.extend(rejections(path));
         }
         chain(format!("blocked_{}", path.as_str()), rules)
+    }
+}
+
+/// The first two bytes of networks that are not routed on the internet, where containers live (RFC 6890): private,
+/// shared, link-local and benchmarking addresses of IPv4; unique local and link-local ones of IPv6.
+const fn local_networks(family: IpFamily) -> &'static [([u8; 2], [u8; 2])] {
+    match family {
+        IpFamily::V4 => &[
+            ([10, 0], [10, 255]),
+            ([100, 64], [100, 127]),
+            ([169, 254], [169, 254]),
+            ([172, 16], [172, 31]),
+            ([192, 168], [192, 168]),
+            ([198, 18], [198, 19]),
+        ],
+        IpFamily::V6 => &[([0xfc, 0], [0xfd, 0xff]), ([0xfe, 0x80], [0xfe, 0xbf])],
     }
 }
 
