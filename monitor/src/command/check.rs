@@ -13,7 +13,7 @@ use portcullis_common::wire::HostCheck;
 use std::fmt::Write;
 
 /// Features without which no policy can be put in force.
-const INDISPENSABLE: &[&str] = &["nftables", "nflog"];
+const INDISPENSABLE: &[&str] = &["nftables", "nflog", "configuration", "policies"];
 
 /// Tries everything out; nothing of the host is changed. Needs root.
 pub fn check(paths: &Paths) -> HostCheck {
