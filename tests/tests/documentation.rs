@@ -132,7 +132,7 @@ fn links_lead_somewhere() -> Result<()> {
                 continue;
             }
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
-            let directory = document.path.parent().unwrap_or(Path::new(""));
+            let directory = document.path.parent().unwrap_or_else(|| Path::new(""));
             let path = if file.is_empty() { document.path.clone() } else { directory.join(file) };
             let place = format!("{}: {target}", document.path.display());
             assert!(root().join(&path).exists(), "{place} leads nowhere");
