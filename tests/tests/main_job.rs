@@ -36,7 +36,9 @@ fn run(mode: &str) -> Result<Run> {
     let job = Job::from_file(file)?.secret("DEPLOY_TOKEN", canary.as_str());
     let result = world.runner(0).run(&job)?;
     monitor.wait_until_idle()?;
-    println!("{}\n{}\n{}", result.log(), result.summary(), monitor.log());
+    // Shown when the test fails.
+    let told = format!("{}\n{}\n{}\n", result.log(), result.summary(), monitor.log());
+    std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes())?;
     let ids = world.job_ids()?;
     let events = world.events(ids.first().context("no job was recorded")?)?;
     Ok(Run { world, canary, result, events })

@@ -1,6 +1,6 @@
 //! `monitor check`: probes this host and says what posture a job would get.
 
-use super::SHOWN_BYTES;
+use super::shown_lines;
 use crate::cgroup::Hierarchy;
 use crate::config::{Config, Paths, ScopeConfig};
 use crate::job::posture::{Measured, posture};
@@ -9,12 +9,11 @@ use portcullis_common::event::{EnforcementScope, Feature, FeatureState, PostureL
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EgressMode;
 use portcullis_common::store_client::directory::DirectoryStore;
-use portcullis_common::text;
 use portcullis_common::wire::HostCheck;
 use std::fmt::Write;
 
 /// Features without which no policy can be put in force.
-const INDISPENSABLE: &[&str] = &["nftables", "nflog"];
+const INDISPENSABLE: &[&str] = &["nftables", "nflog", "configuration", "policies"];
 
 /// Tries everything out; nothing of the host is changed. Needs root.
 pub fn check(paths: &Paths) -> HostCheck {
@@ -81,12 +80,7 @@ pub fn for_a_person(check: &HostCheck) -> String {
             FeatureState::Degraded => "degraded",
             FeatureState::Missing => "MISSING",
         };
-        let _ = writeln!(
-            out,
-            "{state:<9} {:<24} {}",
-            feature.name,
-            text::log_line(&feature.reason, SHOWN_BYTES)
-        );
+        let _ = writeln!(out, "{state:<9} {:<24} {}", feature.name, shown_lines(&feature.reason));
     }
     let summary = match check.posture.level {
         PostureLevel::Enforced => {

@@ -1,7 +1,7 @@
 //! `monitor explain`: which policy would apply, and why.
 
-use super::SHOWN_BYTES;
 use super::status::PATIENCE;
+use super::{SHOWN_BYTES, shown_lines};
 use crate::config::Paths;
 use anyhow::bail;
 use portcullis_common::job_context::JobContext;
@@ -28,7 +28,9 @@ pub fn explain(paths: &Paths, question: &Question, json: bool) -> anyhow::Result
     match exchange(&paths.socket(), call, PATIENCE)? {
         Answer::Explained(explained) if json => Ok(serde_json::to_string(&explained)? + "\n"),
         Answer::Explained(explained) => Ok(for_a_person(&explained)),
-        Answer::Refused(refusal) => bail!("{}", text::log_line(&refusal.message, SHOWN_BYTES)),
+        Answer::Refused(refusal) => {
+            bail!("no policy can be given to this job:\n{}", shown_lines(&refusal.message))
+        }
         _ => bail!("the monitor answered something else than was asked"),
     }
 }
