@@ -163,11 +163,21 @@ pub enum ScopeConfig {
 }
 
 /// `[dns]`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DnsConfig {
     /// The servers that the resolver asks; empty: those of the Worker's own `/etc/resolv.conf`.
     pub upstreams: Vec<SocketAddr>,
+    /// A name keeps its addresses open for at least so many seconds, whatever its TTL says.
+    pub grant_floor_seconds: u32,
+    /// And for so many more after that, and after the last packet to them.
+    pub grant_grace_seconds: u32,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        Self { upstreams: Vec::new(), grant_floor_seconds: 60, grant_grace_seconds: 300 }
+    }
 }
 
 /// `[infrastructure]`.
@@ -280,6 +290,12 @@ impl Config {
             return Err(format!(
                 "infrastructure.units has {unit:?}; name a unit such as \"ssh.service\", not a path"
             ));
+        }
+        if self.dns.grant_grace_seconds == 0 {
+            return Err(
+                "dns.grant-grace-seconds is 0; an address must stay open for at least a second after its name's TTL, or programs connect too late"
+                    .to_owned(),
+            );
         }
         if self.github.server.is_empty() || self.github.server.contains(['/', ':', '*']) {
             return Err(format!(

@@ -286,3 +286,49 @@ fn without_a_gate_the_secret_gets_out() -> Result<()> {
     assert!(world.attacker().saw(&canary)?);
     Ok(())
 }
+
+/// Speaks on a connection for four seconds, longer than the name's TTL, floor and grace together.
+const USE: &str = r#"python3 - <<'END'
+import socket, time
+tenant = socket.create_connection(("tenant.test", 4444), 5)
+for _ in range(20):
+    tenant.sendall(b"in use ")
+    time.sleep(0.2)
+END
+"#;
+
+/// S3: an address whose name has expired was given to another tenant, here the attacker. The twins: a connection that is in
+/// use goes on for as long as it is, and asking for the name opens its address again.
+#[test]
+fn an_address_closes_when_its_name_has_expired_and_nothing_uses_it() -> Result<()> {
+    const TENANT: &str = "203.0.113.66";
+    let world = World::builder().build()?;
+    world.write_configuration("[dns]\ngrant-floor-seconds = 1\ngrant-grace-seconds = 1\n")?;
+    world.dns().addresses_with_ttl("tenant.test", 1, &[TENANT])?;
+    let policy = "name: tenants\negress-policy: block\nallowed-endpoints: [tenant.test:4444]\nattach:\n  - repository: octo/hello\n";
+    let gate = Gate::up(world, &[("tenants", policy)])?;
+    let mut job = Puppet::start(&gate, 0, "octo/hello")?;
+
+    let used = job.run(USE)?;
+    ensure!(used.succeeded(), "a connection in use was cut: {}", used.output);
+    wait_until("the address to close", || {
+        gate.monitor.status().is_ok_and(|status| status.jobs.iter().all(|job| job.grants == 0))
+    })?;
+    let connect = |to: &str, what: &str| {
+        format!(
+            "python3 -c 'import os, socket; socket.create_connection((\"{to}\", 4444), 5).sendall({what})'"
+        )
+    };
+    let late = job.run(&connect(TENANT, "os.environ[\"S\"].encode()"))?;
+    ensure!(!late.succeeded(), "an expired address could be called");
+    let again = job.run(&connect("tenant.test", "b\"again\""))?;
+    ensure!(again.succeeded(), "asking again did not open the address: {}", again.output);
+    job.finish()?;
+
+    gate.monitor.wait_until_idle()?;
+    let events = gate.last_events()?;
+    ensure!(life::blocked_by(&events, TENANT, 4444, "python3"), "the late call is not recorded");
+    ensure!(!gate.world.attacker().saw(&gate.canary)?, "the secret reached the new tenant");
+    assert_gapless(&events);
+    Ok(())
+}

@@ -8,6 +8,7 @@ use super::state::JobState;
 use super::{Job, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
+use crate::config::DnsConfig;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
@@ -32,7 +33,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// The NFLOG groups that are tried. Low numbers are what administrators write by hand; the kernel has 65 536.
@@ -122,7 +123,7 @@ pub fn enforce(
             .map_err(at("the thread of DNS events can't be started"))?,
     );
 
-    let config = resolver_config(&enforced, &namespace, &links, &servers)
+    let config = resolver_config(&enforced, &namespace, &links, &servers, &host.config.dns)
         .map_err(at("the Worker's network namespace can't be held"))?;
     let resolver = Resolver::start(
         config,
@@ -223,6 +224,7 @@ fn resolver_config(
     namespace: &File,
     links: &[network::Interface],
     servers: &SystemResolver,
+    dns: &DnsConfig,
 ) -> std::io::Result<ResolverConfig> {
     let bridges = links.iter().filter(|link| link.is_container_bridge());
     let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -234,6 +236,8 @@ fn resolver_config(
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
     config.listen = listen;
     config.search_domains.clone_from(&servers.search_domains);
+    config.lifetimes.grant_floor = Duration::from_secs(dns.grant_floor_seconds.into());
+    config.lifetimes.grant_grace = Duration::from_secs(dns.grant_grace_seconds.into());
     Ok(config)
 }
 
@@ -299,6 +303,7 @@ fn target(
         .map(|(local, remote)| Flow { local: *local, remote: *remote })
         .collect();
     target.nflog_group = nflog_group;
+    target.grace = Duration::from_secs(host.config.dns.grant_grace_seconds.into());
     // Tables that vanish with the monitor's socket would leave jobs without rules when it dies.
     target.owner = match host.kernel.owner {
         OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,

@@ -282,14 +282,6 @@ impl Registry {
             Err(problem) => refuse(RefusalKind::NotEnforced, problem, None),
         }
     }
-
-    /// Ends every job; for tests of the whole and for an operator who takes the monitor off a host.
-    pub fn end_all(&self, reason: &str) {
-        let jobs: Vec<_> = self.jobs().drain().map(|(_, job)| job).collect();
-        for job in jobs {
-            end(&self.host, &job, reason);
-        }
-    }
 }
 
 impl Requests for Registry {
