@@ -311,9 +311,8 @@ fn an_address_closes_when_its_name_has_expired_and_nothing_uses_it() -> Result<(
 
     let used = job.run(USE)?;
     ensure!(used.succeeded(), "a connection in use was cut: {}", used.output);
-    wait_until("the address to close", || {
-        gate.monitor.status().is_ok_and(|status| status.jobs.iter().all(|job| job.grants == 0))
-    })?;
+    let rules = || gate.world.runner_network().tool("nft", &["list", "ruleset"], None);
+    wait_until("the address to close", || rules().is_ok_and(|rules| !rules.contains(TENANT)))?;
     let connect = |to: &str, what: &str| {
         format!(
             "python3 -c 'import os, socket; socket.create_connection((\"{to}\", 4444), 5).sendall({what})'"
