@@ -174,6 +174,9 @@ impl ProcfsSensor {
         client: SocketAddr,
         likely_servers: &[SocketAddr],
     ) -> Attribution {
+        if let Some(known) = self.asked_just_before(protocol, client) {
+            return known;
+        }
         let same_family = |server: &&SocketAddr| server.is_ipv4() == client.is_ipv4();
         for server in likely_servers.iter().filter(same_family) {
             let attribution = self.attribute(&Flow::new(protocol, client, *server));
@@ -190,6 +193,21 @@ impl ProcfsSensor {
             }
         };
         self.attribute(&Flow::new(protocol, client, socket.remote))
+    }
+}
+
+impl ProcfsSensor {
+    /// A resolver library asks several questions from one socket, one after the other: within the memory of ports it is
+    /// not looked up again, for the client waits.
+    fn asked_just_before(&self, protocol: u8, client: SocketAddr) -> Option<Attribution> {
+        let now = Instant::now();
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = ports.get(&(protocol, client))?;
+        let is_fresh = now.duration_since(known.seen) < PORT_MEMORY;
+        is_fresh.then(|| Attribution {
+            source: AttributionSource::Remembered,
+            ..known.attribution.clone()
+        })
     }
 }
 

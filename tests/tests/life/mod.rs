@@ -107,8 +107,18 @@ pub(crate) fn job_groups(runner: &Runner) -> Vec<String> {
         .collect()
 }
 
-/// Nothing that the monitor makes for a job is there any more.
+/// Nothing that the monitor makes for a job is there any more. A Worker that was killed is gone for its runner a moment
+/// before the monitor has removed the rest, so this waits.
 pub(crate) fn assert_nothing_left(world: &World) -> Result<()> {
+    let mut last = Ok(());
+    let gone = wait_until("nothing of the job to be left", || {
+        last = find_left(world);
+        last.is_ok()
+    });
+    last.and(gone)
+}
+
+fn find_left(world: &World) -> Result<()> {
     ensure!(our_tables(world)?.is_empty(), "rules are left: {:?}", our_tables(world)?);
     for runner in world.runners() {
         ensure!(job_groups(runner).is_empty(), "groups are left: {:?}", job_groups(runner));
