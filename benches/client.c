@@ -112,6 +112,9 @@ static void ask(struct sockaddr_in server, int count, const char *name, int diff
             exit(1);
         }
         printf("%lld\n", now() - start);
+        /* Below the resolver's budget of 500 queries a second, of which 2000 may come at once. */
+        if (different && i >= 1500)
+            usleep(2500);
     }
     close(socket_fd);
 }
