@@ -95,16 +95,8 @@ fn fallback(on_failure: FailureMode, origin: Origin) -> PolicyChoice {
     let policy = EffectivePolicy {
         name: name.to_owned(),
         version: "built-in".to_owned(),
-        egress,
-        allowed: Vec::new(),
-        denied: Vec::new(),
-        fail_on_block: false,
-        disable_sudo: false,
-        disable_sudo_and_containers: false,
-        disable_file_monitoring: false,
-        disable_telemetry: false,
         on_failure: Some(on_failure),
-        lockdown: portcullis_common::policy::LockdownMode::default(),
+        ..EffectivePolicy::built_in(egress)
     };
     let resolution = Resolution {
         policy,
