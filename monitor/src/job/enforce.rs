@@ -19,7 +19,10 @@ use crate::egress::target::{
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
+use crate::respond::containers::KnownContainers;
+use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::{NflogGroup, NflogReader};
@@ -83,6 +86,7 @@ pub fn enforce(
     state: JobState,
     worker: Worker,
     group: Option<JobCgroup>,
+    protecting: Protecting,
     rules: Rules,
     started: Instant,
 ) -> Result<Enforced, EnforceError> {
@@ -138,6 +142,11 @@ pub fn enforce(
     let rules_value =
         rule_set(&enforced, &target).map_err(at("the policy can't be made into rules"))?;
     let reader = read_packets(packets, &context)?;
+    // As late as can be, and before anything is in the kernel that would have to be taken out again.
+    let protection = protecting.finish();
+    if let Some(failure) = &protection.failure {
+        return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
+    }
     let installed = match rules {
         Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
         Rules::LeftByEarlierMonitor => {
@@ -152,11 +161,27 @@ pub fn enforce(
         tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
     }
 
-    let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
+    let features =
+        features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
+    let worker = Arc::new(worker);
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::new(KnownContainers::new(
+            host.hierarchy.as_ref().ok().cloned(),
+            state.cgroup.clone(),
+            state.scope,
+        )),
+        recorder: Arc::clone(&recorder),
+    }));
     let job = Job {
         enforced,
-        worker: Arc::new(worker),
+        worker,
         group,
+        responder,
         target: Mutex::new(target),
         table,
         book,
@@ -327,6 +352,7 @@ fn features(
     rules: &RuleSet,
     resolver: &Resolver,
     has_group: bool,
+    protection: Protection,
 ) -> Vec<Feature> {
     let feature =
         |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
@@ -363,10 +389,14 @@ fn features(
         let reason = format!("no resolver on {}: {}", skipped.address, skipped.error);
         features.push(feature("sensor-dns-listener", FeatureState::Degraded, reason));
     }
-    features.push(job_privileges(worker.pid(), host.paths.root()));
+    features.push(job_privileges(
+        worker.pid(),
+        host.paths.root(),
+        protection.has_no_new_privileges,
+    ));
+    features.extend(protection.features);
     let policy = &state.resolution.policy;
     let asked_for_but_missing = [
-        (policy.disable_sudo, "disable-sudo"),
         (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
         (policy.lockdown.enabled, "lockdown-mode"),
     ];
