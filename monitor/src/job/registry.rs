@@ -133,7 +133,10 @@ impl Registry {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
         let binding = bind(&self.host, id.to_owned(), candidate, context, choice, &active)
-            .map_err(|error| with_causes(&error))?;
+            .map_err(|unbound| Failure {
+                problem: with_causes(&unbound.error),
+                group: unbound.group,
+            })?;
         let undo = |problem: String| {
             // Nothing is left of an attempt that failed, on disk either.
             if let Err(error) = fs::remove_dir_all(self.host.paths.jobs().join(id))
@@ -154,7 +157,7 @@ impl Registry {
         let guard = self.runtime.enter();
         let group = binding.group.clone();
         let enforced =
-            enforce(&self.host, binding.state, binding.worker, group, Rules::New, started)
+            enforce(&self.host, binding.state, binding.worker, group, Rules::New)
                 .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
         let moved = moved();
@@ -165,6 +168,7 @@ impl Registry {
             end(&self.host, &job, "its processes could not be moved into its cgroup");
             return Err(Failure { problem, group: None });
         }
+        job.is_in_force(started);
         let policy = &job.state().resolution.policy;
         job.recorder.job(JobEvent {
             stage: JobStage::Started,
@@ -191,7 +195,7 @@ impl Registry {
         tracing::info!(
             job.id = id,
             policy = policy.name,
-            applied_ms = job.applied_ms,
+            applied_ms = job.applied_ms(),
             "a policy is in force"
         );
         self.watch(enforced);

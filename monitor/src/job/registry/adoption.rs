@@ -19,7 +19,7 @@ use portcullis_common::hook::with_causes;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long what is left of a job may take to be gone once it was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +39,6 @@ impl Registry {
 
     fn adopt(&self, state: JobState) {
         let id = state.id.clone();
-        let started = Instant::now();
         let worker = match Worker::reopen(state.worker) {
             Ok(worker) => worker,
             Err(CallerError::Gone { .. }) => {
@@ -56,7 +55,7 @@ impl Registry {
         let guard = self.runtime.enter();
         let exit = WorkerExit::watch(&worker);
         let enforced =
-            enforce(&self.host, state.clone(), worker, group, Rules::LeftByEarlierMonitor, started);
+            enforce(&self.host, state.clone(), worker, group, Rules::LeftByEarlierMonitor);
         drop(guard);
         match enforced {
             Ok(enforced) => {
