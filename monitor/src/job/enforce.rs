@@ -18,7 +18,7 @@ use crate::egress::target::{
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
-use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::nftables::InstalledTable;
 use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
@@ -35,8 +35,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The NFLOG groups that are tried. Low numbers are what administrators write by hand; the kernel has 65 536.
@@ -88,7 +88,6 @@ pub fn enforce(
     group: Option<JobCgroup>,
     protecting: Protecting,
     rules: Rules,
-    started: Instant,
 ) -> Result<Enforced, EnforceError> {
     let namespace =
         worker.network_namespace().map_err(at("the Worker's network namespace can't be opened"))?;
@@ -156,7 +155,7 @@ pub fn enforce(
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
-    if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+    if let Err(error) = table.forget_dns_flows(namespace.as_fd()) {
         // Such a flow is blocked instead of redirected: its program has to ask again from another port.
         tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
     }
@@ -194,7 +193,7 @@ pub fn enforce(
         raw_frames: AtomicU64::new(0),
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
-        applied_ms: started.elapsed().as_secs_f64() * 1e3,
+        applied_ms: OnceLock::new(),
         state,
     };
     Ok(Enforced { job: Arc::new(job), notices })

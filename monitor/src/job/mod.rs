@@ -42,7 +42,8 @@ use sink::DnsSink;
 use state::JobState;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Gaps of one job that its posture lists. A job that makes gaps on purpose must not fill the monitor's memory.
 const MAX_GAPS: usize = 64;
@@ -75,7 +76,8 @@ pub struct Job {
     gaps: Mutex<Vec<String>>,
     /// Where running jobs are written down.
     jobs_directory: PathBuf,
-    applied_ms: f64,
+    /// How long it took until everything was in force; absent for a job that was taken over.
+    applied_ms: OnceLock<f64>,
 }
 
 impl Job {
@@ -92,6 +94,16 @@ impl Job {
     /// Where whoever finds something about this job hands it.
     pub fn responder(&self) -> &Arc<Responder> {
         &self.responder
+    }
+
+    /// Notes that everything is in force: the rules are verified and the processes are in their group.
+    fn is_in_force(&self, since_request: Instant) {
+        // Once: what is asked again later took no time.
+        let _ = self.applied_ms.set(since_request.elapsed().as_secs_f64() * 1e3);
+    }
+
+    fn applied_ms(&self) -> f64 {
+        self.applied_ms.get().copied().unwrap_or_default()
     }
 
     /// The posture now: the rules are read back for it.
@@ -180,7 +192,7 @@ impl Job {
             mode: resolution.policy.egress,
             endpoints: resolution.policy.allowed.len() as u64,
             posture,
-            applied_ms: self.applied_ms,
+            applied_ms: self.applied_ms(),
         }
     }
 

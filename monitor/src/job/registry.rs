@@ -132,8 +132,10 @@ impl Registry {
     ) -> Result<Arc<Job>, Failure> {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
-        let binding = bind(&self.host, id.to_owned(), candidate, context, choice, &active)
-            .map_err(|error| with_causes(&error))?;
+        let binding =
+            bind(&self.host, id.to_owned(), candidate, context, choice, &active).map_err(
+                |unbound| Failure { problem: with_causes(&unbound.error), group: unbound.group },
+            )?;
         let undo = |problem: String| {
             // Nothing is left of an attempt that failed, on disk either.
             if let Err(error) = fs::remove_dir_all(self.host.paths.jobs().join(id))
@@ -160,7 +162,6 @@ impl Registry {
             group,
             binding.protecting,
             Rules::New,
-            started,
         )
         .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
@@ -172,6 +173,7 @@ impl Registry {
             end(&self.host, &job, "its processes could not be moved into its cgroup");
             return Err(Failure { problem, group: None });
         }
+        job.is_in_force(started);
         let policy = &job.state().resolution.policy;
         job.recorder.job(JobEvent {
             stage: JobStage::Started,
@@ -198,7 +200,7 @@ impl Registry {
         tracing::info!(
             job.id = id,
             policy = policy.name,
-            applied_ms = job.applied_ms,
+            applied_ms = job.applied_ms(),
             "a policy is in force"
         );
         self.watch(enforced);
