@@ -82,6 +82,14 @@ def tcp_fast_open(address, port, secret):
     connection.sendto(secret, socket.MSG_FASTOPEN, (address, port))
 
 
+def tcp_fast_open_mapped(address, port, secret):
+    """The same to IPv4 from an IPv6 socket."""
+    connection = stream(address, kind=socket.AF_INET6)
+    connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    connection.setsockopt(socket.IPPROTO_TCP, 34, 1)
+    connection.sendto(secret, socket.MSG_FASTOPEN, (f"::ffff:{address}", port))
+
+
 def tcp_fast_open_connect(address, port, secret):
     """The same by connect() and write() (TCP_FASTOPEN_CONNECT)."""
     connection = stream(address)
@@ -445,6 +453,7 @@ TECHNIQUES = {
     "tcp-mapped": tcp_mapped,
     "tcp-fast-open": tcp_fast_open,
     "tcp-fast-open-connect": tcp_fast_open_connect,
+    "tcp-fast-open-mapped": tcp_fast_open_mapped,
     "udp-sendto": udp_sendto,
     "udp-sendmsg": udp_sendmsg,
     "udp-sendmmsg": udp_sendmmsg,
