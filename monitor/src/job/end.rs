@@ -43,7 +43,6 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     drop(resolver);
     job.dns_sink.flush();
 
-    job.note_raw_frames();
     let counters = drained_counters(job);
     for difference in differences(&counters) {
         job.note_gap(difference);

@@ -1,5 +1,6 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
@@ -34,7 +35,6 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -94,7 +94,10 @@ pub fn enforce(
     let links = interfaces(namespace.as_fd())
         .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
-        .map_err(at("the packets that rules log can't be received"))?;
+        .map_err(at("the packets that rules log can't be received"))?
+        .without_link_header(
+            links.iter().filter(|link| link.mac.is_none()).map(|link| link.index).collect(),
+        );
     let sensor = Arc::new(
         ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
     );
@@ -119,6 +122,7 @@ pub fn enforce(
         recorder: Arc::clone(&recorder),
         policy: enforced.clone(),
         reference: policy_reference(&state.resolution),
+        frame_senders: FrameSenders::default(),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -190,7 +194,6 @@ pub fn enforce(
         recorder,
         sensor,
         features,
-        raw_frames: AtomicU64::new(0),
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
         applied_ms: OnceLock::new(),

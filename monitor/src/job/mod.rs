@@ -7,6 +7,7 @@
 pub mod binding;
 pub mod end;
 pub mod enforce;
+pub mod frames;
 pub mod grant_book;
 pub mod host;
 pub mod last_known_good;
@@ -22,7 +23,7 @@ pub mod state;
 use crate::caller::{ProcFs, Worker, survey_runners};
 use crate::cgroup::JobCgroup;
 use crate::dns::Resolver;
-use crate::egress::{EnforcementTarget, PlanError, RuleSet, plan, rule_set};
+use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
@@ -30,8 +31,7 @@ use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, EnforcementScope, Feature, FeatureState, PolicyReference,
-    Posture, Process, RecordedDetection,
+    EnforcementScope, Feature, FeatureState, PolicyReference, Posture, Process,
 };
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
@@ -41,7 +41,6 @@ use portcullis_common::wire::{JobStatus, Started};
 use sink::DnsSink;
 use state::JobState;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -70,8 +69,6 @@ pub struct Job {
     responder: Arc<Responder>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
-    /// Frames stopped at the uplinks that are recorded already.
-    raw_frames: AtomicU64,
     /// Gaps found since.
     gaps: Mutex<Vec<String>>,
     /// Where running jobs are written down.
@@ -156,29 +153,6 @@ impl Job {
         self.recorder.posture(gap, self.posture());
     }
 
-    /// Records the frames that were stopped at the uplinks since the last call. The kernel counts them and does not say
-    /// whose they were.
-    pub fn note_raw_frames(&self) {
-        let Ok(counters) = self.table.counters() else { return };
-        let stopped: u64 = counters
-            .iter()
-            .filter(|counter| counter.name == plan::counters::FRAMES)
-            .map(|counter| counter.packets)
-            .sum();
-        let known = self.raw_frames.swap(stopped, Ordering::Relaxed);
-        if stopped > known {
-            self.recorder.detection(DetectionEvent {
-                detection: DetectionType::Recorded(RecordedDetection::RawFrames),
-                evidence: format!(
-                    "{} frames that did not come from the kernel's IP stack (a packet socket, a macvlan) were stopped at the uplinks",
-                    stopped - known
-                ),
-                is_lockdown: false,
-                process: None,
-            });
-        }
-    }
-
     /// What the started hook is told.
     pub fn started(&self, posture: Posture) -> Started {
         let resolution = &self.state.resolution;
@@ -198,7 +172,6 @@ impl Job {
 
     /// The report so far, and the same as Markdown.
     pub fn report(&self) -> (Report, String) {
-        self.note_raw_frames();
         let report = self.recorder.report(&self.header(), self.posture());
         let text = markdown(&report);
         (report, text)

@@ -1,5 +1,6 @@
 //! Where the watchers' facts go: attributed, made into events, recorded.
 
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
@@ -40,6 +41,8 @@ pub struct EventContext {
     pub policy: EffectivePolicy,
     /// How events name it.
     pub reference: PolicyReference,
+    /// Who has sent frames that bypass IP.
+    pub frame_senders: FrameSenders,
 }
 
 impl EventContext {
@@ -50,6 +53,9 @@ impl EventContext {
             // The group is ours alone, but any root process can make a rule that logs to it.
             Err(error) => return tracing::warn!(error = %error, "a logged packet is not ours"),
         };
+        if prefix.path == Path::Device {
+            return self.frame(packet, &prefix);
+        }
         let (address, port) = peer(&packet.headers, prefix.path);
         let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
         let process = self

@@ -37,8 +37,6 @@ pub mod counters {
     pub const FOREIGN_RESOLVER: &str = "foreign_resolver";
     /// Packets from outside that nobody waits for.
     pub const NOISE: &str = "noise";
-    /// Frames that bypass IP (`AF_PACKET`, macvlan) on their way out by an uplink.
-    pub const FRAMES: &str = "frames";
 }
 
 /// The priority of our filter chains: behind the usual ones (0), so that what others drop is not recorded as allowed,
@@ -246,8 +244,11 @@ impl<'a> Plan<'a> {
         chains.extend(self.owner_chains());
         chains.extend(self.inbound_chains());
         chains.extend(self.dns_chains());
-        let mut counters: Vec<&'static str> =
-            RuleKind::ALL.into_iter().map(RuleKind::counter).collect();
+        let mut counters: Vec<&'static str> = RuleKind::ALL
+            .into_iter()
+            .filter(|kind| !kind.is_of_frames())
+            .map(RuleKind::counter)
+            .collect();
         counters.extend([counters::KERNEL_MADE, counters::FOREIGN_RESOLVER, counters::NOISE]);
         Table { family: TableFamily::Inet, counters, sets: self.inet_sets(), chains }
     }
