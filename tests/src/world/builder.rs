@@ -41,7 +41,13 @@ pub struct Builder {
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { runners: 1, is_same_user: false, has_packages: false, has_repository: false, has_engine: false }
+        Self {
+            runners: 1,
+            is_same_user: false,
+            has_packages: false,
+            has_repository: false,
+            has_engine: false,
+        }
     }
 }
 
@@ -268,10 +274,10 @@ impl Builder {
         let mut text = accounts("group", &|uid, number| format!("runner-{number}:x:{uid}:\n"))?;
         if self.has_engine {
             // The machine may have a group of this name, which is not the world's.
-            text = text.lines().filter(|line| !line.starts_with("docker:")).fold(
-                String::new(),
-                |text, line| text + line + "\n",
-            );
+            text = text
+                .lines()
+                .filter(|line| !line.starts_with("docker:"))
+                .fold(String::new(), |text, line| text + line + "\n");
             let names: Vec<String> =
                 (1..=users.len()).map(|number| format!("runner-{number}")).collect();
             text.push_str(&format!("docker:x:{}:{}\n", engine::DOCKER_GROUP, names.join(",")));

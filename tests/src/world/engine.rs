@@ -80,10 +80,8 @@ impl Docker {
         let client = world.command("docker");
         let mut docker = Self { process, log, client, socket };
         docker.wait_until_ready()?;
-        let pack = format!(
-            "tar -C '{}' -c . | docker import - {IMAGE} >/dev/null",
-            image.display()
-        );
+        let pack =
+            format!("tar -C '{}' -c . | docker import - {IMAGE} >/dev/null", image.display());
         world.command("sh").args(["-c", &pack]).text().context("the image can't be made")?;
         Ok(docker)
     }
@@ -128,9 +126,8 @@ impl Drop for Docker {
     fn drop(&mut self) {
         // It asks its containerd to end; containers and what else is left end with the world's cgroup.
         let _ = self.process.signal(nix::sys::signal::Signal::SIGTERM);
-        let _ = crate::patience::wait_until("the Docker engine to end", || {
-            !self.process.is_running()
-        });
+        let _ =
+            crate::patience::wait_until("the Docker engine to end", || !self.process.is_running());
     }
 }
 

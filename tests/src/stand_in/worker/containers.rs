@@ -44,7 +44,8 @@ impl Worker {
         if let Err(error) = containers.start(self.job.container.as_ref(), &self.job.services) {
             let message = format!("{error:#}");
             self.status = JobOutcome::Failure;
-            self.annotations.push(Annotation { level: "error".to_owned(), message: message.clone() });
+            self.annotations
+                .push(Annotation { level: "error".to_owned(), message: message.clone() });
             self.tell(&crate::stand_in::message::Progress::Line { text: message })?;
         }
         Ok(())
@@ -80,7 +81,9 @@ impl Containers {
             ] {
                 words.extend(["-v".to_owned(), volume]);
             }
-            words.extend(["--entrypoint", "tail", &container.image, "-f", "/dev/null"].map(str::to_owned));
+            words.extend(
+                ["--entrypoint", "tail", &container.image, "-f", "/dev/null"].map(str::to_owned),
+            );
             let id = docker(&words)?;
             docker(&["start", &id])?;
             self.job = Some(id);
