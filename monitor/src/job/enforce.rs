@@ -14,8 +14,7 @@ use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::{
-    CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts,
-    TableName, Uplink,
+    CgroupId, EnforcementTarget, Flow, Interface, OwnerMode, ResolverPorts, TableName, Uplink,
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
@@ -130,7 +129,7 @@ pub fn enforce(
             .map_err(at("the thread of DNS events can't be started"))?,
     );
 
-    let config = resolver_config(&enforced, &namespace, &links, &servers, &host.config.dns)
+    let config = resolver_config(&enforced, &namespace, &servers, &host.config.dns)
         .map_err(at("the Worker's network namespace can't be held"))?;
     let resolver = Resolver::start(
         config,
@@ -249,28 +248,16 @@ fn upstream_servers(
 fn resolver_config(
     policy: &EffectivePolicy,
     namespace: &File,
-    links: &[network::Interface],
     servers: &SystemResolver,
     dns: &DnsConfig,
 ) -> std::io::Result<ResolverConfig> {
-    let bridges = links.iter().filter(|link| link.is_container_bridge());
-    let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    listen.extend(
-        bridges
-            .flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))),
-    );
     let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.upstreams.clone());
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
-    config.listen = listen;
+    config.listen_anywhere = true;
     config.search_domains.clone_from(&servers.search_domains);
     config.lifetimes.grant_floor = Duration::from_secs(dns.grant_floor_seconds.into());
     config.lifetimes.grant_grace = Duration::from_secs(dns.grant_grace_seconds.into());
     Ok(config)
-}
-
-/// Listening on a link-local address needs its interface; containers ask the bridge's other address.
-fn is_link_local(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Everything measured that the rule set depends on.
@@ -300,16 +287,11 @@ fn target(
         v4: listens(Ipv4Addr::LOCALHOST.into()),
         v6: listens(Ipv6Addr::LOCALHOST.into()),
     };
-    target.forwarded_dns = links
-        .iter()
-        .filter(|link| link.is_container_bridge())
-        .flat_map(|link| {
-            let of_link = link.addresses.iter().filter_map(|address| {
-                listens(*address).map(|port| SocketAddr::new(*address, port))
-            });
-            of_link.map(|resolver| ForwardedDns { interface: link.name.clone(), resolver })
-        })
-        .collect();
+    let anywhere = |is_v4: bool| {
+        let mut listeners = resolver.listens_anywhere().iter();
+        listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
+    };
+    target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
     target.uplinks = links

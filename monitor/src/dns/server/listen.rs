@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 /// Times a port chosen by the kernel for one socket may turn out to be taken for another.
-const PORT_TRIES: usize = 64;
+pub(super) const PORT_TRIES: usize = 64;
 
 /// The sockets of one address.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! A running resolver: its sockets, its tasks, and its end.
 
+mod anywhere;
 mod core;
 mod listen;
 mod resolve;
@@ -27,6 +28,7 @@ use tokio::task::JoinSet;
 pub struct Resolver {
     port: u16,
     addresses: Vec<SocketAddr>,
+    anywhere: Vec<SocketAddr>,
     skipped: Vec<SkippedListener>,
     sources: Vec<UpstreamSource>,
     core: Arc<Core>,
@@ -37,6 +39,7 @@ pub struct Resolver {
 /// What the thread in the Worker's namespace opened.
 struct Opened {
     listeners: listen::Listeners,
+    anywhere: Vec<listen::Listener>,
     upstreams: Vec<exchange::BoundUpstream>,
 }
 
@@ -44,7 +47,9 @@ impl Opened {
     fn open(config: &ResolverConfig) -> Result<Self, ResolverError> {
         let count = config.upstreams.len().min(ResolverConfig::MAX_UPSTREAMS);
         let upstreams = exchange::bind(config.upstreams.get(..count).unwrap_or(&[]))?;
-        Ok(Self { listeners: listen::bind(&config.listen, config.port)?, upstreams })
+        let listeners = listen::bind(&config.listen, config.port)?;
+        let anywhere = if config.listen_anywhere { anywhere::bind_all()? } else { Vec::new() };
+        Ok(Self { listeners, anywhere, upstreams })
     }
 }
 
@@ -88,18 +93,26 @@ impl Resolver {
         };
         let core =
             Arc::new(Core::new(judge, exchange, grants, observer, config.budgets, config.cache));
-        let mut addresses = Vec::new();
         let slots = Arc::new(Semaphore::new(config.tcp.connections));
-        for listener in opened.listeners.bound {
-            let udp = UdpSocket::from_std(listener.udp).map_err(ResolverError::Register)?;
-            let tcp = TcpListener::from_std(listener.tcp).map_err(ResolverError::Register)?;
-            addresses.push(udp.local_addr().map_err(ResolverError::Register)?);
-            tasks.spawn(udp::serve(Arc::clone(&core), Arc::new(udp)));
-            tasks.spawn(tcp::serve(Arc::clone(&core), tcp, config.tcp, Arc::clone(&slots)));
-        }
+        let mut serve = |listeners: Vec<listen::Listener>, sockets| {
+            let mut addresses = Vec::new();
+            for listener in listeners {
+                let udp = UdpSocket::from_std(listener.udp)?;
+                let tcp = TcpListener::from_std(listener.tcp)?;
+                addresses.push(udp.local_addr()?);
+                tasks.spawn(udp::serve(Arc::clone(&core), Arc::new(udp), sockets));
+                tasks.spawn(tcp::serve(Arc::clone(&core), tcp, config.tcp, Arc::clone(&slots)));
+            }
+            Ok(addresses)
+        };
+        let addresses = serve(opened.listeners.bound, udp::Listens::OnAddress)
+            .map_err(ResolverError::Register)?;
+        let anywhere =
+            serve(opened.anywhere, udp::Listens::Anywhere).map_err(ResolverError::Register)?;
         Ok(Self {
             port: opened.listeners.port,
             addresses,
+            anywhere,
             skipped: opened.listeners.skipped,
             sources,
             core,
@@ -115,6 +128,11 @@ impl Resolver {
     /// The addresses listened on.
     pub fn listen_addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where queries are heard that rules redirect from other network namespaces: the port on every address, by family.
+    pub fn listens_anywhere(&self) -> &[SocketAddr] {
+        &self.anywhere
     }
 
     /// The addresses asked for that the namespace does not have.
