@@ -20,6 +20,8 @@ use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
 use crate::record::recorder::Recorder;
+use crate::respond::containers::KnownContainers;
+use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::{NflogGroup, NflogReader};
@@ -153,10 +155,25 @@ pub fn enforce(
     }
 
     let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
+    let worker = Arc::new(worker);
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::new(KnownContainers::new(
+            host.hierarchy.as_ref().ok().cloned(),
+            state.cgroup.clone(),
+            state.scope,
+        )),
+        recorder: Arc::clone(&recorder),
+    }));
     let job = Job {
         enforced,
-        worker: Arc::new(worker),
+        worker,
         group,
+        responder,
         target: Mutex::new(target),
         table,
         book,

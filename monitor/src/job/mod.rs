@@ -26,6 +26,7 @@ use crate::egress::{EnforcementTarget, PlanError, RuleSet, plan, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
+use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
@@ -64,6 +65,8 @@ pub struct Job {
     packets: Mutex<Option<NflogReader>>,
     recorder: Arc<Recorder>,
     sensor: Arc<ProcfsSensor>,
+    /// Where findings go.
+    responder: Arc<Responder>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Frames stopped at the uplinks that are recorded already.
@@ -84,6 +87,11 @@ impl Job {
     /// What is known of it on disk, too.
     pub fn state(&self) -> &JobState {
         &self.state
+    }
+
+    /// Where whoever finds something about this job hands it.
+    pub fn responder(&self) -> &Arc<Responder> {
+        &self.responder
     }
 
     /// The posture now: the rules are read back for it.
