@@ -252,12 +252,12 @@ impl Job {
         self.gaps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Installs the rules again, after somebody else changed them; addresses that are open stay open.
+    /// Installs the rules again, after somebody else changed them; addresses that we opened stay open, others do not.
     ///
     /// # Errors
     /// When the kernel refused.
     pub fn put_rules_back(&self) -> Result<(), PutBackError> {
-        self.table.replace(&self.rules()?)?;
+        self.table.restore(&self.rules()?)?;
         Ok(())
     }
 
