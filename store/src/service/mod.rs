@@ -70,13 +70,11 @@ impl Store {
         let database =
             Database::open(&configuration.database.url, configuration.database.max_connections)
                 .await?;
-        let key = match &configuration.signing_key_file {
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|source| OpenError::File { path: path.clone(), source })?,
-            None => {
-                let proposed = Signer::generate()?;
-                database.setting_or_insert("signing-key", &proposed).await?
-            }
+        let key = if let Some(path) = &configuration.signing_key_file {
+            std::fs::read_to_string(path)
+                .map_err(|source| OpenError::File { path: path.clone(), source })?
+        } else {
+            database.setting_or_insert("signing-key", &Signer::generate()?).await?
         };
         let client = outgoing_client(&configuration)?;
         let store = Self {
