@@ -305,7 +305,8 @@ mod tests {
     #[test]
     fn the_own_process_is_read_as_procfs_reads_it() {
         let own = procfs::process::Process::myself().unwrap();
-        let (expected, found) = (own.stat().unwrap(), super::read_stat(std::process::id()).unwrap());
+        let (expected, found) =
+            (own.stat().unwrap(), super::read_stat(std::process::id()).unwrap());
         assert_eq!((found.start_time, found.flags), (expected.starttime, expected.flags));
         assert_eq!(i64::from(found.parent), i64::from(expected.ppid));
     }

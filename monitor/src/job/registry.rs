@@ -132,11 +132,10 @@ impl Registry {
     ) -> Result<Arc<Job>, Failure> {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
-        let binding = bind(&self.host, id.to_owned(), candidate, context, choice, &active)
-            .map_err(|unbound| Failure {
-                problem: with_causes(&unbound.error),
-                group: unbound.group,
-            })?;
+        let binding =
+            bind(&self.host, id.to_owned(), candidate, context, choice, &active).map_err(
+                |unbound| Failure { problem: with_causes(&unbound.error), group: unbound.group },
+            )?;
         let undo = |problem: String| {
             // Nothing is left of an attempt that failed, on disk either.
             if let Err(error) = fs::remove_dir_all(self.host.paths.jobs().join(id))
@@ -155,10 +154,9 @@ impl Registry {
             return Err(undo(problem));
         }
         let guard = self.runtime.enter();
-        let group = binding.group.clone();
-        let enforced =
-            enforce(&self.host, binding.state, binding.worker, group, Rules::New)
-                .map_err(|error: EnforceError| undo(with_causes(&error)));
+        let (group, links) = (binding.group.clone(), Some(binding.links));
+        let enforced = enforce(&self.host, binding.state, binding.worker, group, links, Rules::New)
+            .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
         let moved = moved();
         let enforced = enforced?;

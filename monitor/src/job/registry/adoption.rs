@@ -55,7 +55,7 @@ impl Registry {
         let guard = self.runtime.enter();
         let exit = WorkerExit::watch(&worker);
         let enforced =
-            enforce(&self.host, state.clone(), worker, group, Rules::LeftByEarlierMonitor);
+            enforce(&self.host, state.clone(), worker, group, None, Rules::LeftByEarlierMonitor);
         drop(guard);
         match enforced {
             Ok(enforced) => {
