@@ -6,6 +6,7 @@ fn load_all() {
     let l = Lifecycle::start(|e| eprintln!("{e:?}")).unwrap();
     eprintln!("lifecycle {:?}", t.elapsed());
     let t = std::time::Instant::now();
-    let g = MemoryGuard::start(&l, || portcullis_monitor::sys::pidfd::open(std::process::id())).unwrap();
+    let g = MemoryGuard::start(&l, || portcullis_monitor::sys::pidfd::open(std::process::id()))
+        .unwrap();
     eprintln!("guard {:?} {:?}", t.elapsed(), g.unseen());
 }

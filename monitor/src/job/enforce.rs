@@ -18,7 +18,7 @@ use crate::egress::target::{
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
-use crate::nftables::InstalledTable;
+use crate::nftables::{InstalledTable, forget_dns_flows};
 use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
@@ -35,6 +35,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -76,7 +77,8 @@ pub struct Enforced {
     pub notices: mpsc::Receiver<String>,
 }
 
-/// Puts the policy of `state` in force for `worker`. Must be called within a tokio runtime, on a thread that may block.
+/// Puts the policy of `state` in force for `worker`; `links` are the interfaces of its network namespace, where they are known
+/// already. Must be called within a tokio runtime, on a thread that may block.
 ///
 /// # Errors
 /// When anything that enforcement rests on can't be had; then no rules are left behind.
@@ -86,12 +88,16 @@ pub fn enforce(
     worker: Worker,
     group: Option<JobCgroup>,
     protecting: Protecting,
+    links: Option<Vec<network::Interface>>,
     rules: Rules,
 ) -> Result<Enforced, EnforceError> {
     let namespace =
         worker.network_namespace().map_err(at("the Worker's network namespace can't be opened"))?;
-    let links = interfaces(namespace.as_fd())
-        .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
+    let links = match links {
+        Some(links) => links,
+        None => interfaces(namespace.as_fd())
+            .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
+    };
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
         .map_err(at("the packets that rules log can't be received"))?
         .without_link_header(
@@ -158,11 +164,7 @@ pub fn enforce(
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
-    if let Err(error) = table.forget_dns_flows(namespace.as_fd()) {
-        // Such a flow is blocked instead of redirected: its program has to ask again from another port.
-        tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
-    }
-
+    forget_dns_flows_meanwhile(namespace, &state.id);
     let features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
     let worker = Arc::new(worker);
@@ -199,6 +201,20 @@ pub fn enforce(
         state,
     };
     Ok(Enforced { job: Arc::new(job), notices })
+}
+
+/// Forgets old flows of DNS on a thread of its own. The rules are in force without it, and an old flow is blocked by them
+/// instead of redirected: its program would have to ask again from another port.
+fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
+    let id = job_id.to_owned();
+    let forget = move || {
+        if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+            tracing::warn!(job.id = id, error = %error, "old DNS flows could not be forgotten");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("dns-flows".to_owned()).spawn(forget) {
+        tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
+    }
 }
 
 /// The policy with the hosts that a runner can't do without.

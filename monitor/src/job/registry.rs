@@ -154,13 +154,13 @@ impl Registry {
             return Err(undo(problem));
         }
         let guard = self.runtime.enter();
-        let group = binding.group.clone();
         let enforced = enforce(
             &self.host,
             binding.state,
             binding.worker,
-            group,
+            binding.group.clone(),
             binding.protecting,
+            Some(binding.links),
             Rules::New,
         )
         .map_err(|error: EnforceError| undo(with_causes(&error)));

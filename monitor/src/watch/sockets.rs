@@ -222,10 +222,22 @@ impl SocketDiagnostics {
     /// # Errors
     /// [`SocketError::Query`].
     pub fn connected(&self) -> Result<Vec<SocketRecord>, SocketError> {
+        self.connected_of(&[TCP, UDP, UDP_LITE])
+    }
+
+    /// Every TCP socket that is not listening. The kernel looks through a whole table for each protocol.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn connected_tcp(&self) -> Result<Vec<SocketRecord>, SocketError> {
+        self.connected_of(&[TCP])
+    }
+
+    fn connected_of(&self, protocols: &[u8]) -> Result<Vec<SocketRecord>, SocketError> {
         let mut sockets = Vec::new();
-        for protocol in [TCP, UDP, UDP_LITE] {
+        for protocol in protocols {
             sockets.extend(
-                self.dump(protocol)?
+                self.dump(*protocol)?
                     .into_iter()
                     .filter(|socket| socket.is_connected() && !socket.is_listening()),
             );
