@@ -44,6 +44,15 @@ pub struct Binding {
     pub left_overs: Vec<String>,
 }
 
+impl Binding {
+    /// Starts to move the Worker into its group, unless that has begun.
+    pub fn start_moving(&mut self) {
+        if let (None, Some(group)) = (&self.moving, &self.group) {
+            self.moving = Some(Moving::start(group.clone(), self.worker.key()));
+        }
+    }
+}
+
 /// Processes on their way into a job's group. The kernel waits some 10 ms for all processors when it moves a process
 /// (`cgroup_threadgroup_rwsem`); the rules are made meanwhile. No step of the job runs before the hook has its answer, and
 /// that waits for both.
@@ -151,6 +160,7 @@ pub fn bind(
         scope,
         has_own_user: !survey.user_is_shared,
         network_namespace,
+        other_jobs: Vec::new(),
         known_interfaces: links.into_iter().map(|link| (link.name, link.index)).collect(),
         adopted_flows: flows
             .into_iter()
@@ -162,7 +172,11 @@ pub fn bind(
         gaps: Vec::new(),
         started: Timestamp::now(),
     };
-    let moving = group.as_ref().map(|group| Moving::start(group.clone(), worker.key()));
+    // With several runners the rules of the other jobs must know the group first: [`Binding::start_moving`].
+    let moving = group
+        .as_ref()
+        .filter(|_| scope == EnforcementScope::Host)
+        .map(|group| Moving::start(group.clone(), worker.key()));
     Ok(Binding { state, worker, group, moving, left_overs })
 }
 
