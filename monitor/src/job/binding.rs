@@ -51,6 +51,15 @@ pub struct Binding {
     pub links: Vec<Interface>,
 }
 
+impl Binding {
+    /// Starts to move the Worker into its group, unless that has begun: once the rules of other jobs know the group.
+    pub fn start_moving(&mut self) {
+        if let (None, Some(group)) = (&self.moving, &self.group) {
+            self.moving = Some(Moving::start(group.clone(), self.worker.key()));
+        }
+    }
+}
+
 /// Processes on their way into a job's group. The kernel waits some 10 ms for all processors when it moves a process
 /// (`cgroup_threadgroup_rwsem`), so this is begun before everything else; policy and rules are made meanwhile. No step of
 /// the job runs before the hook has its answer, and that waits for both.
@@ -124,8 +133,13 @@ pub fn bind(
         Ok((group, ended)) => (Ok(group), ended),
         Err(problem) => (Err(problem), Vec::new()),
     };
-    // Before everything else: it takes the longest.
-    let moving = group.as_ref().ok().map(|group| Moving::start(group.clone(), worker.key()));
+    // Before everything else: it takes the longest. Rules of other jobs must know the group before anything is in it.
+    let is_alone = active.is_empty();
+    let moving = group
+        .as_ref()
+        .ok()
+        .filter(|_| is_alone)
+        .map(|group| Moving::start(group.clone(), worker.key()));
     let hierarchy = host.hierarchy.as_ref().ok().filter(|_| group.is_ok());
     let (surveyed, network) = thread::scope(|scope| {
         let surveying = scope.spawn(|| {
@@ -233,6 +247,7 @@ fn state(
         scope: EnforcementScope::Host,
         has_own_user: false,
         network_namespace: network.id,
+        other_jobs: Vec::new(),
         known_interfaces: network
             .links
             .iter()

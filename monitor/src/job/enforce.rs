@@ -6,7 +6,7 @@ use super::host::Host;
 use super::privileges::job_privileges;
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
-use super::{Job, policy_reference};
+use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
@@ -186,6 +186,7 @@ pub fn enforce(
         worker,
         group,
         responder,
+        other_jobs: Mutex::new(state.other_jobs.clone()),
         target: Mutex::new(target),
         table,
         book,
@@ -290,6 +291,7 @@ fn target(
         |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
     target.job_cgroup = state.cgroup.as_ref().map(group_id);
     target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
+    target.other_jobs = group_ids(&state.other_jobs);
     target.infrastructure = host.infrastructure_groups();
     target.monitor_cgroup = host.monitor_group.as_ref().map(group_id);
     target.upstreams.clone_from(&servers.upstreams);

@@ -44,6 +44,9 @@ pub struct JobState {
     pub has_own_user: bool,
     /// The Worker's network namespace.
     pub network_namespace: NetworkNamespaceId,
+    /// Groups of other runners' jobs that are younger than this job's group.
+    #[serde(default)]
+    pub other_jobs: Vec<CgroupIdentity>,
     /// Interfaces that existed before the job: name and index.
     pub known_interfaces: Vec<(String, u32)>,
     /// The runner's own connections at binding: local and remote side.
