@@ -1,8 +1,10 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
+use super::detectors::{self, Detectors};
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::shell_watch::{self, LookSoon, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, policy_reference};
@@ -35,7 +37,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -113,7 +115,9 @@ pub fn enforce(
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
+    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
+        look_soon: look_soon.clone(),
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensor),
         book: Arc::clone(&book),
@@ -182,6 +186,7 @@ pub fn enforce(
         worker,
         group,
         responder,
+        detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
         book,
@@ -197,7 +202,29 @@ pub fn enforce(
         applied_ms: started.elapsed().as_secs_f64() * 1e3,
         state,
     };
-    Ok(Enforced { job: Arc::new(job), notices })
+    let job = Arc::new(job);
+    watch_for_findings(&job, look_soon, looks);
+    Ok(Enforced { job, notices })
+}
+
+/// Starts what looks for findings in the job.
+fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+    let parts = detectors::Parts {
+        worker: Arc::clone(&job.worker),
+        group: job.group.clone(),
+        sensor: Arc::clone(&job.sensor),
+        responder: Arc::clone(&job.responder),
+        look_soon,
+        looks,
+    };
+    // The job owns its detectors.
+    let told = Arc::downgrade(job);
+    let started = Detectors::start(parts, move |problem| {
+        if let Some(job) = told.upgrade() {
+            job.note_gap(problem);
+        }
+    });
+    *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
 }
 
 /// The policy with the hosts that a runner can't do without.
@@ -396,10 +423,8 @@ fn features(
     ));
     features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing = [
-        (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
-        (policy.lockdown.enabled, "lockdown-mode"),
-    ];
+    let asked_for_but_missing =
+        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
     for (asked, name) in asked_for_but_missing {
         if asked {
             let reason =
@@ -407,6 +432,7 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
+    features.extend(detectors::features(&policy.lockdown));
     features.push(feature(
         "sensor-process",
         FeatureState::Degraded,
