@@ -1,9 +1,11 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
+use super::detectors::{self, Detectors};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::shell_watch::{self, LookSoon, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, group_ids, policy_reference};
@@ -34,7 +36,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -120,7 +122,9 @@ pub fn enforce(
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
+    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
+        look_soon: look_soon.clone(),
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensor),
         book: Arc::clone(&book),
@@ -187,6 +191,7 @@ pub fn enforce(
         group,
         responder,
         other_jobs: Mutex::new(state.other_jobs.clone()),
+        detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
         book,
@@ -201,7 +206,29 @@ pub fn enforce(
         applied_ms: OnceLock::new(),
         state,
     };
-    Ok(Enforced { job: Arc::new(job), notices })
+    let job = Arc::new(job);
+    watch_for_findings(&job, look_soon, looks);
+    Ok(Enforced { job, notices })
+}
+
+/// Starts what looks for findings in the job.
+fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+    let parts = detectors::Parts {
+        worker: Arc::clone(&job.worker),
+        group: job.group.clone(),
+        sensor: Arc::clone(&job.sensor),
+        responder: Arc::clone(&job.responder),
+        look_soon,
+        looks,
+    };
+    // The job owns its detectors.
+    let told = Arc::downgrade(job);
+    let started = Detectors::start(parts, move |problem| {
+        if let Some(job) = told.upgrade() {
+            job.note_gap(problem);
+        }
+    });
+    *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
 }
 
 /// Forgets old flows of DNS on a thread of its own. The rules are in force without it, and an old flow is blocked by them
@@ -398,10 +425,8 @@ fn features(
     ));
     features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing = [
-        (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
-        (policy.lockdown.enabled, "lockdown-mode"),
-    ];
+    let asked_for_but_missing =
+        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
     for (asked, name) in asked_for_but_missing {
         if asked {
             let reason =
@@ -409,6 +434,7 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
+    features.extend(detectors::features(&policy.lockdown));
     features.push(feature(
         "sensor-process",
         FeatureState::Degraded,
