@@ -3,6 +3,7 @@
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::sensors::{JobObserver, job_sensors};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, policy_reference};
@@ -24,6 +25,7 @@ use crate::respond::containers::KnownContainers;
 use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::KernelObserver;
 use crate::watch::nflog::{NflogGroup, NflogReader};
 use portcullis_common::event::{Feature, FeatureState};
 use portcullis_common::hook::with_causes;
@@ -94,9 +96,10 @@ pub fn enforce(
         .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
         .map_err(at("the packets that rules log can't be received"))?;
-    let sensor = Arc::new(
+    let sockets = Arc::new(
         ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
     );
+    let worker = Arc::new(worker);
 
     let directory = host.paths.jobs().join(&state.id);
     let spool = host.paths.spool().join(&state.id);
@@ -106,6 +109,31 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::new(KnownContainers::new(
+            host.hierarchy.as_ref().ok().cloned(),
+            state.cgroup.clone(),
+            state.scope,
+        )),
+        recorder: Arc::clone(&recorder),
+    }));
+    let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
+        Arc::new(JobObserver {
+            recorder: Arc::clone(&recorder),
+            responder: Arc::clone(&responder),
+            trusted: host.trusted_readers(&worker),
+            group: group.clone(),
+            hierarchy: host.hierarchy.as_ref().ok().cloned(),
+            seen: Mutex::default(),
+        })
+    };
+    let sensors =
+        job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
@@ -113,7 +141,8 @@ pub fn enforce(
     let servers = upstream_servers(host, &worker, &namespace)?;
     let context = Arc::new(EventContext {
         dns_servers: servers.upstreams.clone(),
-        sensor: Arc::clone(&sensor),
+        sensor: Arc::clone(&sensors.processes),
+        sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
         policy: enforced.clone(),
@@ -154,21 +183,8 @@ pub fn enforce(
         tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
     }
 
-    let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
-    let worker = Arc::new(worker);
-    let responder = Arc::new(Responder::new(Parts {
-        job_id: state.id.clone(),
-        policy: policy_reference(&state.resolution),
-        lockdown: enforced.lockdown.clone(),
-        worker: Arc::clone(&worker),
-        group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-        )),
-        recorder: Arc::clone(&recorder),
-    }));
+    let mut features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
+    features.extend(sensors.features.iter().cloned());
     let job = Job {
         enforced,
         worker,
@@ -181,7 +197,7 @@ pub fn enforce(
         dns_sink,
         packets: Mutex::new(Some(reader)),
         recorder,
-        sensor,
+        sensors,
         features,
         raw_frames: AtomicU64::new(0),
         gaps: Mutex::new(state.gaps.clone()),
@@ -394,11 +410,6 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
-    features.push(feature(
-        "sensor-process",
-        FeatureState::Degraded,
-        "processes are found by procfs and sock_diag: a process that ends at once may be known by its user only".to_owned(),
-    ));
     features
 }
 

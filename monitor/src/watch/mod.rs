@@ -1,8 +1,10 @@
 //! Watchers: they gather facts and decide nothing.
 
 pub mod attribution;
+pub mod backend;
 pub mod flow;
 pub mod inodes;
+pub mod kernel;
 pub mod lifecycle;
 mod netlink;
 pub mod nflog;
