@@ -110,9 +110,10 @@ impl MemoryGuard {
             share(open, "jobs", lifecycle.jobs().as_fd())?;
             share(open, "lost", lifecycle.lost_map().as_fd())?;
             for mut program in open.progs_mut() {
-                let is_wanted = program.name().to_str().is_some_and(|name| {
-                    PROGRAMS.contains(&name) || optional.contains(&name)
-                });
+                let is_wanted = program
+                    .name()
+                    .to_str()
+                    .is_some_and(|name| PROGRAMS.contains(&name) || optional.contains(&name));
                 program.set_autoload(is_wanted);
             }
             Ok(())

@@ -153,9 +153,15 @@ mod tests {
     fn whoever_reads_memory_is_found_whatever_the_way_and_the_target() {
         use MemoryAccessKind::*;
         for target in [MemoryTarget::Worker, MemoryTarget::Listener, MemoryTarget::Monitor] {
-            for kind in
-                [ProcMem, ProcessVmRead, ProcessVmWrite, Ptrace, PidfdGetfd, PerfEvents, RuntimeDiagnostics]
-            {
+            for kind in [
+                ProcMem,
+                ProcessVmRead,
+                ProcessVmWrite,
+                Ptrace,
+                PidfdGetfd,
+                PerfEvents,
+                RuntimeDiagnostics,
+            ] {
                 let found = memory_read(&access(500, target, kind), &TRUSTED).unwrap();
                 assert!(
                     found.evidence.contains("/usr/bin/python3.11 (pid 500)"),

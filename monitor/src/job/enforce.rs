@@ -132,8 +132,7 @@ pub fn enforce(
             seen: Mutex::default(),
         })
     };
-    let sensors =
-        job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
+    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;

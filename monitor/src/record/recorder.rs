@@ -6,8 +6,8 @@ use super::summary::{ReportHeader, Summary};
 use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
-    DetectionEvent, DnsEvent, EventKind, JobEvent, NetworkEvent, Posture, PostureEvent, Process, ProcessEvent,
-    Verdict,
+    DetectionEvent, DnsEvent, EventKind, JobEvent, NetworkEvent, Posture, PostureEvent, Process,
+    ProcessEvent, Verdict,
 };
 use portcullis_common::report::Report;
 use std::io;
@@ -78,14 +78,13 @@ impl Recorder {
         let mut summary = Summary::default();
         let path = directory.join("events.ndjson");
         let log = EventLog::open(&path, job_id, MAX_BYTES, |event| summary.add(&event.kind))?;
-        let state =
-            State {
-                log,
-                summary,
-                network: Repeats::new(MAX_KEYS),
-                dns: Repeats::new(MAX_KEYS),
-                processes: Repeats::new(MAX_KEYS),
-            };
+        let state = State {
+            log,
+            summary,
+            network: Repeats::new(MAX_KEYS),
+            dns: Repeats::new(MAX_KEYS),
+            processes: Repeats::new(MAX_KEYS),
+        };
         Ok(Self { state: Mutex::new(state) })
     }
 

@@ -27,9 +27,9 @@ impl Sensors {
             let _ = loaded.set(Err("sensors.backend of monitor.toml is \"procfs\"".to_owned()));
             return Self { loading: Mutex::new(None), loaded };
         }
-        let thread = Builder::new().name("load-sensors".to_owned()).spawn(|| {
-            KernelSensors::start().map(Arc::new).map_err(|error| with_causes(&error))
-        });
+        let thread = Builder::new()
+            .name("load-sensors".to_owned())
+            .spawn(|| KernelSensors::start().map(Arc::new).map_err(|error| with_causes(&error)));
         match thread {
             Ok(thread) => Self { loading: Mutex::new(Some(thread)), loaded },
             Err(error) => {

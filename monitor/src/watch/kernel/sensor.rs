@@ -37,9 +37,7 @@ impl BpfSensor {
         }
         let seen = hooks.owner(flow.protocol, port, flow.destination).map(caller);
         let connected = (flow.protocol == UDP)
-            .then(|| {
-                self.job.sensors.shared.images().flow(self.job.token, port, flow.destination)
-            })
+            .then(|| self.job.sensors.shared.images().flow(self.job.token, port, flow.destination))
             .flatten();
         latest(seen, connected)
     }
