@@ -19,7 +19,9 @@ fn main() {
         if let Err(problem) = compile(&clang, name, &object) {
             // Lines for a person: cargo shows a build script's standard error.
             eprintln!("error: the BPF program {name} could not be compiled: {problem}");
-            eprintln!("hint: install clang and the kernel's headers for programs (Debian, Ubuntu: apt-get install clang libc6-dev), or name a clang of version 12 or newer in the variable CLANG");
+            eprintln!(
+                "hint: install clang and the kernel's headers for programs (Debian, Ubuntu: apt-get install clang libc6-dev), or name a clang of version 12 or newer in the variable CLANG"
+            );
             std::process::exit(1);
         }
         // What remains is the BTF that libbpf needs; without the tool the object is three times as large and as good.
@@ -29,7 +31,8 @@ fn main() {
 }
 
 fn compile(clang: &str, name: &str, object: &Path) -> Result<(), String> {
-    let headers = env::var_os("DEP_BPF_INCLUDE").ok_or("libbpf-sys did not say where its headers are")?;
+    let headers =
+        env::var_os("DEP_BPF_INCLUDE").ok_or("libbpf-sys did not say where its headers are")?;
     let architecture = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
         Ok("x86_64") => "-D__TARGET_ARCH_x86",
         Ok("aarch64") => "-D__TARGET_ARCH_arm64",

@@ -116,7 +116,5 @@ pub(crate) fn attach(object: &Object, name: &'static str) -> Result<Link, Sensor
         .progs_mut()
         .find(|program| program.name() == OsStr::new(name))
         .ok_or(SensorError::Foreign(name))?;
-    program
-        .attach()
-        .map_err(|source| SensorError::Attach { program: name.to_owned(), source })
+    program.attach().map_err(|source| SensorError::Attach { program: name.to_owned(), source })
 }

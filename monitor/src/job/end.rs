@@ -62,6 +62,14 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
             "{not_recorded} detections were counted and not recorded one by one: there were too many of a type"
         ));
     }
+    if let Some(watched) = &job.sensors.watched {
+        let lost = watched.end();
+        if lost > 0 {
+            job.note_gap(format!(
+                "{lost} events of the kernel's sensors were lost: there were too many at once"
+            ));
+        }
+    }
     let lost = job.dns_sink.lost() + job.recorder.totals().lost_events;
     if lost > 0 {
         job.note_gap(format!(

@@ -5,6 +5,7 @@ use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::sensors::{JobObserver, job_sensors};
 use super::shell_watch::{self, LookSoon, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
@@ -27,6 +28,7 @@ use crate::respond::containers::KnownContainers;
 use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::KernelObserver;
 use crate::watch::nflog::{NflogGroup, NflogReader};
 use portcullis_common::event::{Feature, FeatureState};
 use portcullis_common::hook::with_causes;
@@ -105,9 +107,10 @@ pub fn enforce(
         .without_link_header(
             links.iter().filter(|link| link.mac.is_none()).map(|link| link.index).collect(),
         );
-    let sensor = Arc::new(
+    let sockets = Arc::new(
         ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
     );
+    let worker = Arc::new(worker);
 
     let directory = host.paths.jobs().join(&state.id);
     let spool = host.paths.spool().join(&state.id);
@@ -117,6 +120,30 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::new(KnownContainers::new(
+            host.hierarchy.as_ref().ok().cloned(),
+            state.cgroup.clone(),
+            state.scope,
+        )),
+        recorder: Arc::clone(&recorder),
+    }));
+    let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
+        Arc::new(JobObserver {
+            recorder: Arc::clone(&recorder),
+            responder: Arc::clone(&responder),
+            trusted: host.trusted_readers(&worker),
+            group: group.clone(),
+            hierarchy: host.hierarchy.as_ref().ok().cloned(),
+            seen: Mutex::default(),
+        })
+    };
+    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
@@ -126,7 +153,8 @@ pub fn enforce(
     let context = Arc::new(EventContext {
         look_soon: look_soon.clone(),
         dns_servers: servers.upstreams.clone(),
-        sensor: Arc::clone(&sensor),
+        sensor: Arc::clone(&sensors.processes),
+        sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
         policy: enforced.clone(),
@@ -169,22 +197,10 @@ pub fn enforce(
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
     forget_dns_flows_meanwhile(namespace, &state.id);
-    let features =
+    let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
-    let worker = Arc::new(worker);
-    let responder = Arc::new(Responder::new(Parts {
-        job_id: state.id.clone(),
-        policy: policy_reference(&state.resolution),
-        lockdown: enforced.lockdown.clone(),
-        worker: Arc::clone(&worker),
-        group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-        )),
-        recorder: Arc::clone(&recorder),
-    }));
+    features.extend(detectors::features(&enforced.lockdown, &sensors.features));
+    features.extend(sensors.features.iter().cloned());
     let job = Job {
         enforced,
         worker,
@@ -199,7 +215,7 @@ pub fn enforce(
         dns_sink,
         packets: Mutex::new(Some(reader)),
         recorder,
-        sensor,
+        sensors,
         features,
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
@@ -216,7 +232,7 @@ fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
-        sensor: Arc::clone(&job.sensor),
+        sensor: Arc::clone(&job.sensors.sockets),
         responder: Arc::clone(&job.responder),
         look_soon,
         looks,
@@ -434,12 +450,6 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
-    features.extend(detectors::features(&policy.lockdown));
-    features.push(feature(
-        "sensor-process",
-        FeatureState::Degraded,
-        "processes are found by procfs and sock_diag: a process that ends at once may be known by its user only".to_owned(),
-    ));
     features
 }
 

@@ -18,6 +18,7 @@ pub mod posture;
 pub mod privileges;
 pub mod registry;
 pub mod run;
+pub mod sensors;
 pub mod shell_watch;
 pub mod sink;
 pub mod state;
@@ -31,7 +32,6 @@ use crate::nftables::{InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
 use crate::respond::Responder;
-use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
     EnforcementScope, Feature, FeatureState, PolicyReference, Posture, Process,
@@ -69,7 +69,7 @@ pub struct Job {
     dns_sink: Arc<DnsSink>,
     packets: Mutex<Option<NflogReader>>,
     recorder: Arc<Recorder>,
-    sensor: Arc<ProcfsSensor>,
+    sensors: sensors::JobSensors,
     /// Where findings go.
     responder: Arc<Responder>,
     /// What looks for them.
@@ -206,7 +206,7 @@ impl Job {
     /// A process as the job's sensor sees it.
     pub fn process(&self, pid: u32) -> Option<Process> {
         let key = ProcFs.key(pid)?;
-        self.sensor.inspector().inspect(key).map(|process| Process::clone(&process))
+        self.sensors.processes.process(key)
     }
 
     /// Whose traffic is the job's, now.

@@ -255,7 +255,8 @@ fn idle_grants(job: &Job) -> Result<Vec<Grant>, String> {
     if expiring.is_empty() {
         return Ok(Vec::new());
     }
-    let sockets = job.sensor.diagnostics().connected().map_err(|error| with_causes(&error))?;
+    let sockets =
+        job.sensors.sockets.diagnostics().connected().map_err(|error| with_causes(&error))?;
     let mut grants = Vec::new();
     for socket in sockets {
         let flow = socket.flow();

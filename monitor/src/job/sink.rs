@@ -33,7 +33,9 @@ pub struct EventContext {
     /// The servers that the job's programs believe to ask.
     pub dns_servers: Vec<SocketAddr>,
     /// Who did it.
-    pub sensor: Arc<ProcfsSensor>,
+    pub sensor: Arc<dyn ProcessSensor>,
+    /// Sockets of the Worker's network namespace.
+    pub sockets: Arc<ProcfsSensor>,
     /// Which name opened which address.
     pub book: Arc<GrantBook>,
     /// Where events go.
@@ -80,7 +82,7 @@ impl EventContext {
         if packet.headers.protocol != flow::TCP {
             return;
         }
-        if let Err(error) = self.sensor.diagnostics().refuse(&packet.flow()) {
+        if let Err(error) = self.sockets.diagnostics().refuse(&packet.flow()) {
             tracing::debug!(error = %with_causes(&error), "a blocked connection attempt could not be ended");
         }
     }
