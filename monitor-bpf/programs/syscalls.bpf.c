@@ -32,8 +32,9 @@ char LICENSE[] SEC("license") = "GPL";
 
 struct guard {
     u64 job;       /* whose Worker it is; 0 for what belongs to no job */
-    u32 is_lethal; /* readers are ended */
-    u32 pad;
+    u8 is_lethal;  /* readers are ended */
+    u8 is_private; /* other guarded processes are readers like all */
+    u8 pad[6];
 };
 
 /* The guarded processes. */
@@ -71,7 +72,6 @@ struct settings {
     u32 learner;
     u32 is_guarding;
     u64 memory_operations;
-    u64 environment_operations;
     u64 pidfd_operations;
 };
 
@@ -99,13 +99,12 @@ static __noinline int judge(u32 target, u32 way, u32 call)
     struct guard *guard = bpf_map_lookup_elem(&guarded, &target);
     if (!guard || reader == target || (task->flags & KERNEL_THREAD))
         return 0;
-    /* A Listener looks after its Worker, and a Worker looks through the environments of all processes when it ends. */
-    if (bpf_map_lookup_elem(&guarded, &reader) || bpf_map_lookup_elem(&trusted, &reader))
+    if (bpf_map_lookup_elem(&trusted, &reader))
+        return 0;
+    /* A Listener looks after its Worker. */
+    if (!guard->is_private && bpf_map_lookup_elem(&guarded, &reader))
         return 0;
     struct membership *member = membership(task);
-    /* Administrators' tools read environments of all processes (needrestart, htop); a job has no reason to. */
-    if (way == ACCESS_ENVIRONMENT_FILE && !member)
-        return 0;
     bool is_lethal = guard->is_lethal;
     if (is_lethal) {
         bpf_send_signal(SIGNAL_KILL);
@@ -172,21 +171,13 @@ static __always_inline struct file *file_of(u32 descriptor)
 /* Looks at a file that the current process has opened or reads from. */
 static __always_inline void judge_file(struct settings *known, struct file *file, u32 call, bool is_uring)
 {
-    u64 operations = (u64)BPF_CORE_READ(file, f_op);
-    u32 way;
-    if (operations == 0)
-        return;
-    if (operations == known->memory_operations)
-        way = ACCESS_MEMORY_FILE;
-    else if (operations == known->environment_operations)
-        way = ACCESS_ENVIRONMENT_FILE;
-    else
+    if ((u64)BPF_CORE_READ(file, f_op) != known->memory_operations)
         return;
     struct inode *inode = BPF_CORE_READ(file, f_inode);
     struct proc_inode *of_process = (void *)inode - bpf_core_field_offset(struct proc_inode, vfs_inode);
     u32 target = process_of(BPF_CORE_READ(of_process, pid));
     if (target)
-        judge(target, is_uring && way == ACCESS_MEMORY_FILE ? ACCESS_IO_URING : way, call);
+        judge(target, is_uring ? ACCESS_IO_URING : ACCESS_MEMORY_FILE, call);
 }
 
 /* The monitor opens its own files to show which operations they have. */
@@ -201,8 +192,6 @@ static __noinline int learn(struct settings *known, struct file *file, u32 call)
     bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(file, f_path.dentry, d_name.name));
     if (name[0] == 'm' && name[1] == 'e' && name[2] == 'm' && !name[3])
         known->memory_operations = (u64)BPF_CORE_READ(file, f_op);
-    if (name[0] == 'e' && name[1] == 'n' && name[2] == 'v' && name[3] == 'i')
-        known->environment_operations = (u64)BPF_CORE_READ(file, f_op);
     return 0;
 }
 
@@ -270,10 +259,11 @@ int BPF_PROG(enters, struct pt_regs *registers, long number)
         if (target)
             judge(target, ACCESS_PTRACE, number);
         return 0;
-    case CALL_PROCESS_VM:
+    case CALL_VM_READ:
+    case CALL_VM_WRITE:
         target = guarded_by_number(first);
         if (target)
-            judge(target, ACCESS_PROCESS_VM, number);
+            judge(target, call == CALL_VM_READ ? ACCESS_VM_READ : ACCESS_VM_WRITE, number);
         return 0;
     case CALL_PERF:
         target = guarded_by_number(second);

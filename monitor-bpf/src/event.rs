@@ -70,12 +70,12 @@ pub struct Escape {
 pub enum AccessWay {
     /// `/proc/PID/mem`, by whatever path.
     MemoryFile,
-    /// `/proc/PID/environ`, by whatever path.
-    EnvironmentFile,
     /// `ptrace`.
     Ptrace,
-    /// `process_vm_readv` or `process_vm_writev`.
-    ProcessVm,
+    /// `process_vm_readv`.
+    VmRead,
+    /// `process_vm_writev`.
+    VmWrite,
     /// `pidfd_getfd`.
     Descriptor,
     /// `perf_event_open`.
@@ -205,9 +205,9 @@ impl AccessWay {
     fn from_number(number: u32) -> Option<Self> {
         Some(match number {
             1 => Self::MemoryFile,
-            2 => Self::EnvironmentFile,
-            3 => Self::Ptrace,
-            4 => Self::ProcessVm,
+            2 => Self::Ptrace,
+            3 => Self::VmRead,
+            4 => Self::VmWrite,
             5 => Self::Descriptor,
             6 => Self::Perf,
             7 => Self::IoUring,

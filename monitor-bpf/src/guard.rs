@@ -21,7 +21,7 @@ const OPTIONAL_PROGRAMS: [(&str, &str); 2] = [
 ];
 
 /// `sizeof(struct settings)`.
-const SETTINGS_LENGTH: usize = 32;
+const SETTINGS_LENGTH: usize = 24;
 
 /// The running guard. Dropping it ends it.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct Guard {
     pub job: u64,
     /// Whether readers are ended. Otherwise they are only told.
     pub is_lethal: bool,
+    /// Whether other guarded processes are readers like all; otherwise they may read it.
+    pub is_private: bool,
 }
 
 /// A thread as some pid namespace counts it.
@@ -131,7 +133,8 @@ impl MemoryGuard {
     pub fn guard(&self, pid: u32, guard: Guard) -> Result<(), SensorError> {
         let mut value = [0; 16];
         value[..8].copy_from_slice(&guard.job.to_ne_bytes());
-        value[8..12].copy_from_slice(&u32::from(guard.is_lethal).to_ne_bytes());
+        value[8] = u8::from(guard.is_lethal);
+        value[9] = u8::from(guard.is_private);
         self.guarded
             .update(&pid.to_ne_bytes(), &value, MapFlags::ANY)
             .map_err(|source| SensorError::Map { map: "guarded", source })
@@ -214,12 +217,10 @@ fn learn(
     let mut value = [0; SETTINGS_LENGTH];
     value[..4].copy_from_slice(&std::process::id().to_ne_bytes());
     settings.update(&key, &value, MapFlags::ANY).map_err(failed)?;
-    for path in ["/proc/self/mem", "/proc/self/environ"] {
-        drop(File::open(path).map_err(SensorError::Events)?);
-    }
+    drop(File::open("/proc/self/mem").map_err(SensorError::Events)?);
     drop(open_pidfd().map_err(SensorError::Events)?);
     let mut learned = settings.lookup(&key, MapFlags::ANY).map_err(failed)?.unwrap_or_default();
-    let kinds = [(8, "/proc/PID/mem"), (16, "/proc/PID/environ"), (24, "a pidfd")];
+    let kinds = [(8, "/proc/PID/mem"), (16, "a pidfd")];
     for (offset, kind) in kinds {
         let is_known = learned
             .get(offset..offset + 8)

@@ -40,12 +40,12 @@ fn an_exec_is_read() {
 #[test]
 fn an_access_and_a_port_are_read() {
     let mut bytes = head(6);
-    for word in [42_u32, 4, 310, 1] {
+    for word in [42_u32, 3, 310, 1] {
         bytes.extend(word.to_ne_bytes());
     }
     bytes.extend(image(b"python3.11\0", b"tmp\0", b"python3\0"));
     let Some(Event::Access(_, access, image)) = Event::parse(&bytes) else { panic!("no access") };
-    assert_eq!((access.target, access.way, access.is_ended), (42, AccessWay::ProcessVm, true));
+    assert_eq!((access.target, access.way, access.is_ended), (42, AccessWay::VmRead, true));
     assert_eq!((image.executable.as_str(), image.directory.as_str()), ("/python3.11", "/tmp"));
 
     let mut bytes = head(8);

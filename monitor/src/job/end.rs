@@ -3,6 +3,7 @@
 //! The rules go last: as long as anything of the job lives, or a packet of it is on its way, it is judged.
 
 use super::Job;
+use super::detectors::Detectors;
 use super::host::Host;
 use super::last_known_good::write_atomically;
 use crate::egress::log_prefix::RuleKind;
@@ -39,6 +40,14 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     // A lockdown that is under way ends first: it kills the Worker before it has written down why.
     let is_locked_down = job.responder.is_locked_down();
     kill_what_is_left(job, is_locked_down);
+    let detectors = job.detectors.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let overruns = detectors.as_ref().map_or(0, Detectors::overruns);
+    if overruns > 0 {
+        job.note_gap(format!(
+            "processes came and went faster than they could be followed ({overruns} times): use of sudo and programs without a file may have gone unnoticed"
+        ));
+    }
+    drop(detectors);
     let resolver = job.resolver.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(resolver);
     job.dns_sink.flush();
@@ -52,6 +61,14 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
         job.note_gap(format!(
             "{not_recorded} detections were counted and not recorded one by one: there were too many of a type"
         ));
+    }
+    if let Some(watched) = &job.sensors.watched {
+        let lost = watched.end();
+        if lost > 0 {
+            job.note_gap(format!(
+                "{lost} events of the kernel's sensors were lost: there were too many at once"
+            ));
+        }
     }
     let lost = job.dns_sink.lost() + job.recorder.totals().lost_events;
     if lost > 0 {

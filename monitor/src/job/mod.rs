@@ -5,6 +5,7 @@
 //! [`run`] watches until the Worker exits; [`end`] kills what is left, counts, and takes the rules away, in that order.
 
 pub mod binding;
+pub mod detectors;
 pub mod end;
 pub mod enforce;
 pub mod frames;
@@ -17,18 +18,20 @@ pub mod posture;
 pub mod privileges;
 pub mod registry;
 pub mod run;
+pub mod sensors;
+pub mod shell_watch;
 pub mod sink;
 pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};
-use crate::cgroup::JobCgroup;
+use crate::cgroup::{CgroupIdentity, Hierarchy, JobCgroup};
 use crate::dns::Resolver;
+use crate::egress::target::CgroupId;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
 use crate::respond::Responder;
-use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
     EnforcementScope, Feature, FeatureState, PolicyReference, Posture, Process,
@@ -56,6 +59,8 @@ pub struct Job {
     enforced: EffectivePolicy,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
+    /// Groups of other runners' jobs that are younger than this job's group.
+    other_jobs: Mutex<Vec<CgroupIdentity>>,
     /// Everything measured that the rules depend on; the rules are made again of it when the scope is narrowed.
     target: Mutex<EnforcementTarget>,
     table: Arc<InstalledTable>,
@@ -64,9 +69,11 @@ pub struct Job {
     dns_sink: Arc<DnsSink>,
     packets: Mutex<Option<NflogReader>>,
     recorder: Arc<Recorder>,
-    sensor: Arc<ProcfsSensor>,
+    sensors: sensors::JobSensors,
     /// Where findings go.
     responder: Arc<Responder>,
+    /// What looks for them.
+    detectors: Mutex<Option<detectors::Detectors>>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Gaps found since.
@@ -199,7 +206,7 @@ impl Job {
     /// A process as the job's sensor sees it.
     pub fn process(&self, pid: u32) -> Option<Process> {
         let key = ProcFs.key(pid)?;
-        self.sensor.inspector().inspect(key).map(|process| Process::clone(&process))
+        self.sensors.processes.process(key)
     }
 
     /// Whose traffic is the job's, now.
@@ -207,12 +214,12 @@ impl Job {
         self.target().scope
     }
 
-    /// Judges the job's own traffic only, from now on: another runner of this host has started a job. By the job's user it
-    /// is known only as long as no other runner has the same.
+    /// Judges the job's own traffic only, from now on: another runner of this host has started a job, whose groups are
+    /// `newcomer`. By the job's user it is known only as long as no other runner has the same.
     ///
     /// # Errors
     /// Why it can't be done, in words; the job then still judges what it judged before.
-    pub fn narrow_scope(&self, jobs: &Path) -> Result<(), String> {
+    pub fn narrow_scope(&self, jobs: &Path, newcomer: &[CgroupIdentity]) -> Result<(), String> {
         let is_user_shared = self
             .worker
             .candidate()
@@ -222,18 +229,69 @@ impl Job {
         }
         let mut target = self.target();
         let runner_uid = target.runner_uid.filter(|_| !is_user_shared);
-        if target.scope == EnforcementScope::Job && target.runner_uid == runner_uid {
+        let others = self.younger_groups(newcomer);
+        let other_jobs = group_ids(&others);
+        let is_same_scope =
+            target.scope == EnforcementScope::Job && target.runner_uid == runner_uid;
+        if is_same_scope && target.other_jobs == other_jobs {
             return Ok(());
         }
-        let narrowed =
-            EnforcementTarget { scope: EnforcementScope::Job, runner_uid, ..target.clone() };
+        let narrowed = EnforcementTarget {
+            scope: EnforcementScope::Job,
+            runner_uid,
+            other_jobs,
+            ..target.clone()
+        };
         let rules = rule_set(&self.enforced, &narrowed).map_err(|error| with_causes(&error))?;
         self.table.replace(&rules).map_err(|error| with_causes(&error))?;
         *target = narrowed;
         drop(target);
+        *self.others() = others;
         self.save(jobs).map_err(|error| error.to_string())?;
+        if is_same_scope {
+            return Ok(());
+        }
         let reason = "another runner of this host started a job: only this job's own traffic is judged from now on";
         self.recorder.posture(reason.to_owned(), self.posture());
+        Ok(())
+    }
+
+    /// The groups of other jobs that are younger than this job's: those that are known and still there, and the
+    /// newcomer's. Only of a runner that is younger itself the whole group: an older one may hold this very job.
+    fn younger_groups(&self, newcomer: &[CgroupIdentity]) -> Vec<CgroupIdentity> {
+        let Some(own) = self.group.as_ref().map(JobCgroup::identity) else { return Vec::new() };
+        let mut found = self.others().clone();
+        if let Ok(hierarchy) = Hierarchy::find() {
+            found.retain(|group| {
+                hierarchy.group(&group.path).is_ok_and(|there| there.identity() == group)
+            });
+        }
+        let younger = newcomer.iter().filter(|group| group.id > own.id).cloned();
+        for group in younger {
+            if !found.contains(&group) {
+                found.push(group);
+            }
+        }
+        found
+    }
+
+    fn others(&self) -> std::sync::MutexGuard<'_, Vec<CgroupIdentity>> {
+        self.other_jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows the machine's own services, which may have been started anew since the rules were made.
+    ///
+    /// # Errors
+    /// Why the rules could not be replaced, in words.
+    pub fn follow_infrastructure(&self, infrastructure: Vec<CgroupId>) -> Result<(), String> {
+        let mut target = self.target();
+        if target.infrastructure == infrastructure {
+            return Ok(());
+        }
+        let followed = EnforcementTarget { infrastructure, ..target.clone() };
+        let rules = rule_set(&self.enforced, &followed).map_err(|error| with_causes(&error))?;
+        self.table.replace(&rules).map_err(|error| with_causes(&error))?;
+        *target = followed;
         Ok(())
     }
 
@@ -244,7 +302,8 @@ impl Job {
             (target.scope, target.runner_uid.is_some() || self.state.uid == 0)
         };
         let gaps = self.gaps().clone();
-        let state = JobState { scope, has_own_user, gaps, ..self.state.clone() };
+        let other_jobs = self.others().clone();
+        let state = JobState { scope, has_own_user, other_jobs, gaps, ..self.state.clone() };
         state.save(jobs).map(drop)
     }
 
@@ -272,6 +331,11 @@ impl Job {
     fn header(&self) -> ReportHeader {
         report_header(&self.state.id, &self.state.resolution)
     }
+}
+
+/// Groups as rules name them.
+pub(crate) fn group_ids(groups: &[CgroupIdentity]) -> Vec<CgroupId> {
+    groups.iter().map(|group| CgroupId { id: group.id, level: group.level }).collect()
 }
 
 /// How events name the job's policy.

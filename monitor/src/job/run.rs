@@ -70,8 +70,8 @@ pub async fn run(
                 }
             },
             _ = tick.tick() => {
-                let job = Arc::clone(&job);
-                blocking(move || keep_up(&job)).await;
+                let (host, job) = (Arc::clone(&host), Arc::clone(&job));
+                blocking(move || keep_up(&host, &job)).await;
             }
         }
     }
@@ -217,10 +217,15 @@ fn describe(change: &Change) -> String {
     out
 }
 
-/// Writes repeats down and prolongs the addresses of connections that are open but idle.
-fn keep_up(job: &Job) {
+/// Writes repeats down, follows the machine's own services, and prolongs the addresses of connections that are open but idle.
+fn keep_up(host: &Host, job: &Job) {
     if job.recorder.has_repeats() {
         job.recorder.write_repeats();
+    }
+    if let Err(problem) = job.follow_infrastructure(host.infrastructure_groups()) {
+        job.note_gap(format!(
+            "services of the machine that were started anew are not exempt: {problem}"
+        ));
     }
     match idle_grants(job) {
         Ok(grants) if grants.is_empty() => {}
@@ -250,7 +255,8 @@ fn idle_grants(job: &Job) -> Result<Vec<Grant>, String> {
     if expiring.is_empty() {
         return Ok(Vec::new());
     }
-    let sockets = job.sensor.diagnostics().connected().map_err(|error| with_causes(&error))?;
+    let sockets =
+        job.sensors.sockets.diagnostics().connected().map_err(|error| with_causes(&error))?;
     let mut grants = Vec::new();
     for socket in sockets {
         let flow = socket.flow();
