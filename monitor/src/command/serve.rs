@@ -40,8 +40,9 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         .thread_name("monitor")
         .build()
         .context("the runtime could not be started")?;
-    let registry = Arc::new(Registry::new(host, runtime.handle().clone()));
+    let registry = Arc::new(Registry::new(Arc::clone(&host), runtime.handle().clone()));
     registry.adopt_all();
+    host.resume_uploads();
     runtime.block_on(async {
         let socket = UnixListener::from_std(listener.socket.try_clone()?)?;
         let mut terminate = signal(SignalKind::terminate())?;
