@@ -164,6 +164,11 @@ impl World {
             .env("PATH", PATH)
     }
 
+    /// A program to be started on a machine of the internet as root, with the name server of the runner host.
+    pub fn internet_command(&self, program: impl AsRef<OsStr>) -> HostCommand {
+        self.host.command(program).network(self.internet.path())
+    }
+
     /// The world's part of the cgroup tree.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
