@@ -2,6 +2,7 @@
 
 pub mod attribution;
 pub mod backend;
+pub mod descriptors;
 pub mod flow;
 pub mod inodes;
 pub mod kernel;
@@ -10,7 +11,9 @@ mod netlink;
 pub mod nflog;
 pub mod packet;
 pub mod process;
+pub mod programs;
 mod raw_sockets;
+pub mod shells;
 pub mod sockets;
 pub mod worker_exit;
 
