@@ -102,6 +102,8 @@ pub struct Config {
     pub defaults: DefaultsConfig,
     /// The resolver.
     pub dns: DnsConfig,
+    /// The Docker engine of this host.
+    pub docker: DockerConfig,
     /// What of this machine is not the job.
     pub infrastructure: InfrastructureConfig,
     /// Which GitHub the runners belong to.
@@ -178,6 +180,18 @@ impl Default for DnsConfig {
     fn default() -> Self {
         Self { upstreams: Vec::new(), grant_floor_seconds: 60, grant_grace_seconds: 300 }
     }
+}
+
+/// `[docker]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DockerConfig {
+    /// Whether the engine asks the monitor before it makes containers: `authorization-plugins` of its `daemon.json` must
+    /// have `portcullis` as well, and then needs the monitor for everything it does.
+    pub authorization_plugin: bool,
+    /// Whether containers that a job started go on running when it ends, as on a machine that jobs deploy to. Nobody judges
+    /// what they send then.
+    pub keep_containers: bool,
 }
 
 /// `[infrastructure]`.

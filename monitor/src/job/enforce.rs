@@ -9,6 +9,7 @@ use super::{Job, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
@@ -117,6 +118,7 @@ pub fn enforce(
         recorder: Arc::clone(&recorder),
         policy: enforced.clone(),
         reference: policy_reference(&state.resolution),
+        containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -155,17 +157,19 @@ pub fn enforce(
 
     let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
     let worker = Arc::new(worker);
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+    );
+    let containers = host.containers.of_job(known, state.started);
     let responder = Arc::new(Responder::new(Parts {
         job_id: state.id.clone(),
         policy: policy_reference(&state.resolution),
         lockdown: enforced.lockdown.clone(),
         worker: Arc::clone(&worker),
         group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-        )),
+        containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
     let job = Job {
@@ -173,6 +177,7 @@ pub fn enforce(
         worker,
         group,
         responder,
+        containers,
         target: Mutex::new(target),
         table,
         book,

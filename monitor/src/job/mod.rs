@@ -21,6 +21,8 @@ pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};
 use crate::cgroup::JobCgroup;
+use crate::containers::killing::EngineContainers;
+use crate::containers::{JobParts, WatchedJob};
 use crate::dns::Resolver;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, plan, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
@@ -67,6 +69,8 @@ pub struct Job {
     sensor: Arc<ProcfsSensor>,
     /// Where findings go.
     responder: Arc<Responder>,
+    /// The containers that it has started.
+    containers: Arc<EngineContainers>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Frames stopped at the uplinks that are recorded already.
@@ -92,6 +96,21 @@ impl Job {
     /// Where whoever finds something about this job hands it.
     pub fn responder(&self) -> &Arc<Responder> {
         &self.responder
+    }
+
+    /// The job as the watcher of containers sees it; `None` when its Worker is gone.
+    fn watched(&self) -> Option<WatchedJob> {
+        WatchedJob::new(JobParts {
+            id: self.state.id.clone(),
+            worker: self.state.worker,
+            uid: self.state.uid,
+            executable: self.worker.executable().to_owned(),
+            group: self.state.cgroup.clone(),
+            started: self.state.started,
+            scope: self.scope(),
+            responder: Arc::clone(&self.responder),
+            containers: Arc::clone(&self.containers),
+        })
     }
 
     /// The posture now: the rules are read back for it.

@@ -2,6 +2,7 @@
 
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
+use crate::containers::Containers;
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::log_prefix::{LogPrefix, Path};
@@ -40,6 +41,8 @@ pub struct EventContext {
     pub policy: EffectivePolicy,
     /// How events name it.
     pub reference: PolicyReference,
+    /// How containers are called.
+    pub containers: Arc<Containers>,
 }
 
 impl EventContext {
@@ -60,8 +63,11 @@ impl EventContext {
         if prefix.path == Path::Output && prefix.kind.verdict() == Verdict::Blocked {
             self.refuse(packet);
         }
-        let event =
+        let mut event =
             network_event(&packet.headers, &prefix, name, process, &self.policy, &self.reference);
+        if prefix.path == Path::Forward {
+            event.container = self.containers.name_of(packet.headers.source);
+        }
         self.recorder.network(event);
     }
 

@@ -12,7 +12,7 @@ mod raw_sockets;
 pub mod sockets;
 pub mod worker_exit;
 
-mod bounded;
+pub(crate) mod bounded;
 
 #[cfg(test)]
 mod tests;
