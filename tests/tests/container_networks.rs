@@ -4,7 +4,7 @@ mod life;
 
 use anyhow::{Result, ensure};
 use life::{BLOCK, Done, Gate, Puppet, assert_gapless, assert_nothing_left, dns, network};
-use portcullis_common::event::{Direction, Event, Verdict};
+use portcullis_common::event::{Direction, Event, NetworkEvent, Verdict};
 use portcullis_tests::world::{Docker, DockerOptions, IMAGE};
 use portcullis_tests::{Canary, JobOutcome, World};
 
@@ -62,8 +62,19 @@ fn assert_blocked_from_container(events: &[Event], calls: &[(&str, Option<u16>)]
                 && event.port == *port
                 && event.container.as_deref().is_some_and(|container| container.contains(IMAGE))
         });
-        assert!(found, "{address} {port:?}: {events:#?}");
+        assert!(found, "{address} {port:?}: {:#?}", calls_of(events));
     }
+}
+
+/// The calls in short, for the message of a failed assertion.
+fn calls_of(events: &[Event]) -> Vec<String> {
+    let in_short = |event: &NetworkEvent| {
+        format!(
+            "{:?} {:?} {} {}:{:?} from {:?}",
+            event.verdict, event.direction, event.protocol, event.address, event.port, event.container
+        )
+    };
+    network(events).map(in_short).collect()
 }
 
 const CALLS: [(&str, Option<u16>); 6] = [

@@ -13,6 +13,7 @@ use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
@@ -120,17 +121,19 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+    );
+    let containers = host.containers.of_job(known, state.started);
     let responder = Arc::new(Responder::new(Parts {
         job_id: state.id.clone(),
         policy: policy_reference(&state.resolution),
         lockdown: enforced.lockdown.clone(),
         worker: Arc::clone(&worker),
         group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-        )),
+        containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
     let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
@@ -160,6 +163,7 @@ pub fn enforce(
         policy: enforced.clone(),
         reference: policy_reference(&state.resolution),
         frame_senders: FrameSenders::default(),
+        containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -206,6 +210,7 @@ pub fn enforce(
         worker,
         group,
         responder,
+        containers,
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),

@@ -60,6 +60,23 @@ impl KnownContainers {
         }
     }
 
+    /// Which groups are the job's containers now.
+    pub fn identities(&self) -> Vec<CgroupIdentity> {
+        self.groups().iter().map(|group| group.identity().clone()).collect()
+    }
+
+    /// Kills the containers of these groups and waits for at most `patience`. How many there were, and what did not work, in
+    /// words.
+    pub fn kill_groups(
+        &self,
+        wanted: &[CgroupIdentity],
+        patience: Duration,
+    ) -> (usize, Vec<String>) {
+        let groups: Vec<Cgroup> =
+            self.groups().into_iter().filter(|group| wanted.contains(group.identity())).collect();
+        kill_all(&groups, patience)
+    }
+
     /// The groups of the job's containers that are there now.
     fn groups(&self) -> Vec<Cgroup> {
         let Some(hierarchy) = &self.hierarchy else { return Vec::new() };
@@ -79,28 +96,31 @@ impl KnownContainers {
 
 impl JobContainers for KnownContainers {
     fn kill(&self, patience: Duration) -> (usize, Vec<String>) {
-        let groups = self.groups();
-        let mut problems = Vec::new();
-        for group in &groups {
-            if let Err(error) = group.kill() {
-                problems.push(format!(
-                    "the container {} could not be killed: {}",
-                    group.identity().path.display(),
-                    with_causes(&error)
-                ));
-            }
-        }
-        for group in &groups {
-            if !group.wait_empty(patience).unwrap_or(false) {
-                problems.push(format!(
-                    "the container {} was still there {} s after it was killed",
-                    group.identity().path.display(),
-                    patience.as_secs()
-                ));
-            }
-        }
-        (groups.len(), problems)
+        kill_all(&self.groups(), patience)
     }
+}
+
+fn kill_all(groups: &[Cgroup], patience: Duration) -> (usize, Vec<String>) {
+    let mut problems = Vec::new();
+    for group in groups {
+        if let Err(error) = group.kill() {
+            problems.push(format!(
+                "the container {} could not be killed: {}",
+                group.identity().path.display(),
+                with_causes(&error)
+            ));
+        }
+    }
+    for group in groups {
+        if !group.wait_empty(patience).unwrap_or(false) {
+            problems.push(format!(
+                "the container {} was still there {} s after it was killed",
+                group.identity().path.display(),
+                patience.as_secs()
+            ));
+        }
+    }
+    (groups.len(), problems)
 }
 
 /// The groups of containers that were made after the job's group.
