@@ -238,6 +238,21 @@ pub enum RecordedDetection {
     /// A process of the job outlived it and was killed.
     #[serde(rename = "Left-Over-Process")]
     LeftOverProcess,
+    /// A source file of the job was overwritten by a step that did not check it out.
+    #[serde(rename = "Source-File-Overwritten")]
+    SourceFileOverwritten,
+    /// The monitor, one of its files or one of its sockets was attacked.
+    #[serde(rename = "Monitor-Tampering")]
+    MonitorTampering,
+    /// A program was executed that is no file of any file system, or whose file was removed before it ran.
+    #[serde(rename = "Fileless-Execution")]
+    FilelessExecution,
+    /// A process of the job became another user by a setuid program.
+    #[serde(rename = "Sudo-Use")]
+    SudoUse,
+    /// A process of the job left the job's cgroup.
+    #[serde(rename = "Cgroup-Escape")]
+    CgroupEscape,
 }
 
 /// A fact that matches a detection type.

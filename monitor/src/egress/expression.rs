@@ -214,17 +214,9 @@ pub enum Expression {
     },
     /// Drops the packet and tells the sender.
     Reject(Rejection),
-    /// Sends the flow to a port of this host: the loopback address for what this host sends.
+    /// Sends the flow to a port of this host: on the loopback address for what this host sends, else on the first address
+    /// of the interface that the packet came by.
     Redirect {
-        /// The register with the port.
-        port: Register,
-    },
-    /// Sends the flow to another address and port.
-    DestinationNat {
-        /// The family of the address.
-        v6: bool,
-        /// Where the address starts.
-        address: Register,
         /// The register with the port.
         port: Register,
     },

@@ -77,22 +77,13 @@ pub struct Flow {
     pub remote: SocketAddr,
 }
 
-/// Where the DNS queries that arrive from an interface (a container bridge) are sent.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ForwardedDns {
-    /// The interface the queries arrive from.
-    pub interface: String,
-    /// Where the job's resolver listens for them: an address of that interface.
-    pub resolver: SocketAddr,
-}
-
-/// The ports of the job's resolver on `127.0.0.1` and `::1` of the Worker's network namespace. Without one, DNS of
-/// that family is not redirected, and so blocked like any other call.
+/// The ports of the job's resolver by family. Without one, DNS of that family is not redirected, and so blocked like any
+/// other call.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct ResolverPorts {
-    /// The port on `127.0.0.1`.
+    /// The port for IPv4.
     pub v4: Option<u16>,
-    /// The port on `::1`.
+    /// The port for IPv6.
     pub v6: Option<u16>,
 }
 
@@ -149,10 +140,10 @@ pub struct EnforcementTarget {
     /// The source ports of the resolver's upstream sockets, UDP and TCP; can be changed later
     /// (`InstalledTable::set_upstream_ports`).
     pub upstream_source_ports: Vec<u16>,
-    /// Where the job's resolver listens.
+    /// Where the job's resolver listens on `127.0.0.1` and `::1` of the Worker's network namespace.
     pub resolver: ResolverPorts,
-    /// The same for queries that arrive from container bridges.
-    pub forwarded_dns: Vec<ForwardedDns>,
+    /// Where it listens, on every address, for what containers and other network namespaces ask.
+    pub container_resolver: ResolverPorts,
     /// Interfaces through which packets leave the machine.
     pub uplinks: Vec<Uplink>,
     /// The runner's own connections at binding.
@@ -194,7 +185,7 @@ impl EnforcementTarget {
             upstreams: Vec::new(),
             upstream_source_ports: Vec::new(),
             resolver: ResolverPorts::default(),
-            forwarded_dns: Vec::new(),
+            container_resolver: ResolverPorts::default(),
             uplinks: Vec::new(),
             adopted_flows: Vec::new(),
             container_bridges: Vec::new(),

@@ -9,9 +9,10 @@ use crate::caller::{
     ProcFs, ProcessEntry, RunnerSurvey, Snapshot, Worker, WorkerCandidate, kill_left_overs,
     left_overs, runner_flows, survey_runners,
 };
-use crate::cgroup::{CgroupError, CgroupIdentity, JobCgroup, stale_job_groups};
+use crate::cgroup::{CgroupError, CgroupIdentity, Hierarchy, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
 use crate::network::interfaces;
+use crate::protect::{Protecting, Wanted};
 use crate::watch::sockets::SocketDiagnostics;
 use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
@@ -40,6 +41,8 @@ pub struct Binding {
     pub group: Option<JobCgroup>,
     /// The Worker and everything below it on their way into the group.
     pub moving: Option<Moving>,
+    /// The Worker being protected, meanwhile.
+    pub protecting: Protecting,
     /// Processes of earlier jobs that were killed, in words.
     pub left_overs: Vec<String>,
 }
@@ -54,8 +57,8 @@ impl Binding {
 }
 
 /// Processes on their way into a job's group. The kernel waits some 10 ms for all processors when it moves a process
-/// (`cgroup_threadgroup_rwsem`); the rules are made meanwhile. No step of the job runs before the hook has its answer, and
-/// that waits for both.
+/// (`cgroup_threadgroup_rwsem`), so this is begun before everything else; policy and rules are made meanwhile. No step of
+/// the job runs before the hook has its answer, and that waits for both.
 #[derive(Debug)]
 pub struct Moving {
     thread: io::Result<JoinHandle<Result<(), CgroupError>>>,
@@ -98,11 +101,20 @@ pub enum BindError {
     NotTellable(String),
 }
 
+/// A Worker that could not be bound, and what was made for it.
+#[derive(Debug)]
+pub struct Unbound {
+    /// Why.
+    pub error: BindError,
+    /// The group that was made, with whatever was moved there.
+    pub group: Option<JobCgroup>,
+}
+
 /// Gathers everything, moves the Worker into a group of its own and ends what earlier jobs left behind. `active` are the
 /// groups of jobs that are running.
 ///
 /// # Errors
-/// See [`BindError`].
+/// See [`BindError`]; nothing is on its way into the group any more then.
 pub fn bind(
     host: &Host,
     id: String,
@@ -110,10 +122,45 @@ pub fn bind(
     context: JobContext,
     choice: PolicyChoice,
     active: &[CgroupIdentity],
-) -> Result<Binding, BindError> {
-    let worker = Worker::open(candidate)?;
+) -> Result<Binding, Unbound> {
+    let worker =
+        Worker::open(candidate).map_err(|error| Unbound { error: error.into(), group: None })?;
+    let (group, mut left_overs) = match make_group(host, &worker, &id, active) {
+        Ok((group, ended)) => (Ok(group), ended),
+        Err(problem) => (Err(problem), Vec::new()),
+    };
+    // Before everything else: it takes the longest. Rules of running jobs must know the group first, for it is younger than
+    // theirs ([`Binding::start_moving`]).
+    let at_once = group.as_ref().ok().filter(|_| active.is_empty());
+    let moving = at_once.map(|group| Moving::start(group.clone(), worker.key()));
     let snapshot = Snapshot::take();
+    if let (Ok(_), Ok(hierarchy)) = (&group, &host.hierarchy) {
+        left_overs.extend(end_orphans(hierarchy, worker.uid(), active, &snapshot));
+    }
     let survey = survey_runners(&snapshot, candidate);
+    match gather(host, id, &worker, survey, context, choice, &group) {
+        Ok(state) => {
+            let protecting = protect(&state);
+            Ok(Binding { state, worker, group: group.ok(), moving, protecting, left_overs })
+        }
+        Err(error) => {
+            // Whatever became of the move: what was moved is moved back, or ended.
+            let _ = moving.map(Moving::finish);
+            Err(Unbound { error, group: group.ok() })
+        }
+    }
+}
+
+/// What has to be written down of the job.
+fn gather(
+    host: &Host,
+    id: String,
+    worker: &Worker,
+    survey: RunnerSurvey,
+    context: JobContext,
+    choice: PolicyChoice,
+    group: &Result<JobCgroup, String>,
+) -> Result<JobState, BindError> {
     let scope = scope(host.config.defaults.scope, survey);
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
     if choice.origin == Origin::Store && choice.resolution.scope == ScopeKind::Default {
@@ -126,6 +173,13 @@ pub fn bind(
         ));
     }
     warnings.extend(choice.resolution.policy.warnings());
+    if let Err(problem) = group {
+        if scope == EnforcementScope::Job && survey.user_is_shared {
+            return Err(BindError::NotTellable(problem.clone()));
+        }
+        tracing::error!(job.id = id, reason = problem, "the job has no cgroup of its own");
+        warnings.push(format!("the job has no cgroup of its own: {problem}"));
+    }
 
     let namespace = worker.network_namespace()?;
     let network_namespace = namespace_id(&namespace).map_err(BindError::Network)?;
@@ -133,26 +187,13 @@ pub fn bind(
     let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
     let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
     let flows = runner_flows(&runner, &diagnostics)?;
-
-    // Last, for nothing that follows can fail: a group that was made is a group that is used.
-    let (group, left_overs) = match make_group(host, &worker, &id, active, &snapshot) {
-        Ok((group, left_overs)) => (Some(group), left_overs),
-        Err(problem) if scope == EnforcementScope::Job && survey.user_is_shared => {
-            return Err(BindError::NotTellable(problem));
-        }
-        Err(problem) => {
-            tracing::error!(job.id = id, reason = problem, "the job has no cgroup of its own");
-            warnings.push(format!("the job has no cgroup of its own: {problem}"));
-            (None, Vec::new())
-        }
-    };
-    let state = JobState {
+    Ok(JobState {
         format: JobState::FORMAT,
         id,
         context,
         worker: worker.key(),
         uid: worker.uid(),
-        cgroup: group.as_ref().map(|group| group.identity().clone()),
+        cgroup: group.as_ref().ok().map(|group| group.identity().clone()),
         is_audit_fallback: matches!(choice.origin, Origin::AuditFallback { .. }),
         resolution: choice.resolution,
         on_failure: choice.on_failure,
@@ -171,13 +212,15 @@ pub fn bind(
             .collect(),
         gaps: Vec::new(),
         started: Timestamp::now(),
-    };
-    // With several runners the rules of the other jobs must know the group first: [`Binding::start_moving`].
-    let moving = group
-        .as_ref()
-        .filter(|_| scope == EnforcementScope::Host)
-        .map(|group| Moving::start(group.clone(), worker.key()));
-    Ok(Binding { state, worker, group, moving, left_overs })
+    })
+}
+
+/// Starts to protect the Worker of `state` as its policy says. Also when it is taken over after a restart: what is in force
+/// already is left as it is.
+pub fn protect(state: &JobState) -> Protecting {
+    let policy = &state.resolution.policy;
+    let no_new_privileges = policy.disable_sudo || policy.disable_sudo_and_containers;
+    Protecting::start(state.worker, state.uid, Wanted { no_new_privileges })
 }
 
 fn namespace_id(namespace: &File) -> io::Result<NetworkNamespaceId> {
@@ -193,13 +236,12 @@ fn scope(configured: ScopeConfig, survey: RunnerSurvey) -> EnforcementScope {
     }
 }
 
-/// Ends the groups of earlier jobs and the processes they left behind, then makes the group of this one.
+/// Ends the groups of earlier jobs, then makes the group of this one.
 fn make_group(
     host: &Host,
     worker: &Worker,
     id: &str,
     active: &[CgroupIdentity],
-    snapshot: &Snapshot,
 ) -> Result<(JobCgroup, Vec<String>), String> {
     let hierarchy = host.hierarchy.as_ref().map_err(Clone::clone)?;
     let of_worker = hierarchy.group_of(worker.pid()).map_err(|error| with_causes(&error))?;
@@ -212,21 +254,29 @@ fn make_group(
             Err(error) => return Err(with_causes(&error)),
         }
     }
+    let group = JobCgroup::create_empty(hierarchy, worker.key(), id)
+        .map_err(|error| with_causes(&error))?;
+    Ok((group, ended))
+}
+
+/// Ends the processes that earlier jobs of the user left outside of their groups.
+fn end_orphans(
+    hierarchy: &Hierarchy,
+    uid: u32,
+    active: &[CgroupIdentity],
+    snapshot: &Snapshot,
+) -> Vec<String> {
     let active_groups: Vec<_> =
         active.iter().filter_map(|group| JobCgroup::open_existing(hierarchy, group).ok()).collect();
     let is_active =
         |process: &ProcessEntry| active_groups.iter().any(|group| group.contains(process.key.pid));
-    let mut orphans = left_overs(snapshot, worker.uid(), is_active);
+    let mut orphans = left_overs(snapshot, uid, is_active);
     if !orphans.is_empty() {
         // A snapshot is not of one moment: what is killed is looked at once more.
-        orphans = left_overs(&ProcFs, worker.uid(), is_active);
+        orphans = left_overs(&ProcFs, uid, is_active);
     }
-    for outcome in kill_left_overs(orphans) {
-        ended.push(format!("process {}", outcome.process.key.pid));
-    }
-    let group = JobCgroup::create_empty(hierarchy, worker.key(), id)
-        .map_err(|error| with_causes(&error))?;
-    Ok((group, ended))
+    let outcomes = kill_left_overs(orphans);
+    outcomes.into_iter().map(|outcome| format!("process {}", outcome.process.key.pid)).collect()
 }
 
 #[cfg(test)]

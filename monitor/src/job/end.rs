@@ -36,7 +36,9 @@ const KEPT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Ends the job; blocks until everything of it is gone.
 pub fn end(host: &Host, job: &Job, reason: &str) {
-    kill_what_is_left(job);
+    // A lockdown that is under way ends first: it kills the Worker before it has written down why.
+    let is_locked_down = job.responder.is_locked_down();
+    kill_what_is_left(job, is_locked_down);
     let resolver = job.resolver.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(resolver);
     job.dns_sink.flush();
@@ -45,6 +47,12 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     for difference in differences(&counters) {
         job.note_gap(difference);
     }
+    let not_recorded = job.responder.not_recorded();
+    if not_recorded > 0 {
+        job.note_gap(format!(
+            "{not_recorded} detections were counted and not recorded one by one: there were too many of a type"
+        ));
+    }
     let lost = job.dns_sink.lost() + job.recorder.totals().lost_events;
     if lost > 0 {
         job.note_gap(format!(
@@ -52,6 +60,9 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
         ));
     }
     let mut reason = reason.to_owned();
+    if is_locked_down {
+        "the job was killed by a lockdown".clone_into(&mut reason);
+    }
     if job.group.is_some() {
         reason.push_str(" and its cgroup is empty");
     }
@@ -86,12 +97,13 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
 }
 
 /// Freezes first, so that nothing can fork away from what kills it.
-fn kill_what_is_left(job: &Job) {
+fn kill_what_is_left(job: &Job, is_locked_down: bool) {
     let Some(group) = &job.group else { return };
     if let Err(error) = group.freeze() {
         tracing::warn!(job.id = job.id(), error = %with_causes(&error), "the job could not be frozen");
     }
-    let left = group.processes().unwrap_or_default();
+    // What a lockdown has killed is no left-over, even if it is not gone yet.
+    let left = if is_locked_down { Vec::new() } else { group.processes().unwrap_or_default() };
     for pid in left.iter().take(32) {
         let process = job.process(*pid);
         let name = process

@@ -14,13 +14,15 @@ use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::{
-    CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts,
-    TableName, Uplink,
+    CgroupId, EnforcementTarget, Flow, Interface, OwnerMode, ResolverPorts, TableName, Uplink,
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
-use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::nftables::InstalledTable;
+use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
+use crate::respond::containers::KnownContainers;
+use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::{NflogGroup, NflogReader};
@@ -32,8 +34,8 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The NFLOG groups that are tried. Low numbers are what administrators write by hand; the kernel has 65 536.
@@ -83,8 +85,8 @@ pub fn enforce(
     state: JobState,
     worker: Worker,
     group: Option<JobCgroup>,
+    protecting: Protecting,
     rules: Rules,
-    started: Instant,
 ) -> Result<Enforced, EnforceError> {
     let namespace =
         worker.network_namespace().map_err(at("the Worker's network namespace can't be opened"))?;
@@ -127,7 +129,7 @@ pub fn enforce(
             .map_err(at("the thread of DNS events can't be started"))?,
     );
 
-    let config = resolver_config(&enforced, &namespace, &links, &servers, &host.config.dns)
+    let config = resolver_config(&enforced, &namespace, &servers, &host.config.dns)
         .map_err(at("the Worker's network namespace can't be held"))?;
     let resolver = Resolver::start(
         config,
@@ -142,6 +144,11 @@ pub fn enforce(
     let rules_value =
         rule_set(&enforced, &target).map_err(at("the policy can't be made into rules"))?;
     let reader = read_packets(packets, &context)?;
+    // As late as can be, and before anything is in the kernel that would have to be taken out again.
+    let protection = protecting.finish();
+    if let Some(failure) = &protection.failure {
+        return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
+    }
     let installed = match rules {
         Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
         Rules::LeftByEarlierMonitor => {
@@ -151,17 +158,33 @@ pub fn enforce(
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
-    if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+    if let Err(error) = table.forget_dns_flows(namespace.as_fd()) {
         // Such a flow is blocked instead of redirected: its program has to ask again from another port.
         tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
     }
 
-    let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
+    let features =
+        features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
+    let worker = Arc::new(worker);
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::new(KnownContainers::new(
+            host.hierarchy.as_ref().ok().cloned(),
+            state.cgroup.clone(),
+            state.scope,
+        )),
+        recorder: Arc::clone(&recorder),
+    }));
     let job = Job {
         enforced,
-        worker: Arc::new(worker),
+        worker,
         group,
         other_jobs: Mutex::new(state.other_jobs.clone()),
+        responder,
         target: Mutex::new(target),
         table,
         book,
@@ -173,7 +196,7 @@ pub fn enforce(
         features,
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
-        applied_ms: started.elapsed().as_secs_f64() * 1e3,
+        applied_ms: OnceLock::new(),
         state,
     };
     Ok(Enforced { job: Arc::new(job), notices })
@@ -226,28 +249,16 @@ fn upstream_servers(
 fn resolver_config(
     policy: &EffectivePolicy,
     namespace: &File,
-    links: &[network::Interface],
     servers: &SystemResolver,
     dns: &DnsConfig,
 ) -> std::io::Result<ResolverConfig> {
-    let bridges = links.iter().filter(|link| link.is_container_bridge());
-    let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    listen.extend(
-        bridges
-            .flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))),
-    );
     let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.upstreams.clone());
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
-    config.listen = listen;
+    config.listen_anywhere = true;
     config.search_domains.clone_from(&servers.search_domains);
     config.lifetimes.grant_floor = Duration::from_secs(dns.grant_floor_seconds.into());
     config.lifetimes.grant_grace = Duration::from_secs(dns.grant_grace_seconds.into());
     Ok(config)
-}
-
-/// Listening on a link-local address needs its interface; containers ask the bridge's other address.
-fn is_link_local(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Everything measured that the rule set depends on.
@@ -278,16 +289,11 @@ fn target(
         v4: listens(Ipv4Addr::LOCALHOST.into()),
         v6: listens(Ipv6Addr::LOCALHOST.into()),
     };
-    target.forwarded_dns = links
-        .iter()
-        .filter(|link| link.is_container_bridge())
-        .flat_map(|link| {
-            let of_link = link.addresses.iter().filter_map(|address| {
-                listens(*address).map(|port| SocketAddr::new(*address, port))
-            });
-            of_link.map(|resolver| ForwardedDns { interface: link.name.clone(), resolver })
-        })
-        .collect();
+    let anywhere = |is_v4: bool| {
+        let mut listeners = resolver.listens_anywhere().iter();
+        listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
+    };
+    target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
     target.uplinks = links
@@ -332,6 +338,7 @@ fn features(
     rules: &RuleSet,
     resolver: &Resolver,
     has_group: bool,
+    protection: Protection,
 ) -> Vec<Feature> {
     let feature =
         |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
@@ -368,10 +375,14 @@ fn features(
         let reason = format!("no resolver on {}: {}", skipped.address, skipped.error);
         features.push(feature("sensor-dns-listener", FeatureState::Degraded, reason));
     }
-    features.push(job_privileges(worker.pid(), host.paths.root()));
+    features.push(job_privileges(
+        worker.pid(),
+        host.paths.root(),
+        protection.has_no_new_privileges,
+    ));
+    features.extend(protection.features);
     let policy = &state.resolution.policy;
     let asked_for_but_missing = [
-        (policy.disable_sudo, "disable-sudo"),
         (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
         (policy.lockdown.enabled, "lockdown-mode"),
     ];

@@ -28,6 +28,7 @@ use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
+use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
@@ -41,7 +42,8 @@ use portcullis_common::wire::{JobStatus, Started};
 use sink::DnsSink;
 use state::JobState;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Gaps of one job that its posture lists. A job that makes gaps on purpose must not fill the monitor's memory.
 const MAX_GAPS: usize = 64;
@@ -66,13 +68,16 @@ pub struct Job {
     packets: Mutex<Option<NflogReader>>,
     recorder: Arc<Recorder>,
     sensor: Arc<ProcfsSensor>,
+    /// Where findings go.
+    responder: Arc<Responder>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Gaps found since.
     gaps: Mutex<Vec<String>>,
     /// Where running jobs are written down.
     jobs_directory: PathBuf,
-    applied_ms: f64,
+    /// How long it took until everything was in force; absent for a job that was taken over.
+    applied_ms: OnceLock<f64>,
 }
 
 impl Job {
@@ -84,6 +89,21 @@ impl Job {
     /// What is known of it on disk, too.
     pub fn state(&self) -> &JobState {
         &self.state
+    }
+
+    /// Where whoever finds something about this job hands it.
+    pub fn responder(&self) -> &Arc<Responder> {
+        &self.responder
+    }
+
+    /// Notes that everything is in force: the rules are verified and the processes are in their group.
+    fn is_in_force(&self, since_request: Instant) {
+        // Once: what is asked again later took no time.
+        let _ = self.applied_ms.set(since_request.elapsed().as_secs_f64() * 1e3);
+    }
+
+    fn applied_ms(&self) -> f64 {
+        self.applied_ms.get().copied().unwrap_or_default()
     }
 
     /// The posture now: the rules are read back for it.
@@ -149,7 +169,7 @@ impl Job {
             mode: resolution.policy.egress,
             endpoints: resolution.policy.allowed.len() as u64,
             posture,
-            applied_ms: self.applied_ms,
+            applied_ms: self.applied_ms(),
         }
     }
 

@@ -133,8 +133,10 @@ impl Registry {
     ) -> Result<Arc<Job>, Failure> {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
-        let mut binding = bind(&self.host, id.to_owned(), candidate, context, choice, &active)
-            .map_err(|error| with_causes(&error))?;
+        let mut binding =
+            bind(&self.host, id.to_owned(), candidate, context, choice, &active).map_err(
+                |unbound| Failure { problem: with_causes(&unbound.error), group: unbound.group },
+            )?;
         let group = binding.group.clone();
         let undo = |problem: String| {
             // Nothing is left of an attempt that failed, on disk either.
@@ -158,9 +160,15 @@ impl Registry {
             return Err(undo(problem));
         }
         let guard = self.runtime.enter();
-        let enforced =
-            enforce(&self.host, binding.state, binding.worker, group.clone(), Rules::New, started)
-                .map_err(|error: EnforceError| undo(with_causes(&error)));
+        let enforced = enforce(
+            &self.host,
+            binding.state,
+            binding.worker,
+            group.clone(),
+            binding.protecting,
+            Rules::New,
+        )
+        .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
         let moved = moved();
         let enforced = enforced?;
@@ -170,6 +178,7 @@ impl Registry {
             end(&self.host, &job, "its processes could not be moved into its cgroup");
             return Err(Failure { problem, group: None });
         }
+        job.is_in_force(started);
         let policy = &job.state().resolution.policy;
         job.recorder.job(JobEvent {
             stage: JobStage::Started,
@@ -196,7 +205,7 @@ impl Registry {
         tracing::info!(
             job.id = id,
             policy = policy.name,
-            applied_ms = job.applied_ms,
+            applied_ms = job.applied_ms(),
             "a policy is in force"
         );
         self.watch(enforced);

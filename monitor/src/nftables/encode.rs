@@ -338,11 +338,6 @@ fn expression_body(body: &mut Attributes<'_>, expression: &Expression) {
         Expression::Redirect { port } => named(body, "redir", |data| {
             data.be32(1, register(*port));
         }),
-        Expression::DestinationNat { v6, address, port } => named(body, "nat", |data| {
-            let family = if *v6 { kernel::NFPROTO_IPV6 } else { kernel::NFPROTO_IPV4 };
-            data.be32(1, 1).be32(2, u32::from(family));
-            data.be32(3, register(*address)).be32(5, register(*port));
-        }),
         Expression::Verdict(verdict) => named(body, "immediate", |data| {
             data.be32(1, 0).nest(2, |value| {
                 value.nest(2, |body| verdict_body(body, verdict));

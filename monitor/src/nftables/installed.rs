@@ -1,5 +1,6 @@
 //! A job's tables in the kernel, from installation to removal.
 
+use super::conntrack;
 use super::decode::FoundElement;
 use super::encode::{
     ElementValue, add_all, add_elements, delete_elements, delete_table, family_number,
@@ -209,6 +210,23 @@ impl InstalledTable {
             );
         }
         Ok(found)
+    }
+
+    /// Makes connection tracking forget every flow to port 53 in `namespace`, that of the tables. Address translation is
+    /// decided with the first packet of a flow, so that an old one would go on past the DNS redirection. Returns how many
+    /// there were.
+    ///
+    /// It asks by the socket that owns the tables: the kernel lets the `close` of any other netfilter socket wait until all
+    /// that a transaction has just replaced is freed, an RCU grace period of some 10 ms.
+    ///
+    /// # Errors
+    /// When the flows can't be listed or deleted (needs `CAP_NET_ADMIN`).
+    pub fn forget_dns_flows(&self, namespace: BorrowedFd<'_>) -> io::Result<usize> {
+        // Listing looks through the whole hash table, however few flows are in it: milliseconds that a job waits for.
+        if in_network_namespace(namespace, conntrack::flow_count)? == Some(0) {
+            return Ok(0);
+        }
+        conntrack::forget_dns_flows(&mut self.state().socket)
     }
 
     /// Sets the source ports of the resolver's upstream sockets.

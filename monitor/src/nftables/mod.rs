@@ -12,7 +12,6 @@ mod verify;
 mod watcher;
 mod wire;
 
-pub use conntrack::forget_dns_flows;
 pub use error::InstallError;
 pub use grants::LiveGrant;
 pub use installed::{Counter, InstalledTable};

@@ -4,6 +4,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// Opens a pidfd (close-on-exec) for the process that holds `pid` now.
 ///
@@ -50,6 +51,26 @@ pub fn has_exited(pidfd: impl AsFd) -> io::Result<bool> {
     Ok(poll(&mut descriptors, PollTimeout::ZERO)? > 0)
 }
 
+/// Waits until the process has exited; `false` when `patience` ran out.
+///
+/// # Errors
+/// When the descriptor can't be polled.
+pub fn wait_exit(pidfd: impl AsFd, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout =
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let mut descriptors = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut descriptors, timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,7 +81,9 @@ mod tests {
         let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
         let pidfd = open(child.id()).unwrap();
         assert!(!has_exited(&pidfd).unwrap());
+        assert!(!wait_exit(&pidfd, Duration::from_millis(2)).unwrap());
         send_signal(pidfd.as_fd(), Signal::SIGKILL).unwrap();
+        assert!(wait_exit(&pidfd, Duration::from_mins(1)).unwrap());
         child.wait().unwrap();
         assert!(has_exited(&pidfd).unwrap());
         let error = send_signal(pidfd.as_fd(), Signal::SIGKILL).unwrap_err();

@@ -10,8 +10,7 @@ use portcullis_monitor::egress::grant::GrantError;
 use portcullis_monitor::egress::plan::rule_set;
 use portcullis_monitor::egress::target::{EnforcementTarget, KernelSupport, OwnerMode};
 use portcullis_monitor::nftables::{
-    ActionKind, ChangeWatcher, InstallError, InstalledTable, Notice, ObjectKind, OwnPorts,
-    forget_dns_flows, probe,
+    ActionKind, ChangeWatcher, InstallError, InstalledTable, Notice, ObjectKind, OwnPorts, probe,
 };
 use std::time::{Duration, Instant};
 
@@ -382,7 +381,9 @@ fn flows_of_dns_from_before_are_forgotten_and_others_are_not() {
         listed.lines().filter(|line| line.contains(&format!("dport={port} "))).count()
     };
     assert_eq!((tracked(53), tracked(443)), (3, 3));
-    assert_eq!(forget_dns_flows(world.host.fd()).unwrap(), 3);
+    let rules = rule_set(&policy(EgressMode::Block, &[], &[]), &host_target(&world)).unwrap();
+    let table = InstalledTable::install(world.host.fd(), &rules).unwrap();
+    assert_eq!(table.forget_dns_flows(world.host.fd()).unwrap(), 3);
     assert_eq!((tracked(53), tracked(443)), (0, 3));
 }
 

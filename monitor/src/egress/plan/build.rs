@@ -179,10 +179,6 @@ impl RuleBuilder {
         self.load_destination(family, Register::FIRST).compare(Comparison::Equal, address)
     }
 
-    pub(super) fn source(self, family: IpFamily, address: &[u8]) -> Self {
-        self.load_source(family, Register::FIRST).compare(Comparison::Equal, address)
-    }
-
     pub(super) fn source_port(self, port: u16) -> Self {
         self.load_source_port(Register::FIRST).compare(Comparison::Equal, port.to_be_bytes())
     }

@@ -166,11 +166,7 @@ fn check(target: &EnforcementTarget) -> Result<(), PlanError> {
     if target.other_jobs.iter().any(|cgroup| cgroup.level == 0) {
         return Err(PlanError::RootCgroup { whom: "another job" });
     }
-    let names = target
-        .uplinks
-        .iter()
-        .map(|uplink| &uplink.interface.name)
-        .chain(target.forwarded_dns.iter().map(|forwarded| &forwarded.interface));
+    let names = target.uplinks.iter().map(|uplink| &uplink.interface.name);
     for name in names {
         if name.is_empty() || name.len() > MAX_INTERFACE_NAME_BYTES || name.contains('\0') {
             return Err(PlanError::InterfaceName(name.clone()));

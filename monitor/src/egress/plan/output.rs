@@ -1,6 +1,7 @@
 //! Packets that processes of the Worker's network namespace send.
 
 use super::build::{RuleBuilder, protocol, rule, state, status};
+use super::dns::by_family;
 use super::endpoints::address_bytes;
 use super::{
     Plan, base_chain, chain, counters, family_of, infrastructure_set, other_jobs_set, set,
@@ -21,19 +22,25 @@ const ROOT: u32 = 0;
 impl Plan<'_> {
     /// `output`: whose packet is it?
     pub(super) fn output(&self) -> Chain {
-        let mut rules: Vec<Rule> = self
-            .resolvers()
-            .into_iter()
-            .map(|resolver| {
-                let family = family_of(&resolver);
+        let mut rules: Vec<Rule> = by_family(self.target.container_resolver)
+            .map(|(family, port)| {
                 rule()
+                    .leaves_by_loopback()
                     .family(family)
-                    .destination(family, &address_bytes(resolver.ip()))
                     .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
-                    .destination_port(resolver.port())
+                    .destination_port(port)
                     .goto("resolver")
             })
             .collect();
+        rules.extend(self.resolvers().into_iter().map(|resolver| {
+            let family = family_of(&resolver);
+            rule()
+                .family(family)
+                .destination(family, &address_bytes(resolver.ip()))
+                .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                .destination_port(resolver.port())
+                .goto("resolver")
+        }));
         rules.push(rule().leaves_by_loopback().accept());
         rules.extend(self.infrastructure_rules());
         rules.push(rule().jump("upstream"));
@@ -80,8 +87,7 @@ impl Plan<'_> {
         let ports = self.target.resolver;
         let v4 = ports.v4.map(|port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
         let v6 = ports.v6.map(|port| SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port));
-        let forwarded = self.target.forwarded_dns.iter().map(|forwarded| forwarded.resolver);
-        v4.into_iter().chain(v6).chain(forwarded).collect()
+        v4.into_iter().chain(v6).collect()
     }
 
     /// Who may ask the job's resolver: in scope `job` only the job.
@@ -127,18 +133,14 @@ impl Plan<'_> {
 
     /// The resolver's answers to containers.
     fn resolver_answers(&self) -> Vec<Rule> {
-        self.target
-            .forwarded_dns
-            .iter()
-            .map(|forwarded| {
-                let family = family_of(&forwarded.resolver);
+        by_family(self.target.container_resolver)
+            .map(|(family, port)| {
                 self.monitor(
                     rule()
-                        .meta(MetaKey::OutputName, super::build::text_key(&forwarded.interface))
+                        .meta_not_in(MetaKey::OutputIndex, set::UPLINKS)
                         .family(family)
-                        .source(family, &address_bytes(forwarded.resolver.ip()))
                         .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
-                        .source_port(forwarded.resolver.port()),
+                        .source_port(port),
                 )
                 .accept()
             })

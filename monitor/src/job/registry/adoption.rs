@@ -4,6 +4,7 @@ use super::Registry;
 use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{CallerError, ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
+use crate::job::binding::protect;
 use crate::job::end::write_report;
 use crate::job::enforce::{Rules, enforce, table_name};
 use crate::job::host::Host;
@@ -19,7 +20,7 @@ use portcullis_common::hook::with_causes;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long what is left of a job may take to be gone once it was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +40,6 @@ impl Registry {
 
     fn adopt(&self, state: JobState) {
         let id = state.id.clone();
-        let started = Instant::now();
         let worker = match Worker::reopen(state.worker) {
             Ok(worker) => worker,
             Err(CallerError::Gone { .. }) => {
@@ -55,8 +55,14 @@ impl Registry {
         let since = last_written(&self.host, &id);
         let guard = self.runtime.enter();
         let exit = WorkerExit::watch(&worker);
-        let enforced =
-            enforce(&self.host, state.clone(), worker, group, Rules::LeftByEarlierMonitor, started);
+        let enforced = enforce(
+            &self.host,
+            state.clone(),
+            worker,
+            group,
+            protect(&state),
+            Rules::LeftByEarlierMonitor,
+        );
         drop(guard);
         match enforced {
             Ok(enforced) => {

@@ -9,6 +9,7 @@ use crate::job::report_header;
 use crate::job::run::blocking;
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
+use crate::respond::tell_runner;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{EnforcementScope, JobEvent, JobStage, Posture, PostureLevel};
 use portcullis_common::hook::with_causes;
@@ -17,8 +18,6 @@ use portcullis_common::report::markdown;
 use portcullis_common::resolution::Resolution;
 use portcullis_common::wire::{Answer, RefusalKind, Started};
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -162,7 +161,9 @@ impl Registry {
         );
         let unenforced = Unenforced::new(self, id, candidate.worker, resolution, message.clone());
         if let Ok(worker) = worker {
-            tell_runner(&worker, &message);
+            if let Err(error) = tell_runner(&worker, &message) {
+                tracing::warn!(worker.pid = worker.pid(), error = %error, "the reason could not be written to the Worker's standard error");
+            }
             if let Err(error) = worker.kill() {
                 tracing::error!(worker.pid = worker.pid(), error = %error, "the Worker could not be killed");
             }
@@ -228,20 +229,4 @@ impl Registry {
 
 fn dissolve(group: &JobCgroup, hierarchy: &Hierarchy) -> Result<(), String> {
     group.dissolve(hierarchy).map_err(|error| with_causes(&error))
-}
-
-/// Writes to the Worker's standard error: the Listener makes it the annotation of a job whose Worker dies
-/// (actions/runner, JobDispatcher.cs).
-fn tell_runner(worker: &Worker, message: &str) {
-    let path = format!("/proc/{}/fd/2", worker.pid());
-    // A full pipe must not hold the monitor.
-    let opened = fs::OpenOptions::new()
-        .write(true)
-        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
-        .open(path);
-    let written: io::Result<()> =
-        opened.and_then(|mut file| file.write_all(format!("Portcullis: {message}\n").as_bytes()));
-    if let Err(error) = written {
-        tracing::warn!(worker.pid = worker.pid(), error = %error, "the reason could not be written to the Worker's standard error");
-    }
 }
