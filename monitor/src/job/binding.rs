@@ -11,8 +11,9 @@ use crate::caller::{
 };
 use crate::cgroup::{CgroupError, CgroupIdentity, Hierarchy, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
-use crate::network::interfaces;
+use crate::network::{Interface, interfaces};
 use crate::protect::{Protecting, Wanted};
+use crate::watch::flow::Flow;
 use crate::watch::sockets::SocketDiagnostics;
 use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
@@ -24,6 +25,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -45,10 +47,12 @@ pub struct Binding {
     pub protecting: Protecting,
     /// Processes of earlier jobs that were killed, in words.
     pub left_overs: Vec<String>,
+    /// The interfaces of the Worker's network namespace.
+    pub links: Vec<Interface>,
 }
 
 impl Binding {
-    /// Starts to move the Worker into its group, unless that has begun.
+    /// Starts to move the Worker into its group, unless that has begun: once the rules of other jobs know the group.
     pub fn start_moving(&mut self) {
         if let (None, Some(group)) = (&self.moving, &self.group) {
             self.moving = Some(Moving::start(group.clone(), self.worker.key()));
@@ -129,19 +133,57 @@ pub fn bind(
         Ok((group, ended)) => (Ok(group), ended),
         Err(problem) => (Err(problem), Vec::new()),
     };
-    // Before everything else: it takes the longest. Rules of running jobs must know the group first, for it is younger than
-    // theirs ([`Binding::start_moving`]).
-    let at_once = group.as_ref().ok().filter(|_| active.is_empty());
-    let moving = at_once.map(|group| Moving::start(group.clone(), worker.key()));
-    let snapshot = Snapshot::take();
-    if let (Ok(_), Ok(hierarchy)) = (&group, &host.hierarchy) {
-        left_overs.extend(end_orphans(hierarchy, worker.uid(), active, &snapshot));
-    }
-    let survey = survey_runners(&snapshot, candidate);
-    match gather(host, id, &worker, survey, context, choice, &group) {
-        Ok(state) => {
+    // Before everything else: it takes the longest. Rules of other jobs must know the group before anything is in it.
+    let is_alone = active.is_empty();
+    let moving = group
+        .as_ref()
+        .ok()
+        .filter(|_| is_alone)
+        .map(|group| Moving::start(group.clone(), worker.key()));
+    let hierarchy = host.hierarchy.as_ref().ok().filter(|_| group.is_ok());
+    let (surveyed, network) = thread::scope(|scope| {
+        let surveying = scope.spawn(|| {
+            let snapshot = Snapshot::take();
+            let ended = hierarchy
+                .map(|hierarchy| end_orphans(hierarchy, worker.uid(), active, &snapshot))
+                .unwrap_or_default();
+            (survey_runners(&snapshot, candidate), ended)
+        });
+        let network = Network::of(&worker);
+        (surveying.join(), network)
+    });
+    let (survey, ended) = surveyed.unwrap_or_else(|panic| resume_unwind(panic));
+    left_overs.extend(ended);
+    let found = network.and_then(|network| {
+        let scope = scope(host.config.defaults.scope, survey);
+        if let Err(problem) = &group
+            && scope == EnforcementScope::Job
+            && survey.user_is_shared
+        {
+            return Err(BindError::NotTellable(problem.clone()));
+        }
+        Ok((network, scope))
+    });
+    match found {
+        Ok((network, scope)) => {
+            let has_own_user = !survey.user_is_shared;
+            let links = network.links.clone();
+            let mut state = state(id, &worker, context, choice, network);
+            (state.scope, state.has_own_user) = (scope, has_own_user);
+            match &group {
+                Ok(group) => state.cgroup = Some(group.identity().clone()),
+                Err(problem) => {
+                    tracing::error!(
+                        job.id = state.id,
+                        reason = problem,
+                        "the job has no cgroup of its own"
+                    );
+                    state.warnings.push(format!("the job has no cgroup of its own: {problem}"));
+                }
+            }
             let protecting = protect(&state);
-            Ok(Binding { state, worker, group: group.ok(), moving, protecting, left_overs })
+            let group = group.ok();
+            Ok(Binding { state, worker, group, moving, protecting, left_overs, links })
         }
         Err(error) => {
             // Whatever became of the move: what was moved is moved back, or ended.
@@ -151,17 +193,35 @@ pub fn bind(
     }
 }
 
-/// What has to be written down of the job.
-fn gather(
-    host: &Host,
+/// What a Worker's network namespace looks like.
+struct Network {
+    id: NetworkNamespaceId,
+    links: Vec<Interface>,
+    /// The runner's own connections.
+    flows: Vec<Flow>,
+}
+
+impl Network {
+    fn of(worker: &Worker) -> Result<Self, BindError> {
+        let namespace = worker.network_namespace()?;
+        let id = namespace_id(&namespace).map_err(BindError::Network)?;
+        let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
+        let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
+        let runner: Vec<_> =
+            [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
+        let flows = runner_flows(&runner, &diagnostics)?;
+        Ok(Self { id, links, flows })
+    }
+}
+
+/// What has to be written down of the job; group and scope are the caller's.
+fn state(
     id: String,
     worker: &Worker,
-    survey: RunnerSurvey,
     context: JobContext,
     choice: PolicyChoice,
-    group: &Result<JobCgroup, String>,
-) -> Result<JobState, BindError> {
-    let scope = scope(host.config.defaults.scope, survey);
+    network: Network,
+) -> JobState {
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
     if choice.origin == Origin::Store && choice.resolution.scope == ScopeKind::Default {
         let effect = match choice.resolution.policy.egress {
@@ -173,46 +233,36 @@ fn gather(
         ));
     }
     warnings.extend(choice.resolution.policy.warnings());
-    if let Err(problem) = group {
-        if scope == EnforcementScope::Job && survey.user_is_shared {
-            return Err(BindError::NotTellable(problem.clone()));
-        }
-        tracing::error!(job.id = id, reason = problem, "the job has no cgroup of its own");
-        warnings.push(format!("the job has no cgroup of its own: {problem}"));
-    }
-
-    let namespace = worker.network_namespace()?;
-    let network_namespace = namespace_id(&namespace).map_err(BindError::Network)?;
-    let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
-    let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
-    let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
-    let flows = runner_flows(&runner, &diagnostics)?;
-    Ok(JobState {
+    JobState {
         format: JobState::FORMAT,
         id,
         context,
         worker: worker.key(),
         uid: worker.uid(),
-        cgroup: group.as_ref().ok().map(|group| group.identity().clone()),
+        cgroup: None,
         is_audit_fallback: matches!(choice.origin, Origin::AuditFallback { .. }),
         resolution: choice.resolution,
         on_failure: choice.on_failure,
         warnings,
-        scope,
-        has_own_user: !survey.user_is_shared,
-        network_namespace,
+        scope: EnforcementScope::Host,
+        has_own_user: false,
+        network_namespace: network.id,
         other_jobs: Vec::new(),
-        known_interfaces: links.into_iter().map(|link| (link.name, link.index)).collect(),
-        adopted_flows: flows
-            .into_iter()
-            .filter(|flow| flow.protocol == crate::watch::flow::TCP)
+        known_interfaces: network
+            .links
+            .iter()
+            .map(|link| (link.name.clone(), link.index))
+            .collect(),
+        adopted_flows: network
+            .flows
+            .iter()
             // Loopback is not judged.
             .filter(|flow| !flow.destination.ip().is_loopback())
             .map(|flow| (flow.source, flow.destination))
             .collect(),
         gaps: Vec::new(),
         started: Timestamp::now(),
-    })
+    }
 }
 
 /// Starts to protect the Worker of `state` as its policy says. Also when it is taken over after a restart: what is in force

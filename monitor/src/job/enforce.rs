@@ -1,9 +1,11 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
+use super::detectors::{self, Detectors};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::shell_watch::{self, LookSoon, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, group_ids, policy_reference};
@@ -18,7 +20,7 @@ use crate::egress::target::{
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
-use crate::nftables::InstalledTable;
+use crate::nftables::{InstalledTable, forget_dns_flows};
 use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
@@ -34,7 +36,8 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -76,7 +79,8 @@ pub struct Enforced {
     pub notices: mpsc::Receiver<String>,
 }
 
-/// Puts the policy of `state` in force for `worker`. Must be called within a tokio runtime, on a thread that may block.
+/// Puts the policy of `state` in force for `worker`; `links` are the interfaces of its network namespace, where they are known
+/// already. Must be called within a tokio runtime, on a thread that may block.
 ///
 /// # Errors
 /// When anything that enforcement rests on can't be had; then no rules are left behind.
@@ -86,12 +90,16 @@ pub fn enforce(
     worker: Worker,
     group: Option<JobCgroup>,
     protecting: Protecting,
+    links: Option<Vec<network::Interface>>,
     rules: Rules,
 ) -> Result<Enforced, EnforceError> {
     let namespace =
         worker.network_namespace().map_err(at("the Worker's network namespace can't be opened"))?;
-    let links = interfaces(namespace.as_fd())
-        .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
+    let links = match links {
+        Some(links) => links,
+        None => interfaces(namespace.as_fd())
+            .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
+    };
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
         .map_err(at("the packets that rules log can't be received"))?
         .without_link_header(
@@ -114,7 +122,9 @@ pub fn enforce(
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
+    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
+        look_soon: look_soon.clone(),
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensor),
         book: Arc::clone(&book),
@@ -158,11 +168,7 @@ pub fn enforce(
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
-    if let Err(error) = table.forget_dns_flows(namespace.as_fd()) {
-        // Such a flow is blocked instead of redirected: its program has to ask again from another port.
-        tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
-    }
-
+    forget_dns_flows_meanwhile(namespace, &state.id);
     let features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
     let worker = Arc::new(worker);
@@ -183,8 +189,9 @@ pub fn enforce(
         enforced,
         worker,
         group,
-        other_jobs: Mutex::new(state.other_jobs.clone()),
         responder,
+        other_jobs: Mutex::new(state.other_jobs.clone()),
+        detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
         book,
@@ -199,7 +206,43 @@ pub fn enforce(
         applied_ms: OnceLock::new(),
         state,
     };
-    Ok(Enforced { job: Arc::new(job), notices })
+    let job = Arc::new(job);
+    watch_for_findings(&job, look_soon, looks);
+    Ok(Enforced { job, notices })
+}
+
+/// Starts what looks for findings in the job.
+fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+    let parts = detectors::Parts {
+        worker: Arc::clone(&job.worker),
+        group: job.group.clone(),
+        sensor: Arc::clone(&job.sensor),
+        responder: Arc::clone(&job.responder),
+        look_soon,
+        looks,
+    };
+    // The job owns its detectors.
+    let told = Arc::downgrade(job);
+    let started = Detectors::start(parts, move |problem| {
+        if let Some(job) = told.upgrade() {
+            job.note_gap(problem);
+        }
+    });
+    *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+}
+
+/// Forgets old flows of DNS on a thread of its own. The rules are in force without it, and an old flow is blocked by them
+/// instead of redirected: its program would have to ask again from another port.
+fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
+    let id = job_id.to_owned();
+    let forget = move || {
+        if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+            tracing::warn!(job.id = id, error = %error, "old DNS flows could not be forgotten");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("dns-flows".to_owned()).spawn(forget) {
+        tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
+    }
 }
 
 /// The policy with the hosts that a runner can't do without.
@@ -382,10 +425,8 @@ fn features(
     ));
     features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing = [
-        (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
-        (policy.lockdown.enabled, "lockdown-mode"),
-    ];
+    let asked_for_but_missing =
+        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
     for (asked, name) in asked_for_but_missing {
         if asked {
             let reason =
@@ -393,6 +434,7 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
+    features.extend(detectors::features(&policy.lockdown));
     features.push(feature(
         "sensor-process",
         FeatureState::Degraded,

@@ -5,6 +5,7 @@
 //! [`run`] watches until the Worker exits; [`end`] kills what is left, counts, and takes the rules away, in that order.
 
 pub mod binding;
+pub mod detectors;
 pub mod end;
 pub mod enforce;
 pub mod frames;
@@ -17,6 +18,7 @@ pub mod posture;
 pub mod privileges;
 pub mod registry;
 pub mod run;
+pub mod shell_watch;
 pub mod sink;
 pub mod state;
 
@@ -70,6 +72,8 @@ pub struct Job {
     sensor: Arc<ProcfsSensor>,
     /// Where findings go.
     responder: Arc<Responder>,
+    /// What looks for them.
+    detectors: Mutex<Option<detectors::Detectors>>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Gaps found since.
@@ -307,12 +311,12 @@ impl Job {
         self.gaps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Installs the rules again, after somebody else changed them; addresses that are open stay open.
+    /// Installs the rules again, after somebody else changed them; addresses that we opened stay open, others do not.
     ///
     /// # Errors
     /// When the kernel refused.
     pub fn put_rules_back(&self) -> Result<(), PutBackError> {
-        self.table.replace(&self.rules()?)?;
+        self.table.restore(&self.rules()?)?;
         Ok(())
     }
 

@@ -166,6 +166,7 @@ impl Registry {
             binding.worker,
             group.clone(),
             binding.protecting,
+            Some(binding.links),
             Rules::New,
         )
         .map_err(|error: EnforceError| undo(with_causes(&error)));

@@ -4,7 +4,7 @@ use super::Job;
 use super::end::end;
 use super::host::Host;
 use crate::egress::grant::Grant;
-use crate::nftables::{Change, ChangeWatcher, Notice};
+use crate::nftables::{Change, ChangeWatcher, Notice, ObjectKind};
 use crate::sys::readiness::watch_readable;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{DetectionEvent, DetectionType, Process, RecordedDetection};
@@ -138,7 +138,14 @@ async fn next_notices(tampering: &mut Option<Tampering>) -> io::Result<Vec<Notic
 fn tampered(job: &Job, notice: &Notice) {
     let verified = job.table.verify();
     let outcome = match &verified {
-        Ok(()) => "our rules are untouched".to_owned(),
+        Ok(()) if !opens_addresses(job, notice) => "our rules are untouched".to_owned(),
+        Ok(()) => match job.put_rules_back() {
+            Ok(()) => "the addresses that are open in our table were set back".to_owned(),
+            Err(error) => format!(
+                "the addresses that are open in our table could not be set back: {}",
+                with_causes(&error)
+            ),
+        },
         Err(problem) => {
             let problem = with_causes(problem);
             match job.put_rules_back() {
@@ -164,6 +171,21 @@ fn tampered(job: &Job, notice: &Notice) {
     });
     if verified.is_err() {
         job.note_gap(format!("somebody changed the packet filter: {outcome}"));
+    }
+}
+
+/// Whether somebody else may have changed which addresses are open: the elements of those sets come and go, so that they
+/// are no part of what is verified. An owner of the table is refused by the kernel to everybody else.
+fn opens_addresses(job: &Job, notice: &Notice) -> bool {
+    match notice {
+        Notice::Changed(change) => {
+            change.more_actions > 0
+                || change.actions.iter().any(|action| {
+                    action.object == ObjectKind::Elements
+                        && action.table == job.table.name().as_str()
+                })
+        }
+        Notice::Lost => true,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
+use super::shell_watch::LookSoon;
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::log_prefix::{LogPrefix, Path};
@@ -43,6 +44,8 @@ pub struct EventContext {
     pub reference: PolicyReference,
     /// Who has sent frames that bypass IP.
     pub frame_senders: FrameSenders,
+    /// Asks for a look at the job's shells when a connection is made.
+    pub look_soon: LookSoon,
 }
 
 impl EventContext {
@@ -56,6 +59,7 @@ impl EventContext {
         if prefix.path == Path::Device {
             return self.frame(packet, &prefix);
         }
+        self.look_soon.connection();
         let (address, port) = peer(&packet.headers, prefix.path);
         let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
         let process = self

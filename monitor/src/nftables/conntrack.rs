@@ -2,7 +2,9 @@
 
 use super::socket::NetfilterSocket;
 use super::wire::{Parsed, kernel};
+use crate::sys::namespace::in_network_namespace;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 /// The port of DNS (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
@@ -25,8 +27,20 @@ struct Flow {
     zone: Option<Vec<u8>>,
 }
 
-/// Makes connection tracking forget every flow to port 53 in the socket's network namespace. Returns how many there were.
-pub(super) fn forget_dns_flows(socket: &mut NetfilterSocket) -> io::Result<usize> {
+/// Makes connection tracking forget every flow to port 53 in `namespace`. Address translation is decided with the first
+/// packet of a flow, so that an old one would go on past the DNS redirection, where it is blocked. Returns how many there
+/// were.
+///
+/// It takes milliseconds: listing looks through the kernel's whole hash table, and the `close` of a netfilter socket waits
+/// for an RCU grace period when a transaction has just been applied.
+///
+/// # Errors
+/// When the flows can't be listed or deleted (needs `CAP_NET_ADMIN`).
+pub fn forget_dns_flows(namespace: BorrowedFd<'_>) -> io::Result<usize> {
+    if in_network_namespace(namespace, flow_count)? == Some(0) {
+        return Ok(0);
+    }
+    let mut socket = NetfilterSocket::open(namespace)?;
     let flows: Vec<Flow> = socket.dump(
         GET,
         kernel::NFPROTO_UNSPEC,
@@ -65,6 +79,6 @@ pub(super) fn forget_dns_flows(socket: &mut NetfilterSocket) -> io::Result<usize
 }
 
 /// How many flows connection tracking knows in the calling thread's network namespace; `None` when it does not say.
-pub(super) fn flow_count() -> Option<u64> {
+fn flow_count() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?.trim().parse().ok()
 }

@@ -1,6 +1,5 @@
 //! A job's tables in the kernel, from installation to removal.
 
-use super::conntrack;
 use super::decode::FoundElement;
 use super::encode::{
     ElementValue, add_all, add_elements, delete_elements, delete_table, family_number,
@@ -69,6 +68,15 @@ struct Live {
     elements: BTreeMap<String, Vec<FoundElement>>,
 }
 
+/// Which grants go on when tables are replaced.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Keep {
+    /// What the kernel holds: nobody else could change it, or nobody knows better.
+    Everything,
+    /// What the ledger knows of.
+    OwnGrants,
+}
+
 impl InstalledTable {
     /// Puts `rules` in force in the network namespace: one transaction, read back, verified.
     ///
@@ -102,7 +110,7 @@ impl InstalledTable {
     ) -> Result<Self, InstallError> {
         let socket = open(namespace, rules)?;
         let adopted = Self::new(socket, rules);
-        adopted.state().replace_tables(name, rules)?;
+        adopted.state().replace_tables(name, rules, Keep::Everything)?;
         Ok(adopted)
     }
 
@@ -114,7 +122,7 @@ impl InstalledTable {
     pub fn resume(socket: OwnedFd, rules: &RuleSet) -> Result<Self, InstallError> {
         let socket = NetfilterSocket::resume(socket).map_err(InstallError::Socket)?;
         let resumed = Self::new(socket, rules);
-        resumed.state().replace_tables(&rules.name, rules)?;
+        resumed.state().replace_tables(&rules.name, rules, Keep::Everything)?;
         Ok(resumed)
     }
 
@@ -162,7 +170,18 @@ impl InstalledTable {
     pub fn replace(&self, rules: &RuleSet) -> Result<(), InstallError> {
         let mut state = self.state();
         let old = state.rules.name.clone();
-        state.replace_tables(&old, rules)
+        state.replace_tables(&old, rules, Keep::Everything)
+    }
+
+    /// Puts everything in force anew after somebody else changed it, atomically. Grants that we made are open for as long
+    /// as they were to be, also when their set or table is gone; what others put among them is not.
+    ///
+    /// # Errors
+    /// As [`Self::replace`].
+    pub fn restore(&self, rules: &RuleSet) -> Result<(), InstallError> {
+        let mut state = self.state();
+        let old = state.rules.name.clone();
+        state.replace_tables(&old, rules, Keep::OwnGrants)
     }
 
     /// Opens or prolongs all of `grants`, or none; a grant never shortens another. Takes some microseconds.
@@ -210,23 +229,6 @@ impl InstalledTable {
             );
         }
         Ok(found)
-    }
-
-    /// Makes connection tracking forget every flow to port 53 in `namespace`, that of the tables. Address translation is
-    /// decided with the first packet of a flow, so that an old one would go on past the DNS redirection. Returns how many
-    /// there were.
-    ///
-    /// It asks by the socket that owns the tables: the kernel lets the `close` of any other netfilter socket wait until all
-    /// that a transaction has just replaced is freed, an RCU grace period of some 10 ms.
-    ///
-    /// # Errors
-    /// When the flows can't be listed or deleted (needs `CAP_NET_ADMIN`).
-    pub fn forget_dns_flows(&self, namespace: BorrowedFd<'_>) -> io::Result<usize> {
-        // Listing looks through the whole hash table, however few flows are in it: milliseconds that a job waits for.
-        if in_network_namespace(namespace, conntrack::flow_count)? == Some(0) {
-            return Ok(0);
-        }
-        conntrack::forget_dns_flows(&mut self.state().socket)
     }
 
     /// Sets the source ports of the resolver's upstream sockets.
@@ -301,11 +303,27 @@ fn remove_table(
 
 impl State {
     /// Deletes the tables `old` and makes those of `rules`, in one transaction.
-    fn replace_tables(&mut self, old: &TableName, rules: &RuleSet) -> Result<(), InstallError> {
+    fn replace_tables(
+        &mut self,
+        old: &TableName,
+        rules: &RuleSet,
+        keep: Keep,
+    ) -> Result<(), InstallError> {
         let existing = existing_tables(&mut self.socket, old).map_err(InstallError::Answer)?;
-        let live =
+        let mut live =
             read_live(&mut self.socket, old, &existing, rules).map_err(InstallError::Answer)?;
         let now = Instant::now();
+        if keep == Keep::OwnGrants {
+            for sets in &rules.grants {
+                // A packet prolongs what was granted once, so that these may have ended in the ledger.
+                let used = live.elements.entry(sets.active.clone()).or_default();
+                used.retain(|element| {
+                    let knows = |set: &str| self.ledger.knows(set, &element.key);
+                    knows(&sets.granted) || knows(&sets.active)
+                });
+                live.elements.insert(sets.granted.clone(), self.ledger.open(&sets.granted, now));
+            }
+        }
         let mut batch = Batch::new();
         for family in &existing {
             delete_table(&mut batch, *family, old.as_str());
@@ -325,7 +343,9 @@ impl State {
         }
         self.socket.apply(batch)?;
         self.rules = rules.clone();
-        self.ledger = Ledger::default();
+        if keep == Keep::Everything {
+            self.ledger = Ledger::default();
+        }
         for (set, elements) in &live.elements {
             self.ledger.note(set, elements, now);
         }

@@ -12,6 +12,7 @@ mod verify;
 mod watcher;
 mod wire;
 
+pub use conntrack::forget_dns_flows;
 pub use error::InstallError;
 pub use grants::LiveGrant;
 pub use installed::{Counter, InstalledTable};

@@ -10,3 +10,4 @@ pub mod ptrace;
 #[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
 pub mod readiness;
 pub(crate) mod rtnetlink;
+pub(crate) mod statx;

@@ -2,6 +2,7 @@
 
 pub mod attribution;
 pub(crate) mod bounded;
+pub mod descriptors;
 pub mod flow;
 pub mod frame;
 pub mod inodes;
@@ -11,7 +12,9 @@ pub mod nflog;
 pub mod packet;
 mod packet_sockets;
 pub mod process;
+pub mod programs;
 mod raw_sockets;
+pub mod shells;
 pub mod sockets;
 pub mod worker_exit;
 

@@ -61,6 +61,7 @@ impl Registry {
             worker,
             group,
             protect(&state),
+            None,
             Rules::LeftByEarlierMonitor,
         );
         drop(guard);
