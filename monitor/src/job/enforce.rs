@@ -178,6 +178,7 @@ pub fn enforce(
             host.hierarchy.as_ref().ok().cloned(),
             state.cgroup.clone(),
             state.scope,
+            state.network_namespace,
         )),
         recorder: Arc::clone(&recorder),
     }));
