@@ -3,7 +3,7 @@
 use super::grant_book::NamedAddress;
 use crate::dns::{DnsObservation, DnsOutcome, Reason};
 use crate::egress::log_prefix::{LogPrefix, Path, RuleKind};
-use crate::record::summary::DENIED_PREFIX;
+use crate::record::summary::{DENIED_PREFIX, FRAME_RULE};
 use crate::watch::flow;
 use crate::watch::packet::Headers;
 use portcullis_common::endpoint::{Endpoint, Host, Protocol};
@@ -33,7 +33,7 @@ pub fn peer(headers: &Headers, path: Path) -> (IpAddr, Option<u16>) {
     match path {
         // Of a call from outside the interesting ends are who calls and which of our ports.
         Path::Input => (headers.source, headers.ports.map(|ports| ports.destination)),
-        Path::Output | Path::Forward => {
+        Path::Output | Path::Forward | Path::Device => {
             (headers.destination, headers.ports.map(|ports| ports.destination))
         }
     }
@@ -51,7 +51,7 @@ pub fn network_event(
     let (address, port) = peer(headers, prefix.path);
     let protocol = protocol_name(headers.protocol);
     let direction = match prefix.path {
-        Path::Output => Direction::Outbound,
+        Path::Output | Path::Device => Direction::Outbound,
         Path::Forward => Direction::Forwarded,
         Path::Input => Direction::Inbound,
     };
@@ -60,9 +60,12 @@ pub fn network_event(
     let name = match prefix.kind {
         RuleKind::Allowed => name.filter(|name| name.opened.is_some()),
         RuleKind::WouldBlock => name.filter(|name| name.opened.is_none()),
-        RuleKind::Blocked | RuleKind::Denied | RuleKind::Inbound | RuleKind::WouldBlockInbound => {
-            None
-        }
+        RuleKind::Blocked
+        | RuleKind::Denied
+        | RuleKind::Inbound
+        | RuleKind::WouldBlockInbound
+        | RuleKind::Frame
+        | RuleKind::WouldBlockFrame => None,
     };
     let rule = match prefix.kind {
         RuleKind::Allowed => name
@@ -75,6 +78,7 @@ pub fn network_event(
             .map_or_else(|| DENIED_PREFIX.to_owned(), |rule| format!("{DENIED_PREFIX} by {rule}")),
         RuleKind::Blocked | RuleKind::WouldBlock => NO_RULE.to_owned(),
         RuleKind::Inbound | RuleKind::WouldBlockInbound => INBOUND_RULE.to_owned(),
+        RuleKind::Frame | RuleKind::WouldBlockFrame => FRAME_RULE.to_owned(),
     };
     let (name, cname_chain) =
         name.map_or((None, Vec::new()), |name| (Some(name.name), name.cname_chain));

@@ -22,6 +22,9 @@ pub const MAX_DETECTIONS: usize = 256;
 /// What the rule of a denied call starts with.
 pub const DENIED_PREFIX: &str = "denied";
 
+/// The rule of frames that bypass IP. It stops them whatever they hold: what no endpoint can be looked up for is no call.
+pub const FRAME_RULE: &str = "frames that bypass IP do not leave, wherever they go";
+
 /// What stays the same over the life of a job.
 #[derive(Clone, Debug)]
 pub struct ReportHeader {
@@ -214,6 +217,8 @@ impl Summary {
 fn rule_kind(event: &NetworkEvent) -> RuleKind {
     match (event.verdict, event.direction) {
         (Verdict::Allowed, _) => RuleKind::Allowed,
+        (Verdict::Blocked, _) if event.rule == FRAME_RULE => RuleKind::Frame,
+        (Verdict::WouldBlock, _) if event.rule == FRAME_RULE => RuleKind::WouldBlockFrame,
         (Verdict::Blocked, Direction::Inbound) => RuleKind::Inbound,
         (Verdict::Blocked, _) if event.rule.starts_with(DENIED_PREFIX) => RuleKind::Denied,
         (Verdict::Blocked, _) => RuleKind::Blocked,
@@ -246,6 +251,13 @@ fn who(process: Option<&Process>) -> (String, String) {
 fn endpoint(event: &NetworkEvent) -> String {
     if event.direction == Direction::Inbound {
         return format!("from {}", peer(event));
+    }
+    if event.rule == FRAME_RULE {
+        // No endpoint of a policy could allow it.
+        return match event.address {
+            address if address.is_unspecified() => format!("frame of {}", event.protocol),
+            _ => format!("frame to {}", peer(event)),
+        };
     }
     peer(event)
 }
