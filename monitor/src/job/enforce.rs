@@ -125,6 +125,7 @@ pub fn enforce(
         host.hierarchy.as_ref().ok().cloned(),
         state.cgroup.clone(),
         state.scope,
+        state.network_namespace,
     );
     let containers = host.containers.of_job(known, state.started);
     let responder = Arc::new(Responder::new(Parts {

@@ -39,8 +39,12 @@ const AFTER_CONNECTION: [Duration; 6] = [
     Duration::from_millis(300),
 ];
 
-/// A pause of this many times the last look's length follows it: looking takes at most one part in so many of a processor.
-const REST: u32 = 20;
+/// Looking takes at most one part in so many of a processor,
+const SHARE: u32 = 20;
+
+/// but for as long as this it may take all of one, after a time in which it took less: what follows a connection is looked at
+/// at once.
+const BURST: Duration = Duration::from_millis(200);
 
 /// How long a process that was forked and has executed nothing must hold the streams: a shell that is about to execute
 /// another program holds that program's streams for less.
@@ -151,10 +155,10 @@ impl Watch {
 
     fn run(mut self, looks: &Looks) {
         let mut due = BTreeSet::from([Instant::now()]);
-        let mut not_before = Instant::now();
+        let mut budget = Budget::full(Instant::now());
         while !self.watched.worker.has_exited().unwrap_or(true) {
             let now = Instant::now();
-            let next = due.first().copied().unwrap_or(now + TICK).max(not_before);
+            let next = due.first().copied().unwrap_or(now + TICK).max(budget.not_before(now));
             match looks.queue.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(()) => {
                     let now = Instant::now();
@@ -163,7 +167,7 @@ impl Watch {
                     } else {
                         due.insert(now);
                     }
-                    thread::sleep(not_before.saturating_duration_since(now));
+                    thread::sleep(budget.not_before(now).saturating_duration_since(now));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -182,7 +186,7 @@ impl Watch {
                 return;
             }
             let end = Instant::now();
-            not_before = end + (end - begin) * REST;
+            budget.spend(begin, end);
             due.insert(end + again.unwrap_or(TICK));
         }
     }
@@ -196,7 +200,11 @@ impl Watch {
             self.flows.clear();
             return Ok((None, false));
         }
-        let facts = self.facts(&connections)?;
+        let mut facts = self.facts(&connections)?;
+        if leads(&facts).iter().any(|lead| self.is_new(lead)) {
+            // What was read of several processes is not of one moment: it must be so twice.
+            facts = self.facts(&connections)?;
+        }
         let mut again = None;
         for lead in leads(&facts) {
             if self.told.contains(&(lead.shell, lead.socket)) {
@@ -220,6 +228,16 @@ impl Watch {
         self.shells.facts(connections, self.watched.sensor.diagnostics(), &followed)
     }
 
+    /// Whether the lead is seen for the first time; then it is no more.
+    fn is_new(&mut self, lead: &Lead) -> bool {
+        let key = (lead.shell, lead.socket);
+        let is_new = !self.told.contains(&key) && !self.seen.contains_key(&key);
+        if is_new {
+            self.seen.insert(key, Instant::now());
+        }
+        is_new
+    }
+
     fn judge(&mut self, lead: &Lead, connections: &Connections) -> Result<Judged, SocketError> {
         if self.seen.len() > LEAD_LIMIT {
             self.seen.clear();
@@ -228,8 +246,8 @@ impl Watch {
         let key = (lead.shell, lead.socket);
         let now = Instant::now();
         let Some(first) = self.seen.get(&key).copied() else {
+            // It was not there the first time.
             self.seen.insert(key, now);
-            // What was read of several processes is not of one moment: it must be so twice.
             return Ok(Judged::LookAgain(Duration::ZERO));
         };
         if lead.certainty == Certainty::Structure {
@@ -281,6 +299,62 @@ impl Watch {
             tracing::error!(error = %with_causes(error), "reverse shells can't be looked for");
         }
         self.has_failed = true;
+    }
+}
+
+/// The time that looking may take: it grows with the time that passes, and is spent by looks.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    /// What was left at `at`; less than nothing counts as `debt`.
+    left: Duration,
+    debt: Duration,
+    at: Instant,
+}
+
+impl Budget {
+    const fn full(at: Instant) -> Self {
+        Self { left: BURST, debt: Duration::ZERO, at }
+    }
+
+    /// Takes in a look.
+    fn spend(&mut self, begin: Instant, end: Instant) {
+        let earned = begin.saturating_duration_since(self.at) / SHARE;
+        let has = (self.left + earned.saturating_sub(self.debt)).min(BURST);
+        let owes = self.debt.saturating_sub(earned);
+        let cost = end.saturating_duration_since(begin) + owes;
+        self.left = has.saturating_sub(cost);
+        self.debt = cost.saturating_sub(has);
+        self.at = end;
+    }
+
+    /// When the next look may begin.
+    fn not_before(&self, now: Instant) -> Instant {
+        now.max(self.at + self.debt * SHARE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_is_bounded_in_the_long_run_and_quick_at_first() {
+        let begin = Instant::now();
+        let mut budget = Budget::full(begin);
+        let look = Duration::from_millis(10);
+        let (mut now, mut looks) = (begin, 0_u32);
+        while now < begin + Duration::from_secs(60) {
+            now = budget.not_before(now);
+            budget.spend(now, now + look);
+            now += look;
+            looks += 1;
+            if looks == 15 {
+                assert!(now - begin < BURST, "the first looks follow each other at once");
+            }
+        }
+        let share = look * looks / 60;
+        assert!(share < Duration::from_millis(60), "{share:?} a second");
+        assert!(share > Duration::from_millis(40), "{share:?} a second");
     }
 }
 

@@ -1,11 +1,13 @@
 //! The containers that a job has started by a daemon, outside of the job's own cgroup. (Those of a rootless engine are in
 //! it.)
 //!
-//! In scope `host` every container that was started since the job was bound is the job's: the machine has one runner. A
-//! cgroup's id grows with each one that is made, so that a group with a higher id than the job's was made later; this needs
-//! no memory and holds over a restart of the monitor. In scope `job` a container's cgroup does not say who asked for it;
+//! In scope `host` every container that was started since the job was bound, by an engine in the Worker's own network
+//! namespace, is the job's: the machine has one runner. A cgroup's id grows with each one that is made, so that a group with
+//! a higher id than the job's was made later; this needs no memory and holds over a restart of the monitor. In scope `job` a container's cgroup does not say who asked for it;
 //! whoever knows (an engine's events, a sensor of container starts) adds it with [`KnownContainers::add`].
 
+use crate::caller::table::NetworkNamespaceId;
+use crate::caller::{ProcFs, ProcessTable};
 use crate::cgroup::{Cgroup, CgroupIdentity, Hierarchy};
 use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
@@ -39,17 +41,19 @@ pub struct KnownContainers {
     hierarchy: Option<Hierarchy>,
     job: Option<CgroupIdentity>,
     scope: EnforcementScope,
+    network_namespace: NetworkNamespaceId,
     added: Mutex<Vec<CgroupIdentity>>,
 }
 
 impl KnownContainers {
-    /// Of the job with the group `job`.
+    /// Of the job with the group `job`, whose Worker lives in `network_namespace`.
     pub fn new(
         hierarchy: Option<Hierarchy>,
         job: Option<CgroupIdentity>,
         scope: EnforcementScope,
+        network_namespace: NetworkNamespaceId,
     ) -> Self {
-        Self { hierarchy, job, scope, added: Mutex::default() }
+        Self { hierarchy, job, scope, network_namespace, added: Mutex::default() }
     }
 
     /// Adds a container that the job has started.
@@ -88,7 +92,8 @@ impl KnownContainers {
             })
             .collect();
         if let (EnforcementScope::Host, Some(job)) = (self.scope, &self.job) {
-            groups.extend(started_since(hierarchy, job));
+            let is_ours = |group: &Cgroup| started_from(group) == Some(self.network_namespace);
+            groups.extend(started_since(hierarchy, job).into_iter().filter(is_ours));
         }
         groups
     }
@@ -121,6 +126,15 @@ fn kill_all(groups: &[Cgroup], patience: Duration) -> (usize, Vec<String>) {
         }
     }
     (groups.len(), problems)
+}
+
+/// The network namespace of the engine that started a container: that of the parent of its first process, which is the
+/// engine's shim or monitor. `None` when nobody lives in the container.
+fn started_from(group: &Cgroup) -> Option<NetworkNamespaceId> {
+    let members = group.processes_recursive().ok()?;
+    let parents = members.iter().filter_map(|pid| ProcFs.process(*pid)).map(|entry| entry.parent);
+    let outside = parents.into_iter().find(|parent| !members.contains(parent))?;
+    ProcFs.network_namespace(outside)
 }
 
 /// The groups of containers that were made after the job's group.
