@@ -1,6 +1,7 @@
 //! Killing the containers of a job, so that their engine does not start them again.
 
 use super::engine::Engine;
+use super::facts::maker_network;
 use super::identity::{Description, id_in_path};
 use super::on_a_thread;
 use crate::cgroup::CgroupIdentity;
@@ -18,6 +19,8 @@ pub struct EngineContainers {
     engines: Vec<Engine>,
     /// When the job was bound.
     started: Timestamp,
+    /// The Worker's network namespace, in which the engines that work for the job are.
+    network: String,
     runtime: Option<Handle>,
 }
 
@@ -27,9 +30,18 @@ impl EngineContainers {
         known: KnownContainers,
         engines: Vec<Engine>,
         started: Timestamp,
+        network: String,
         runtime: Option<Handle>,
     ) -> Self {
-        Self { known, engines, started, runtime }
+        Self { known, engines, started, network, runtime }
+    }
+
+    /// Whether the container was made by an engine of the job's network.
+    fn is_of_network(&self, group: &CgroupIdentity) -> bool {
+        let processes = self.known.processes(group);
+        processes.iter().any(|pid| {
+            maker_network(*pid, &group.path).is_some_and(|network| network == self.network)
+        })
     }
 
     /// Adds a container that the job has started.
@@ -57,7 +69,8 @@ impl EngineContainers {
 
 impl JobContainers for EngineContainers {
     fn kill(&self, patience: Duration) -> (usize, Vec<String>) {
-        let groups = self.known.identities();
+        let mut groups = self.known.identities();
+        groups.retain(|group| self.is_of_network(group));
         let ids: Vec<String> =
             groups.iter().filter_map(|group| id_in_path(&group.path)).map(str::to_owned).collect();
         let Some(runtime) = self.runtime.clone().filter(|_| !ids.is_empty()) else {

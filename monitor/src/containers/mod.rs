@@ -204,14 +204,22 @@ impl Containers {
         self.waker.wake();
     }
 
-    /// The containers of a job that was bound at `started`.
+    /// The containers of the job of `worker` that was bound at `started`.
     pub fn of_job(
         &self,
         known: KnownContainers,
         started: Timestamp,
+        worker: u32,
     ) -> Arc<killing::EngineContainers> {
+        let network = facts::network_namespace(worker).unwrap_or_default();
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Arc::new(killing::EngineContainers::new(known, self.engines.clone(), started, runtime))
+        Arc::new(killing::EngineContainers::new(
+            known,
+            self.engines.clone(),
+            started,
+            network,
+            runtime,
+        ))
     }
 
     /// The job has ended.

@@ -162,7 +162,7 @@ pub fn enforce(
         state.cgroup.clone(),
         state.scope,
     );
-    let containers = host.containers.of_job(known, state.started);
+    let containers = host.containers.of_job(known, state.started, worker.pid());
     let responder = Arc::new(Responder::new(Parts {
         job_id: state.id.clone(),
         policy: policy_reference(&state.resolution),

@@ -65,6 +65,16 @@ impl KnownContainers {
         self.groups().iter().map(|group| group.identity().clone()).collect()
     }
 
+    /// The processes of a container.
+    pub fn processes(&self, container: &CgroupIdentity) -> Vec<u32> {
+        let group =
+            self.hierarchy.as_ref().and_then(|hierarchy| hierarchy.group(&container.path).ok());
+        group
+            .filter(|group| group.identity() == container)
+            .and_then(|group| group.processes_recursive().ok())
+            .unwrap_or_default()
+    }
+
     /// Kills the containers of these groups and waits for at most `patience`. How many there were, and what did not work, in
     /// words.
     pub fn kill_groups(
