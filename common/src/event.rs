@@ -218,6 +218,12 @@ pub enum DetectionType {
     Recorded(RecordedDetection),
 }
 
+impl From<LockdownDetection> for DetectionType {
+    fn from(detection: LockdownDetection) -> Self {
+        Self::Lockdown(detection)
+    }
+}
+
 /// Detections that are recorded and never kill a job by themselves.
 #[derive(
     Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,

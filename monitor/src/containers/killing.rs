@@ -1,7 +1,6 @@
 //! Killing the containers of a job, so that their engine does not start them again.
 
 use super::engine::Engine;
-use super::facts::maker_network;
 use super::identity::{Description, id_in_path};
 use super::on_a_thread;
 use crate::cgroup::CgroupIdentity;
@@ -19,8 +18,6 @@ pub struct EngineContainers {
     engines: Vec<Engine>,
     /// When the job was bound.
     started: Timestamp,
-    /// The Worker's network namespace, in which the engines that work for the job are.
-    network: String,
     runtime: Option<Handle>,
 }
 
@@ -30,23 +27,19 @@ impl EngineContainers {
         known: KnownContainers,
         engines: Vec<Engine>,
         started: Timestamp,
-        network: String,
         runtime: Option<Handle>,
     ) -> Self {
-        Self { known, engines, started, network, runtime }
-    }
-
-    /// Whether the container was made by an engine of the job's network.
-    fn is_of_network(&self, group: &CgroupIdentity) -> bool {
-        let processes = self.known.processes(group);
-        processes.iter().any(|pid| {
-            maker_network(*pid, &group.path).is_some_and(|network| network == self.network)
-        })
+        Self { known, engines, started, runtime }
     }
 
     /// Adds a container that the job has started.
     pub fn add(&self, group: CgroupIdentity) {
         self.known.add(group);
+    }
+
+    /// Only containers that are added are the job's, from now on.
+    pub fn narrow(&self) {
+        self.known.narrow();
     }
 
     /// Whether this cgroup is one of the job's containers, or below one.
@@ -69,8 +62,7 @@ impl EngineContainers {
 
 impl JobContainers for EngineContainers {
     fn kill(&self, patience: Duration) -> (usize, Vec<String>) {
-        let mut groups = self.known.identities();
-        groups.retain(|group| self.is_of_network(group));
+        let groups = self.known.identities();
         let ids: Vec<String> =
             groups.iter().filter_map(|group| id_in_path(&group.path)).map(str::to_owned).collect();
         let Some(runtime) = self.runtime.clone().filter(|_| !ids.is_empty()) else {

@@ -100,6 +100,7 @@ impl WatchedJob {
     /// Only what is known to be the job's is its, from now on.
     pub fn narrow(&self) {
         self.is_narrow.store(true, Ordering::Relaxed);
+        self.containers.narrow();
     }
 }
 
@@ -204,22 +205,14 @@ impl Containers {
         self.waker.wake();
     }
 
-    /// The containers of the job of `worker` that was bound at `started`.
+    /// The containers of a job that was bound at `started`.
     pub fn of_job(
         &self,
         known: KnownContainers,
         started: Timestamp,
-        worker: u32,
     ) -> Arc<killing::EngineContainers> {
-        let network = facts::network_namespace(worker).unwrap_or_default();
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Arc::new(killing::EngineContainers::new(
-            known,
-            self.engines.clone(),
-            started,
-            network,
-            runtime,
-        ))
+        Arc::new(killing::EngineContainers::new(known, self.engines.clone(), started, runtime))
     }
 
     /// The job has ended.

@@ -8,6 +8,7 @@ pub mod fileless_execution;
 pub mod memory_read;
 pub mod monitor_tampering;
 pub mod privileged_container;
+pub mod reverse_shell;
 pub mod sudo_use;
 
 use portcullis_common::event::{DetectionType, Process};

@@ -12,6 +12,7 @@ use crate::caller::{
 use crate::cgroup::{CgroupError, CgroupIdentity, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
 use crate::network::interfaces;
+use crate::protect::{Protecting, Wanted};
 use crate::watch::sockets::SocketDiagnostics;
 use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
@@ -40,6 +41,8 @@ pub struct Binding {
     pub group: Option<JobCgroup>,
     /// The Worker and everything below it on their way into the group.
     pub moving: Option<Moving>,
+    /// The Worker being protected, meanwhile.
+    pub protecting: Protecting,
     /// Processes of earlier jobs that were killed, in words.
     pub left_overs: Vec<String>,
 }
@@ -163,7 +166,16 @@ pub fn bind(
         started: Timestamp::now(),
     };
     let moving = group.as_ref().map(|group| Moving::start(group.clone(), worker.key()));
-    Ok(Binding { state, worker, group, moving, left_overs })
+    let protecting = protect(&state);
+    Ok(Binding { state, worker, group, moving, protecting, left_overs })
+}
+
+/// Starts to protect the Worker of `state` as its policy says. Also when it is taken over after a restart: what is in force
+/// already is left as it is.
+pub fn protect(state: &JobState) -> Protecting {
+    let policy = &state.resolution.policy;
+    let no_new_privileges = policy.disable_sudo || policy.disable_sudo_and_containers;
+    Protecting::start(state.worker, state.uid, Wanted { no_new_privileges })
 }
 
 fn namespace_id(namespace: &File) -> io::Result<NetworkNamespaceId> {

@@ -3,6 +3,7 @@
 //! The rules go last: as long as anything of the job lives, or a packet of it is on its way, it is judged.
 
 use super::Job;
+use super::detectors::Detectors;
 use super::host::Host;
 use super::last_known_good::write_atomically;
 use crate::egress::log_prefix::RuleKind;
@@ -41,6 +42,14 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     let is_locked_down = job.responder.is_locked_down();
     kill_what_is_left(job, is_locked_down);
     kill_containers(host, job);
+    let detectors = job.detectors.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let overruns = detectors.as_ref().map_or(0, Detectors::overruns);
+    if overruns > 0 {
+        job.note_gap(format!(
+            "processes came and went faster than they could be followed ({overruns} times): use of sudo and programs without a file may have gone unnoticed"
+        ));
+    }
+    drop(detectors);
     let resolver = job.resolver.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(resolver);
     job.dns_sink.flush();

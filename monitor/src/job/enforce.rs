@@ -1,8 +1,10 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
+use super::detectors::{self, Detectors};
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::shell_watch::{self, LookSoon, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, policy_reference};
@@ -19,6 +21,7 @@ use crate::egress::target::{
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
 use crate::respond::{Parts, Responder};
@@ -34,7 +37,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -85,6 +88,7 @@ pub fn enforce(
     state: JobState,
     worker: Worker,
     group: Option<JobCgroup>,
+    protecting: Protecting,
     rules: Rules,
     started: Instant,
 ) -> Result<Enforced, EnforceError> {
@@ -111,7 +115,9 @@ pub fn enforce(
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
+    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
+        look_soon: look_soon.clone(),
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensor),
         book: Arc::clone(&book),
@@ -141,6 +147,11 @@ pub fn enforce(
     let rules_value =
         rule_set(&enforced, &target).map_err(at("the policy can't be made into rules"))?;
     let reader = read_packets(packets, &context)?;
+    // As late as can be, and before anything is in the kernel that would have to be taken out again.
+    let protection = protecting.finish();
+    if let Some(failure) = &protection.failure {
+        return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
+    }
     let installed = match rules {
         Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
         Rules::LeftByEarlierMonitor => {
@@ -155,14 +166,16 @@ pub fn enforce(
         tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
     }
 
-    let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
+    let features =
+        features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
     let worker = Arc::new(worker);
     let known = KnownContainers::new(
         host.hierarchy.as_ref().ok().cloned(),
         state.cgroup.clone(),
         state.scope,
+        state.network_namespace,
     );
-    let containers = host.containers.of_job(known, state.started, worker.pid());
+    let containers = host.containers.of_job(known, state.started);
     let responder = Arc::new(Responder::new(Parts {
         job_id: state.id.clone(),
         policy: policy_reference(&state.resolution),
@@ -178,6 +191,7 @@ pub fn enforce(
         group,
         responder,
         containers,
+        detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
         book,
@@ -193,7 +207,29 @@ pub fn enforce(
         applied_ms: started.elapsed().as_secs_f64() * 1e3,
         state,
     };
-    Ok(Enforced { job: Arc::new(job), notices })
+    let job = Arc::new(job);
+    watch_for_findings(&job, look_soon, looks);
+    Ok(Enforced { job, notices })
+}
+
+/// Starts what looks for findings in the job.
+fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+    let parts = detectors::Parts {
+        worker: Arc::clone(&job.worker),
+        group: job.group.clone(),
+        sensor: Arc::clone(&job.sensor),
+        responder: Arc::clone(&job.responder),
+        look_soon,
+        looks,
+    };
+    // The job owns its detectors.
+    let told = Arc::downgrade(job);
+    let started = Detectors::start(parts, move |problem| {
+        if let Some(job) = told.upgrade() {
+            job.note_gap(problem);
+        }
+    });
+    *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
 }
 
 /// The policy with the hosts that a runner can't do without.
@@ -331,6 +367,7 @@ fn features(
     rules: &RuleSet,
     resolver: &Resolver,
     has_group: bool,
+    protection: Protection,
 ) -> Vec<Feature> {
     let feature =
         |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
@@ -367,13 +404,15 @@ fn features(
         let reason = format!("no resolver on {}: {}", skipped.address, skipped.error);
         features.push(feature("sensor-dns-listener", FeatureState::Degraded, reason));
     }
-    features.push(job_privileges(worker.pid(), host.paths.root()));
+    features.push(job_privileges(
+        worker.pid(),
+        host.paths.root(),
+        protection.has_no_new_privileges,
+    ));
+    features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing = [
-        (policy.disable_sudo, "disable-sudo"),
-        (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
-        (policy.lockdown.enabled, "lockdown-mode"),
-    ];
+    let asked_for_but_missing =
+        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
     for (asked, name) in asked_for_but_missing {
         if asked {
             let reason =
@@ -381,6 +420,7 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
+    features.extend(detectors::features(&policy.lockdown));
     features.push(feature(
         "sensor-process",
         FeatureState::Degraded,

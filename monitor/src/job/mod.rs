@@ -5,6 +5,7 @@
 //! [`run`] watches until the Worker exits; [`end`] kills what is left, counts, and takes the rules away, in that order.
 
 pub mod binding;
+pub mod detectors;
 pub mod end;
 pub mod enforce;
 pub mod grant_book;
@@ -16,6 +17,7 @@ pub mod posture;
 pub mod privileges;
 pub mod registry;
 pub mod run;
+pub mod shell_watch;
 pub mod sink;
 pub mod state;
 
@@ -71,6 +73,8 @@ pub struct Job {
     responder: Arc<Responder>,
     /// The containers that it has started.
     containers: Arc<EngineContainers>,
+    /// What looks for them.
+    detectors: Mutex<Option<detectors::Detectors>>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Frames stopped at the uplinks that are recorded already.

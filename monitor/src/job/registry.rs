@@ -153,9 +153,16 @@ impl Registry {
         }
         let guard = self.runtime.enter();
         let group = binding.group.clone();
-        let enforced =
-            enforce(&self.host, binding.state, binding.worker, group, Rules::New, started)
-                .map_err(|error: EnforceError| undo(with_causes(&error)));
+        let enforced = enforce(
+            &self.host,
+            binding.state,
+            binding.worker,
+            group,
+            binding.protecting,
+            Rules::New,
+            started,
+        )
+        .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
         let moved = moved();
         let enforced = enforced?;

@@ -2,6 +2,7 @@
 
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
+use super::shell_watch::LookSoon;
 use crate::containers::Containers;
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
@@ -43,6 +44,8 @@ pub struct EventContext {
     pub reference: PolicyReference,
     /// How containers are called.
     pub containers: Arc<Containers>,
+    /// Asks for a look at the job's shells when a connection is made.
+    pub look_soon: LookSoon,
 }
 
 impl EventContext {
@@ -53,6 +56,7 @@ impl EventContext {
             // The group is ours alone, but any root process can make a rule that logs to it.
             Err(error) => return tracing::warn!(error = %error, "a logged packet is not ours"),
         };
+        self.look_soon.connection();
         let (address, port) = peer(&packet.headers, prefix.path);
         let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
         let process = self

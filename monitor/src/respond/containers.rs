@@ -1,17 +1,20 @@
 //! The containers that a job has started by a daemon, outside of the job's own cgroup. (Those of a rootless engine are in
 //! it.)
 //!
-//! In scope `host` every container that was started since the job was bound is the job's: the machine has one runner. A
-//! cgroup's id grows with each one that is made, so that a group with a higher id than the job's was made later; this needs
-//! no memory and holds over a restart of the monitor. In scope `job` a container's cgroup does not say who asked for it;
+//! In scope `host` every container that was started since the job was bound, by an engine in the Worker's own network
+//! namespace, is the job's: the machine has one runner. A cgroup's id grows with each one that is made, so that a group with
+//! a higher id than the job's was made later; this needs no memory and holds over a restart of the monitor. In scope `job` a container's cgroup does not say who asked for it;
 //! whoever knows (an engine's events, a sensor of container starts) adds it with [`KnownContainers::add`].
 
+use crate::caller::table::NetworkNamespaceId;
+use crate::caller::{ProcFs, ProcessTable};
 use crate::cgroup::{Cgroup, CgroupIdentity, Hierarchy};
 use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,18 +41,22 @@ pub trait JobContainers: fmt::Debug + Send + Sync {
 pub struct KnownContainers {
     hierarchy: Option<Hierarchy>,
     job: Option<CgroupIdentity>,
-    scope: EnforcementScope,
+    /// In scope `job`.
+    is_narrow: AtomicBool,
+    network_namespace: NetworkNamespaceId,
     added: Mutex<Vec<CgroupIdentity>>,
 }
 
 impl KnownContainers {
-    /// Of the job with the group `job`.
+    /// Of the job with the group `job`, whose Worker lives in `network_namespace`.
     pub fn new(
         hierarchy: Option<Hierarchy>,
         job: Option<CgroupIdentity>,
         scope: EnforcementScope,
+        network_namespace: NetworkNamespaceId,
     ) -> Self {
-        Self { hierarchy, job, scope, added: Mutex::default() }
+        let is_narrow = AtomicBool::new(scope == EnforcementScope::Job);
+        Self { hierarchy, job, is_narrow, network_namespace, added: Mutex::default() }
     }
 
     /// Adds a container that the job has started.
@@ -65,14 +72,9 @@ impl KnownContainers {
         self.groups().iter().map(|group| group.identity().clone()).collect()
     }
 
-    /// The processes of a container.
-    pub fn processes(&self, container: &CgroupIdentity) -> Vec<u32> {
-        let group =
-            self.hierarchy.as_ref().and_then(|hierarchy| hierarchy.group(&container.path).ok());
-        group
-            .filter(|group| group.identity() == container)
-            .and_then(|group| group.processes_recursive().ok())
-            .unwrap_or_default()
+    /// Only containers that are added are the job's, from now on: another runner of this host has started a job.
+    pub fn narrow(&self) {
+        self.is_narrow.store(true, Ordering::Relaxed);
     }
 
     /// Kills the containers of these groups and waits for at most `patience`. How many there were, and what did not work, in
@@ -82,8 +84,9 @@ impl KnownContainers {
         wanted: &[CgroupIdentity],
         patience: Duration,
     ) -> (usize, Vec<String>) {
+        let Some(hierarchy) = &self.hierarchy else { return (0, Vec::new()) };
         let groups: Vec<Cgroup> =
-            self.groups().into_iter().filter(|group| wanted.contains(group.identity())).collect();
+            wanted.iter().filter_map(|identity| still(hierarchy, identity)).collect();
         kill_all(&groups, patience)
     }
 
@@ -91,14 +94,15 @@ impl KnownContainers {
     fn groups(&self) -> Vec<Cgroup> {
         let Some(hierarchy) = &self.hierarchy else { return Vec::new() };
         let added = self.added.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut groups: Vec<Cgroup> = added
-            .iter()
-            .filter_map(|known| {
-                hierarchy.group(&known.path).ok().filter(|group| group.identity() == known)
-            })
-            .collect();
-        if let (EnforcementScope::Host, Some(job)) = (self.scope, &self.job) {
-            groups.extend(started_since(hierarchy, job));
+        let mut groups: Vec<Cgroup> =
+            added.iter().filter_map(|known| still(hierarchy, known)).collect();
+        if let (false, Some(job)) = (self.is_narrow.load(Ordering::Relaxed), &self.job) {
+            let is_ours = |group: &Cgroup| started_from(group) == Some(self.network_namespace);
+            groups.extend(
+                started_since(hierarchy, job)
+                    .into_iter()
+                    .filter(|group| !added.contains(group.identity()) && is_ours(group)),
+            );
         }
         groups
     }
@@ -108,6 +112,11 @@ impl JobContainers for KnownContainers {
     fn kill(&self, patience: Duration) -> (usize, Vec<String>) {
         kill_all(&self.groups(), patience)
     }
+}
+
+/// The group of this identity, unless it is gone.
+fn still(hierarchy: &Hierarchy, identity: &CgroupIdentity) -> Option<Cgroup> {
+    hierarchy.group(&identity.path).ok().filter(|group| group.identity() == identity)
 }
 
 fn kill_all(groups: &[Cgroup], patience: Duration) -> (usize, Vec<String>) {
@@ -131,6 +140,15 @@ fn kill_all(groups: &[Cgroup], patience: Duration) -> (usize, Vec<String>) {
         }
     }
     (groups.len(), problems)
+}
+
+/// The network namespace of the engine that started a container: that of the parent of its first process, which is the
+/// engine's shim or monitor. `None` when nobody lives in the container.
+fn started_from(group: &Cgroup) -> Option<NetworkNamespaceId> {
+    let members = group.processes_recursive().ok()?;
+    let parents = members.iter().filter_map(|pid| ProcFs.process(*pid)).map(|entry| entry.parent);
+    let outside = parents.into_iter().find(|parent| !members.contains(parent))?;
+    ProcFs.network_namespace(outside)
 }
 
 /// The groups of containers that were made after the job's group.

@@ -68,7 +68,7 @@ pub fn reason(policy: &PolicyReference, finding: &Finding) -> String {
 }
 
 /// The detection's name as policies write it.
-fn type_name(detection: DetectionType) -> String {
+pub fn type_name(detection: DetectionType) -> String {
     match serde_json::to_value(detection) {
         Ok(serde_json::Value::String(name)) => name,
         _ => format!("{detection:?}"),

@@ -7,6 +7,7 @@ pub mod containers;
 pub mod lockdown;
 mod notice;
 
+pub use lockdown::type_name;
 pub use notice::tell_runner;
 
 use crate::caller::Worker;

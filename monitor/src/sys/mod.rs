@@ -6,6 +6,8 @@ pub mod namespace;
 pub(crate) mod netlink;
 #[expect(unsafe_code, reason = "no safe wrapper knows pidfd_open and pidfd_send_signal")]
 pub mod pidfd;
+pub mod ptrace;
 #[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
 pub mod readiness;
 pub(crate) mod rtnetlink;
+pub(crate) mod statx;

@@ -4,6 +4,7 @@ use super::Registry;
 use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{CallerError, ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
+use crate::job::binding::protect;
 use crate::job::end::write_report;
 use crate::job::enforce::{Rules, enforce, table_name};
 use crate::job::host::Host;
@@ -55,8 +56,15 @@ impl Registry {
         let since = last_written(&self.host, &id);
         let guard = self.runtime.enter();
         let exit = WorkerExit::watch(&worker);
-        let enforced =
-            enforce(&self.host, state.clone(), worker, group, Rules::LeftByEarlierMonitor, started);
+        let enforced = enforce(
+            &self.host,
+            state.clone(),
+            worker,
+            group,
+            protect(&state),
+            Rules::LeftByEarlierMonitor,
+            started,
+        );
         drop(guard);
         match enforced {
             Ok(enforced) => {
