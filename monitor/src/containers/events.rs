@@ -10,7 +10,7 @@ use crate::detect::privileged_container::json::Json;
 use crate::detect::privileged_container::request::{
     NamedPath, named_paths, privileges_of_configuration,
 };
-use crate::detect::privileged_container::{HostPath, Subject, finding};
+use crate::detect::privileged_container::{HostPath, JobOwn, Privilege, Subject, finding};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -85,9 +85,7 @@ fn addresses(json: &Json) -> Vec<IpAddr> {
 fn judge(containers: &Containers, json: &Json, description: &Description) {
     let jobs = containers.jobs();
     let paths = on_host(&named_paths(json, &["HostConfig"]));
-    let is_concerning = |job: &Arc<WatchedJob>| {
-        !privileges_of_configuration(json, &["HostConfig"], &paths, &job.own).is_empty()
-    };
+    let is_concerning = |job: &Arc<WatchedJob>| !privileges(json, &paths, &job.own).is_empty();
     if !jobs.iter().any(is_concerning) {
         return;
     }
@@ -108,7 +106,7 @@ fn judge(containers: &Containers, json: &Json, description: &Description) {
         Owner::Nobody => return,
     };
     for job in concerned {
-        let privileges = privileges_of_configuration(json, &["HostConfig"], &paths, &job.own);
+        let privileges = privileges(json, &paths, &job.own);
         let subject = Subject {
             container: in_words(Some(&description.id), Some(description)),
             process: None,
@@ -119,6 +117,14 @@ fn judge(containers: &Containers, json: &Json, description: &Description) {
             containers.answer(job, &description.id, &privileges, finding, is_certain);
         }
     }
+}
+
+/// What a container has of the host by its description. An engine on a host with cgroup version 1 writes the host's cgroup
+/// namespace into every one, though nobody asked for it; it shows names, no more.
+fn privileges(json: &Json, paths: &[HostPath], own: &JobOwn) -> Vec<Privilege> {
+    let mut found = privileges_of_configuration(json, &["HostConfig"], paths, own);
+    found.retain(|privilege| *privilege != Privilege::HostNamespace("cgroup"));
+    found
 }
 
 /// The paths as they are on this host. Symbolic links are followed, as the engine does when it mounts; of a path that is not

@@ -14,6 +14,9 @@ const MOUNT_LIMIT: usize = 4_096;
 /// The most nodes of a container's `/dev` that are looked at.
 const DEVICE_LIMIT: usize = 4_096;
 
+/// The most ancestors that are followed.
+const ANCESTOR_LIMIT: usize = 256;
+
 /// The major number of memory devices, and the minor numbers of those that show the host's memory and ports
 /// (`Documentation/admin-guide/devices.txt`).
 const MEMORY_MAJOR: u64 = 1;
@@ -53,6 +56,12 @@ impl Namespaces {
 /// The mount namespace of a process alone, which is looked at first.
 pub fn mount_namespace(pid: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+    Some(link.to_string_lossy().into_owned())
+}
+
+/// The network namespace of a process, as `/proc/PID/ns/net` names it.
+pub fn network_namespace(pid: u32) -> Option<String> {
+    let link = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
     Some(link.to_string_lossy().into_owned())
 }
 
@@ -179,6 +188,19 @@ pub fn fingerprint(contained: &Contained) -> Option<String> {
             |all, line| all + line,
         ),
     )
+}
+
+/// The network namespace of whoever made the container that the process is in: its first ancestor outside of `group`, a
+/// runtime's shim. Engines of another network than the Worker's, in other pods of the same node, work for others.
+pub fn maker_network(pid: u32, group: &Path) -> Option<String> {
+    let mut current = pid;
+    for _ in 0..ANCESTOR_LIMIT {
+        if cgroup_of(current).is_none_or(|path| !path.starts_with(group)) {
+            return network_namespace(current);
+        }
+        current = ProcFs.process(current)?.parent;
+    }
+    None
 }
 
 /// The process's cgroup v2.

@@ -37,6 +37,11 @@ impl EngineContainers {
         self.known.add(group);
     }
 
+    /// Only containers that are added are the job's, from now on.
+    pub fn narrow(&self) {
+        self.known.narrow();
+    }
+
     /// Whether this cgroup is one of the job's containers, or below one.
     pub fn holds(&self, path: &Path) -> bool {
         self.known.identities().iter().any(|group| path.starts_with(&group.path))

@@ -100,6 +100,7 @@ impl WatchedJob {
     /// Only what is known to be the job's is its, from now on.
     pub fn narrow(&self) {
         self.is_narrow.store(true, Ordering::Relaxed);
+        self.containers.narrow();
     }
 }
 

@@ -84,6 +84,11 @@ impl Containers {
         {
             seen.extend(fs::read_link(format!("/proc/{pid}/ns/net")));
         }
+        let hosts: Vec<String> = self
+            .jobs()
+            .iter()
+            .map(|job| job.reference.namespaces().name("net").to_owned())
+            .collect();
         for pid in ProcFs.pids() {
             let path = format!("/proc/{pid}/ns/net");
             let Ok(namespace) = fs::read_link(&path) else { continue };
@@ -92,6 +97,11 @@ impl Containers {
             }
             let Some(group) = facts::cgroup_of(pid) else { continue };
             let Some(id) = identity::id_in_path(&group) else { continue };
+            // Engines of other networks give the same addresses.
+            let maker = facts::maker_network(pid, &group);
+            if maker.is_none_or(|maker| !hosts.contains(&maker)) {
+                continue;
+            }
             // Only now: another process of the same namespace may be in a container when this one is not.
             seen.insert(namespace);
             let Ok(links) = File::open(&path).and_then(|namespace| interfaces(namespace.as_fd()))

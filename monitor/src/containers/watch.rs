@@ -245,6 +245,7 @@ impl Containers {
         let group =
             self.hierarchy.as_ref().and_then(|hierarchy| hierarchy.group(&contained.cgroup).ok());
         let callers = self.callers();
+        let maker = facts::maker_network(contained.key.pid, &contained.cgroup);
         let views: Vec<View> = jobs
             .iter()
             .map(|job| {
@@ -255,9 +256,10 @@ impl Containers {
                     (Some(group), Some(own)) if has_id => group.identity().id > own.id,
                     _ => contained.key.start_time >= job.worker.start_time,
                 };
+                let is_of_host = maker.as_deref() == Some(job.reference.namespaces().name("net"));
                 View {
                     in_group,
-                    is_younger,
+                    is_younger: is_younger && is_of_host,
                     is_caller: self.is_caller(job, callers.as_deref()),
                     is_restarted: created.is_some_and(|created| created < job.started),
                     scope: job.scope(),

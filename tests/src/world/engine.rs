@@ -24,9 +24,10 @@ pub(super) const DOCKER_GROUP: u32 = 12_100;
 pub const IMAGE: &str = "box";
 
 /// The programs of [`IMAGE`].
-pub const CONTAINER_TOOLS: [&str; 19] = [
-    "cat", "chmod", "cp", "grep", "id", "ip", "ls", "mkdir", "mount", "nc", "nslookup", "ping",
-    "ping6", "sh", "sleep", "tail", "touch", "true", "wget",
+pub const CONTAINER_TOOLS: &[&str] = &[
+    "cat", "chmod", "cp", "grep", "id", "ip", "ls", "mkdir", "mknod", "mount", "nc", "nslookup",
+    "ping", "ping6", "seq", "sh", "sleep", "tail", "test", "tftp", "timeout", "touch", "true",
+    "wget",
 ];
 
 /// The networks of `docker0`; others are the engine's own choice.
