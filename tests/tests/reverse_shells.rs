@@ -141,9 +141,11 @@ fn assert_killed(variants: &[(&str, &str)]) -> Result<()> {
 }
 
 fn run(gate: &Gate, script: &str) -> Result<(JobResult, Vec<DetectionEvent>)> {
-    let prelude = format!("set +e; cd \"$RUNNER_TEMP\"; export P={PEER}; W=20\n");
     // Long enough for a peer's first commands and for looks at them; a killed job does not wait for it.
-    let result = gate.run(&gate.job(&format!("{prelude}{script}\nsleep $W\ntrue")))?;
+    let job = format!(
+        "set +e; cd \"$RUNNER_TEMP\"; export P={PEER}\n(\n{script}\n) <&0 &\nsleep 15\ntrue"
+    );
+    let result = gate.run(&gate.job(&job))?;
     let found = reverse_shells(&gate.last_events()?);
     Ok((result, found))
 }

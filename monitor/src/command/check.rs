@@ -39,7 +39,13 @@ pub fn check(paths: &Paths) -> HostCheck {
     });
     let config = Config::load(paths);
     features.push(match &config {
-        Ok(_) => active("configuration", paths.config().display().to_string()),
+        Ok(_) if paths.config().exists() => {
+            active("configuration", paths.config().display().to_string())
+        }
+        Ok(_) => active(
+            "configuration",
+            format!("built-in defaults; there is no {}", paths.config().display()),
+        ),
         Err(error) => missing("configuration", with_causes(error)),
     });
     let config = config.unwrap_or_default();

@@ -7,6 +7,7 @@ pub mod cgroup_escape;
 pub mod fileless_execution;
 pub mod memory_read;
 pub mod monitor_tampering;
+pub mod privileged_container;
 pub mod reverse_shell;
 pub mod sudo_use;
 

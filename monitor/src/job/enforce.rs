@@ -1,6 +1,7 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
 use super::detectors::{self, Detectors};
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
@@ -8,16 +9,16 @@ use super::sensors::{JobObserver, job_sensors};
 use super::shell_watch::{self, LookSoon, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
-use super::{Job, policy_reference};
+use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::{
-    CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts,
-    TableName, Uplink,
+    CgroupId, EnforcementTarget, Flow, Interface, OwnerMode, ResolverPorts, TableName, Uplink,
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
@@ -38,9 +39,9 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The NFLOG groups that are tried. Low numbers are what administrators write by hand; the kernel has 65 536.
@@ -81,7 +82,8 @@ pub struct Enforced {
     pub notices: mpsc::Receiver<String>,
 }
 
-/// Puts the policy of `state` in force for `worker`. Must be called within a tokio runtime, on a thread that may block.
+/// Puts the policy of `state` in force for `worker`; `links` are the interfaces of its network namespace, where they are known
+/// already. Must be called within a tokio runtime, on a thread that may block.
 ///
 /// # Errors
 /// When anything that enforcement rests on can't be had; then no rules are left behind.
@@ -91,15 +93,21 @@ pub fn enforce(
     worker: Worker,
     group: Option<JobCgroup>,
     protecting: Protecting,
+    links: Option<Vec<network::Interface>>,
     rules: Rules,
-    started: Instant,
 ) -> Result<Enforced, EnforceError> {
     let namespace =
         worker.network_namespace().map_err(at("the Worker's network namespace can't be opened"))?;
-    let links = interfaces(namespace.as_fd())
-        .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
+    let links = match links {
+        Some(links) => links,
+        None => interfaces(namespace.as_fd())
+            .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
+    };
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
-        .map_err(at("the packets that rules log can't be received"))?;
+        .map_err(at("the packets that rules log can't be received"))?
+        .without_link_header(
+            links.iter().filter(|link| link.mac.is_none()).map(|link| link.index).collect(),
+        );
     let sockets = Arc::new(
         ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
     );
@@ -113,17 +121,20 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+        state.network_namespace,
+    );
+    let containers = host.containers.of_job(known, state.started);
     let responder = Arc::new(Responder::new(Parts {
         job_id: state.id.clone(),
         policy: policy_reference(&state.resolution),
         lockdown: enforced.lockdown.clone(),
         worker: Arc::clone(&worker),
         group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-        )),
+        containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
     let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
@@ -152,6 +163,8 @@ pub fn enforce(
         recorder: Arc::clone(&recorder),
         policy: enforced.clone(),
         reference: policy_reference(&state.resolution),
+        frame_senders: FrameSenders::default(),
+        containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -159,7 +172,7 @@ pub fn enforce(
             .map_err(at("the thread of DNS events can't be started"))?,
     );
 
-    let config = resolver_config(&enforced, &namespace, &links, &servers, &host.config.dns)
+    let config = resolver_config(&enforced, &namespace, &servers, &host.config.dns)
         .map_err(at("the Worker's network namespace can't be held"))?;
     let resolver = Resolver::start(
         config,
@@ -188,23 +201,18 @@ pub fn enforce(
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
-    if let Err(error) = forget_dns_flows(namespace.as_fd()) {
-        // Such a flow is blocked instead of redirected: its program has to ask again from another port.
-        tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
-    }
-
+    forget_dns_flows_meanwhile(namespace, &state.id);
     let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
+    features.extend(detectors::features(&enforced.lockdown, &sensors.features));
     features.extend(sensors.features.iter().cloned());
-    let sees_memory_reads = features
-        .iter()
-        .any(|feature| feature.name == "sensor-memory" && feature.state == FeatureState::Active);
-    features.extend(detectors::features(&enforced.lockdown, sees_memory_reads));
     let job = Job {
         enforced,
         worker,
         group,
         responder,
+        containers,
+        other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
@@ -215,10 +223,9 @@ pub fn enforce(
         recorder,
         sensors,
         features,
-        raw_frames: AtomicU64::new(0),
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
-        applied_ms: started.elapsed().as_secs_f64() * 1e3,
+        applied_ms: OnceLock::new(),
         state,
     };
     let job = Arc::new(job);
@@ -244,6 +251,20 @@ fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
         }
     });
     *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+}
+
+/// Forgets old flows of DNS on a thread of its own. The rules are in force without it, and an old flow is blocked by them
+/// instead of redirected: its program would have to ask again from another port.
+fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
+    let id = job_id.to_owned();
+    let forget = move || {
+        if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+            tracing::warn!(job.id = id, error = %error, "old DNS flows could not be forgotten");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("dns-flows".to_owned()).spawn(forget) {
+        tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
+    }
 }
 
 /// The policy with the hosts that a runner can't do without.
@@ -293,28 +314,16 @@ fn upstream_servers(
 fn resolver_config(
     policy: &EffectivePolicy,
     namespace: &File,
-    links: &[network::Interface],
     servers: &SystemResolver,
     dns: &DnsConfig,
 ) -> std::io::Result<ResolverConfig> {
-    let bridges = links.iter().filter(|link| link.is_container_bridge());
-    let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    listen.extend(
-        bridges
-            .flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))),
-    );
     let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.upstreams.clone());
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
-    config.listen = listen;
+    config.listen_anywhere = true;
     config.search_domains.clone_from(&servers.search_domains);
     config.lifetimes.grant_floor = Duration::from_secs(dns.grant_floor_seconds.into());
     config.lifetimes.grant_grace = Duration::from_secs(dns.grant_grace_seconds.into());
     Ok(config)
-}
-
-/// Listening on a link-local address needs its interface; containers ask the bridge's other address.
-fn is_link_local(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Everything measured that the rule set depends on.
@@ -331,6 +340,7 @@ fn target(
         |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
     target.job_cgroup = state.cgroup.as_ref().map(group_id);
     target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
+    target.other_jobs = group_ids(&state.other_jobs);
     target.infrastructure = host.infrastructure_groups();
     target.monitor_cgroup = host.monitor_group.as_ref().map(group_id);
     target.upstreams.clone_from(&servers.upstreams);
@@ -344,16 +354,11 @@ fn target(
         v4: listens(Ipv4Addr::LOCALHOST.into()),
         v6: listens(Ipv6Addr::LOCALHOST.into()),
     };
-    target.forwarded_dns = links
-        .iter()
-        .filter(|link| link.is_container_bridge())
-        .flat_map(|link| {
-            let of_link = link.addresses.iter().filter_map(|address| {
-                listens(*address).map(|port| SocketAddr::new(*address, port))
-            });
-            of_link.map(|resolver| ForwardedDns { interface: link.name.clone(), resolver })
-        })
-        .collect();
+    let anywhere = |is_v4: bool| {
+        let mut listeners = resolver.listens_anywhere().iter();
+        listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
+    };
+    target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
     target.uplinks = links

@@ -4,7 +4,7 @@ use super::Job;
 use super::end::end;
 use super::host::Host;
 use crate::egress::grant::Grant;
-use crate::nftables::{Change, ChangeWatcher, Notice};
+use crate::nftables::{Change, ChangeWatcher, Notice, ObjectKind};
 use crate::sys::readiness::watch_readable;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{DetectionEvent, DetectionType, Process, RecordedDetection};
@@ -70,8 +70,8 @@ pub async fn run(
                 }
             },
             _ = tick.tick() => {
-                let job = Arc::clone(&job);
-                blocking(move || keep_up(&job)).await;
+                let (host, job) = (Arc::clone(&host), Arc::clone(&job));
+                blocking(move || keep_up(&host, &job)).await;
             }
         }
     }
@@ -138,7 +138,14 @@ async fn next_notices(tampering: &mut Option<Tampering>) -> io::Result<Vec<Notic
 fn tampered(job: &Job, notice: &Notice) {
     let verified = job.table.verify();
     let outcome = match &verified {
-        Ok(()) => "our rules are untouched".to_owned(),
+        Ok(()) if !opens_addresses(job, notice) => "our rules are untouched".to_owned(),
+        Ok(()) => match job.put_rules_back() {
+            Ok(()) => "the addresses that are open in our table were set back".to_owned(),
+            Err(error) => format!(
+                "the addresses that are open in our table could not be set back: {}",
+                with_causes(&error)
+            ),
+        },
         Err(problem) => {
             let problem = with_causes(problem);
             match job.put_rules_back() {
@@ -164,6 +171,21 @@ fn tampered(job: &Job, notice: &Notice) {
     });
     if verified.is_err() {
         job.note_gap(format!("somebody changed the packet filter: {outcome}"));
+    }
+}
+
+/// Whether somebody else may have changed which addresses are open: the elements of those sets come and go, so that they
+/// are no part of what is verified. An owner of the table is refused by the kernel to everybody else.
+fn opens_addresses(job: &Job, notice: &Notice) -> bool {
+    match notice {
+        Notice::Changed(change) => {
+            change.more_actions > 0
+                || change.actions.iter().any(|action| {
+                    action.object == ObjectKind::Elements
+                        && action.table == job.table.name().as_str()
+                })
+        }
+        Notice::Lost => true,
     }
 }
 
@@ -195,10 +217,15 @@ fn describe(change: &Change) -> String {
     out
 }
 
-/// Writes repeats down and prolongs the addresses of connections that are open but idle.
-fn keep_up(job: &Job) {
+/// Writes repeats down, follows the machine's own services, and prolongs the addresses of connections that are open but idle.
+fn keep_up(host: &Host, job: &Job) {
     if job.recorder.has_repeats() {
         job.recorder.write_repeats();
+    }
+    if let Err(problem) = job.follow_infrastructure(host.infrastructure_groups()) {
+        job.note_gap(format!(
+            "services of the machine that were started anew are not exempt: {problem}"
+        ));
     }
     match idle_grants(job) {
         Ok(grants) if grants.is_empty() => {}

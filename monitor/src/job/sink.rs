@@ -1,8 +1,10 @@
 //! Where the watchers' facts go: attributed, made into events, recorded.
 
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
 use super::shell_watch::LookSoon;
+use crate::containers::Containers;
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::log_prefix::{LogPrefix, Path};
@@ -43,8 +45,12 @@ pub struct EventContext {
     pub policy: EffectivePolicy,
     /// How events name it.
     pub reference: PolicyReference,
+    /// Who has sent frames that bypass IP.
+    pub frame_senders: FrameSenders,
     /// Asks for a look at the job's shells when a connection is made.
     pub look_soon: LookSoon,
+    /// How containers are called.
+    pub containers: Arc<Containers>,
 }
 
 impl EventContext {
@@ -55,6 +61,9 @@ impl EventContext {
             // The group is ours alone, but any root process can make a rule that logs to it.
             Err(error) => return tracing::warn!(error = %error, "a logged packet is not ours"),
         };
+        if prefix.path == Path::Device {
+            return self.frame(packet, &prefix);
+        }
         self.look_soon.connection();
         let (address, port) = peer(&packet.headers, prefix.path);
         let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
@@ -66,8 +75,11 @@ impl EventContext {
         if prefix.path == Path::Output && prefix.kind.verdict() == Verdict::Blocked {
             self.refuse(packet);
         }
-        let event =
+        let mut event =
             network_event(&packet.headers, &prefix, name, process, &self.policy, &self.reference);
+        if prefix.path == Path::Forward {
+            event.container = self.containers.name_of(packet.headers.source);
+        }
         self.recorder.network(event);
     }
 

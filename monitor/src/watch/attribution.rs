@@ -2,7 +2,7 @@
 
 use super::bounded::BoundedCache;
 use super::flow::Flow;
-use super::inodes::SocketOwners;
+use super::inodes::{SocketOwners, owner_of_any};
 use super::process::ProcessInspector;
 use super::sockets::{SocketDiagnostics, SocketError};
 use crate::caller::{ProcessKey, Worker};
@@ -99,6 +99,17 @@ pub struct ProcfsSensor {
     owners: Mutex<SocketOwners>,
     /// Who had a client port.
     ports: Mutex<BoundedCache<(u8, SocketAddr), Remembered>>,
+    /// Whose the latest frame was.
+    latest_frame: Mutex<Option<FrameSender>>,
+}
+
+/// Who sent a frame, for as long as the same packet sockets are open.
+#[derive(Clone, Debug)]
+struct FrameSender {
+    /// The sockets that it could have come from.
+    candidates: Vec<u32>,
+    /// Whose it was.
+    process: Option<Arc<Process>>,
 }
 
 /// A client port's owner.
@@ -136,6 +147,7 @@ impl ProcfsSensor {
             inspector: Arc::new(ProcessInspector::new(worker, REMEMBERED_PROCESSES)),
             owners: Mutex::default(),
             ports: Mutex::new(BoundedCache::new(REMEMBERED_PORTS)),
+            latest_frame: Mutex::default(),
         }
     }
 
@@ -180,6 +192,44 @@ impl ProcfsSensor {
 }
 
 impl ProcfsSensor {
+    /// Who sent a frame by `interface`: whoever holds a packet socket there, processes of the job before others. `uid` is
+    /// what the kernel tells of the sending socket. When several hold one it is one of them: a frame does not tell.
+    pub fn attribute_frame(&self, interface: Option<u32>, uid: Option<u32>) -> Attribution {
+        let candidates = match self.diagnostics.packet_sockets(interface, uid) {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                tracing::warn!(%error, "a frame can't be attributed");
+                Vec::new()
+            }
+        };
+        let process = self.holder(candidates);
+        let source = match (&process, uid) {
+            (Some(_), _) => AttributionSource::Socket,
+            (None, Some(_)) => AttributionSource::UserOnly,
+            (None, None) => AttributionSource::Unknown,
+        };
+        Attribution { process, uid, cgroup: None, source }
+    }
+
+    /// The process that holds one of the packet sockets.
+    fn holder(&self, candidates: Vec<u32>) -> Option<Arc<Process>> {
+        if candidates.is_empty() {
+            return None;
+        }
+        let mut latest = self.latest_frame.lock().unwrap_or_else(PoisonError::into_inner);
+        // A flood of frames comes from the same sockets: they are looked for once.
+        if let Some(known) = &*latest
+            && known.candidates == candidates
+        {
+            return known.process.clone();
+        }
+        let group = self.group.iter().map(|job| job.processes().unwrap_or_default());
+        let process =
+            owner_of_any(&candidates, group).and_then(|owner| self.inspector.inspect(owner));
+        *latest = Some(FrameSender { candidates, process: process.clone() });
+        process
+    }
+
     /// A resolver library asks several questions from one socket, one after the other: within the memory of ports it is
     /// not looked up again, for the client waits.
     fn asked_just_before(&self, protocol: u8, client: SocketAddr) -> Option<Attribution> {

