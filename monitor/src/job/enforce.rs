@@ -1,12 +1,12 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
-use super::detectors::{self, Detectors};
+use super::detectors::{self, Detectors, Executed};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
 use super::sensors::{JobObserver, job_sensors};
-use super::shell_watch::{self, LookSoon, Looks};
+use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, group_ids, policy_reference};
@@ -137,10 +137,18 @@ pub fn enforce(
         containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
+    let (look_soon, looks) = shell_watch::looks();
+    let executed = Arc::new(Executed {
+        job_uid: worker.uid(),
+        sensor: Arc::clone(&sockets),
+        responder: Arc::clone(&responder),
+        look_soon: look_soon.clone(),
+    });
     let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
         Arc::new(JobObserver {
             recorder: Arc::clone(&recorder),
             responder: Arc::clone(&responder),
+            executed: Arc::clone(&executed),
             trusted: host.trusted_readers(&worker),
             group: group.clone(),
             hierarchy: host.hierarchy.as_ref().ok().cloned(),
@@ -153,9 +161,8 @@ pub fn enforce(
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
-    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
-        look_soon: look_soon.clone(),
+        look_soon,
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensors.processes),
         sockets: Arc::clone(&sensors.sockets),
@@ -229,18 +236,19 @@ pub fn enforce(
         state,
     };
     let job = Arc::new(job);
-    watch_for_findings(&job, look_soon, looks);
+    watch_for_findings(&job, executed, looks);
     Ok(Enforced { job, notices })
 }
 
 /// Starts what looks for findings in the job.
-fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
         responder: Arc::clone(&job.responder),
-        look_soon,
+        executed,
+        are_executions_told: job.sensors.watched.is_some(),
         looks,
     };
     // The job owns its detectors.

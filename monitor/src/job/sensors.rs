@@ -1,5 +1,6 @@
 //! The sensors of one job: gathered in one place, and what they find made into events and answers.
 
+use super::detectors::Executed;
 use super::host::Host;
 use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::cgroup::{Hierarchy, JobCgroup};
@@ -84,6 +85,8 @@ pub struct JobObserver {
     pub recorder: Arc<Recorder>,
     /// Where findings go.
     pub responder: Arc<Responder>,
+    /// Judges executed programs.
+    pub executed: Arc<Executed>,
     /// Who may read.
     pub trusted: TrustedReaders,
     /// The job's group.
@@ -112,6 +115,9 @@ impl JobObserver {
 
 impl KernelObserver for JobObserver {
     fn executed(&self, process: Process) {
+        if let Some(pid) = process.pid {
+            self.executed.program(pid);
+        }
         self.recorder.process(process);
     }
 
