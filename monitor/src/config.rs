@@ -102,6 +102,8 @@ pub struct Config {
     pub defaults: DefaultsConfig,
     /// The resolver.
     pub dns: DnsConfig,
+    /// Who did what.
+    pub sensors: SensorsConfig,
     /// The Docker engine of this host.
     pub docker: DockerConfig,
     /// What of this machine is not the job.
@@ -180,6 +182,27 @@ impl Default for DnsConfig {
     fn default() -> Self {
         Self { upstreams: Vec::new(), grant_floor_seconds: 60, grant_grace_seconds: 300 }
     }
+}
+
+/// `[sensors]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SensorsConfig {
+    /// How it is found out who does what.
+    pub backend: SensorBackend,
+}
+
+/// `backend` of `[sensors]`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum SensorBackend {
+    /// BPF where the kernel allows it, procfs and netlink otherwise.
+    #[default]
+    Auto,
+    /// BPF; a host without it is not served.
+    Bpf,
+    /// Procfs and netlink alone.
+    Procfs,
 }
 
 /// `[docker]`.

@@ -129,6 +129,30 @@ fn hostile_values_are_refused_or_stay_text() -> Result<()> {
     assert_nothing_left(&gate.world)
 }
 
+/// Without a gate the same values reach a step byte for byte, and the attack its goal, so that these tests can fail.
+#[test]
+fn without_a_gate_hostile_values_and_attacks_arrive() -> Result<()> {
+    let world = World::builder().build()?;
+    let canary = portcullis_tests::Canary::generate()?;
+    let hostile = "octo/hello\n::stop-commands::forged\n\u{1b}[31m";
+    let long = "x".repeat(100_000);
+    let script = format!(
+        "printf %s \"$GITHUB_REPOSITORY\" >value; printf %s \"$GITHUB_RUN_ID\" >long\n{EXFILTRATE}"
+    );
+    let mut job = portcullis_tests::Job::script(&script).secret("S", canary.as_str());
+    job.context.variables.insert("GITHUB_REPOSITORY".to_owned(), hostile.to_owned());
+    job.context.variables.insert("GITHUB_RUN_ID".to_owned(), long.clone());
+    let result = world.runner(0).run(&job)?;
+    let place = world.runner(0).directory().join("_work/hello/hello");
+    let read = |name: &str| {
+        fs::read_to_string(place.join(name)).with_context(|| format!("{name}: {}", result.log()))
+    };
+    ensure!(read("value")? == hostile, "{:?}", read("value")?);
+    ensure!(read("long")? == long);
+    ensure!(world.attacker().saw(&canary)?, "{}", result.log());
+    Ok(())
+}
+
 /// What a job of another user does to the monitor's socket.
 const HOSTILE_PEERS: &str = r#"
 cat >"$RUNNER_TEMP/peers.py" <<'END'

@@ -9,9 +9,11 @@ use life::{
 };
 use nix::sys::signal::Signal;
 use portcullis_common::event::{EnforcementScope, JobStage, PostureLevel};
+use portcullis_tests::cgroup::mount_point;
 use portcullis_tests::job::StepKind;
 use portcullis_tests::world::{MonitorOptions, MonitorPlace};
 use portcullis_tests::{JobOutcome, World};
+use std::fs;
 
 fn gate(place: MonitorPlace) -> Result<Gate> {
     let options = MonitorOptions { place, ..MonitorOptions::default() };
@@ -154,6 +156,21 @@ fn a_monitor_that_the_job_stops_keeps_its_rules() -> Result<()> {
     puppet.run(&format!("sudo kill -CONT {monitor}"))?;
     let name = puppet.run(&call("c.wild.test"))?;
     ensure!(name.succeeded(), "{name:?}");
+
+    let group = fs::read_to_string(format!("/proc/{monitor}/cgroup"))?;
+    let group = group.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup")?;
+    let freezer = mount_point()?.join(group).join("cgroup.freeze");
+    let freeze = |on: u8| format!("echo {on} | sudo tee {} >/dev/null", freezer.display());
+    let frozen = puppet.run(&format!(
+        "{}; for to in 203.0.113.66 '[2001:db8::66]'; do curl -sSk --max-time 1 https://$to/$S; done; true",
+        freeze(1)
+    ))?;
+    let used = puppet.run(USE)?;
+    ensure!(used.succeeded(), "{used:?} {frozen:?}");
+    let name = puppet.run("curl -sS --max-time 1 https://f.wild.test/")?;
+    ensure!(!name.succeeded(), "it was not frozen: {name:?} {frozen:?}");
+    let thawed = puppet.run(&format!("{}; {}", freeze(0), call("f.wild.test")))?;
+    ensure!(thawed.succeeded(), "{thawed:?}");
 
     let killed = puppet.run(&format!("sudo kill -9 {monitor}; {EXFILTRATE}"))?;
     ensure!(!gate.monitor.is_running());

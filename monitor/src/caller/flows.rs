@@ -6,7 +6,7 @@ use crate::watch::inodes::socket_inodes;
 use crate::watch::sockets::{SocketDiagnostics, SocketError};
 use std::collections::HashSet;
 
-/// The flows of `processes` (a Worker and its Listener) now: TCP and connected UDP, with local side as the source.
+/// The TCP flows of `processes` (a Worker and its Listener) now, with the local side as the source.
 ///
 /// # Errors
 /// When the kernel does not list the sockets.
@@ -16,7 +16,7 @@ pub fn runner_flows(
 ) -> Result<Vec<Flow>, SocketError> {
     let inodes: HashSet<u32> =
         processes.iter().flat_map(|process| socket_inodes(process.pid)).collect();
-    let sockets = diagnostics.connected()?;
+    let sockets = diagnostics.connected_tcp()?;
     Ok(sockets
         .into_iter()
         .filter(|socket| inodes.contains(&socket.inode))

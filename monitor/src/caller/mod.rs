@@ -23,7 +23,7 @@ pub use left_over::{KillOutcome, kill_left_overs, left_overs};
 pub use lineage::{Lineage, WorkerCandidate, lineage};
 pub use peer::{Peer, identify_peer};
 pub use runners::{RunnerSurvey, survey_runners};
-pub use table::{ProcFs, ProcessEntry, ProcessKey, ProcessTable, Snapshot};
+pub use table::{Parentage, ProcFs, ProcessEntry, ProcessKey, ProcessTable, Snapshot};
 pub use worker::Worker;
 
 /// Why a caller or a Worker could not be identified.

@@ -3,7 +3,7 @@
 use super::CgroupError;
 use super::group::{Cgroup, CgroupIdentity};
 use super::mount::Hierarchy;
-use crate::caller::{ProcFs, ProcessEntry, ProcessKey, ProcessTable, Snapshot};
+use crate::caller::{Parentage, ProcFs, ProcessKey};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
@@ -92,19 +92,18 @@ impl JobCgroup {
     /// # Errors
     /// [`CgroupError::Gone`] when the Worker has exited, [`CgroupError::Unstable`], and others.
     pub fn adopt(&self, worker: ProcessKey) -> Result<(), CgroupError> {
-        let mut is_first = true;
+        // The Worker first: what it starts from then on is inside. Each move makes the kernel wait for all processors
+        // (cgroup_threadgroup_rwsem), but moves that follow at once share that wait; so nothing is looked at before.
+        if ProcFs.key(worker.pid) != Some(worker) || !self.group.add(worker.pid)? {
+            return Err(CgroupError::Gone { pid: worker.pid });
+        }
         for _ in 0..ROUNDS {
-            let snapshot = Snapshot::take();
-            let is_there = snapshot.process(worker.pid).is_some_and(|entry| entry.key == worker);
-            // The Worker first: what it starts from then on is inside. Each move makes the kernel wait for all processors
-            // (cgroup_threadgroup_rwsem), but moves that follow at once share that wait.
-            if !is_there || is_first && !self.group.add(worker.pid)? {
+            let processes = ProcFs.parents();
+            if !processes.iter().any(|process| process.key == worker) {
                 return Err(CgroupError::Gone { pid: worker.pid });
             }
-            is_first = false;
             let inside: HashSet<u32> = self.group.processes_recursive()?.into_iter().collect();
-            let entries: Vec<ProcessEntry> = snapshot.entries().cloned().collect();
-            let outside: Vec<ProcessKey> = descendants(&entries, worker)
+            let outside: Vec<ProcessKey> = descendants(&processes, worker)
                 .into_iter()
                 .filter(|key| key.pid != std::process::id())
                 .filter(|key| !inside.contains(&key.pid) && !self.group.contains(key.pid))
@@ -240,10 +239,13 @@ fn group_name(job_id: &str) -> Result<String, CgroupError> {
 
 /// The processes below `root`, by parent pid. A pid whose process is younger than its child is somebody else's: the
 /// snapshot is not of one moment.
-pub(crate) fn descendants(entries: &[ProcessEntry], root: ProcessKey) -> Vec<ProcessKey> {
+pub(crate) fn descendants<'p, P>(processes: &'p [P], root: ProcessKey) -> Vec<ProcessKey>
+where
+    Parentage: From<&'p P>,
+{
     let mut children: HashMap<u32, Vec<ProcessKey>> = HashMap::new();
-    for entry in entries {
-        children.entry(entry.parent).or_default().push(entry.key);
+    for Parentage { key, parent } in processes.iter().map(Parentage::from) {
+        children.entry(parent).or_default().push(key);
     }
     let mut found = Vec::new();
     let mut open = vec![root];

@@ -205,7 +205,7 @@ pub fn maker_network(pid: u32, group: &Path) -> Option<String> {
 
 /// The process's cgroup v2.
 pub fn cgroup_of(pid: u32) -> Option<PathBuf> {
-    crate::cgroup::mount::parse_proc_cgroup(&fs::read(format!("/proc/{pid}/cgroup")).ok()?)
+    crate::cgroup::group::parse_proc_cgroup(&fs::read(format!("/proc/{pid}/cgroup")).ok()?)
 }
 
 fn root_of(pid: u32) -> Option<(u64, u64)> {

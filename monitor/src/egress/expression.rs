@@ -165,6 +165,11 @@ pub enum Expression {
         /// The mask.
         mask: Vec<u8>,
     },
+    /// Turns a number of 8 bytes in a register into network byte order, in place: only then comparisons mean more and less.
+    NetworkOrder {
+        /// The register.
+        register: Register,
+    },
     /// Ends the rule unless the set has the key that starts in the register.
     Lookup {
         /// The set.

@@ -126,6 +126,9 @@ pub struct EnforcementTarget {
     pub job_cgroup: Option<CgroupId>,
     /// The runner's user; `None` when another runner has the same one. Never 0.
     pub runner_uid: Option<u32>,
+    /// Groups of other runners' jobs that are younger than the job's own. In scope `job` every other younger group is
+    /// taken for one that the job had somebody make: a container engine, a service manager.
+    pub other_jobs: Vec<CgroupId>,
     /// Infrastructure of the machine that is not the job. In scope `host` what the monitor itself sends besides
     /// upstream queries (uploads to the store) passes only when its cgroup is listed here.
     pub infrastructure: Vec<CgroupId>,
@@ -176,6 +179,7 @@ impl EnforcementTarget {
             scope,
             job_cgroup: None,
             runner_uid: None,
+            other_jobs: Vec::new(),
             infrastructure: Vec::new(),
             monitor_cgroup: None,
             upstreams: Vec::new(),

@@ -9,10 +9,11 @@ use crate::caller::{
     ProcFs, ProcessEntry, RunnerSurvey, Snapshot, Worker, WorkerCandidate, kill_left_overs,
     left_overs, runner_flows, survey_runners,
 };
-use crate::cgroup::{CgroupError, CgroupIdentity, JobCgroup, stale_job_groups};
+use crate::cgroup::{CgroupError, CgroupIdentity, Hierarchy, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
-use crate::network::interfaces;
+use crate::network::{Interface, interfaces};
 use crate::protect::{Protecting, Wanted};
+use crate::watch::flow::Flow;
 use crate::watch::sockets::SocketDiagnostics;
 use jiff::Timestamp;
 use portcullis_common::event::EnforcementScope;
@@ -24,6 +25,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -45,11 +47,22 @@ pub struct Binding {
     pub protecting: Protecting,
     /// Processes of earlier jobs that were killed, in words.
     pub left_overs: Vec<String>,
+    /// The interfaces of the Worker's network namespace.
+    pub links: Vec<Interface>,
+}
+
+impl Binding {
+    /// Starts to move the Worker into its group, unless that has begun: once the rules of other jobs know the group.
+    pub fn start_moving(&mut self) {
+        if let (None, Some(group)) = (&self.moving, &self.group) {
+            self.moving = Some(Moving::start(group.clone(), self.worker.key()));
+        }
+    }
 }
 
 /// Processes on their way into a job's group. The kernel waits some 10 ms for all processors when it moves a process
-/// (`cgroup_threadgroup_rwsem`); the rules are made meanwhile. No step of the job runs before the hook has its answer, and
-/// that waits for both.
+/// (`cgroup_threadgroup_rwsem`), so this is begun before everything else; policy and rules are made meanwhile. No step of
+/// the job runs before the hook has its answer, and that waits for both.
 #[derive(Debug)]
 pub struct Moving {
     thread: io::Result<JoinHandle<Result<(), CgroupError>>>,
@@ -92,11 +105,20 @@ pub enum BindError {
     NotTellable(String),
 }
 
+/// A Worker that could not be bound, and what was made for it.
+#[derive(Debug)]
+pub struct Unbound {
+    /// Why.
+    pub error: BindError,
+    /// The group that was made, with whatever was moved there.
+    pub group: Option<JobCgroup>,
+}
+
 /// Gathers everything, moves the Worker into a group of its own and ends what earlier jobs left behind. `active` are the
 /// groups of jobs that are running.
 ///
 /// # Errors
-/// See [`BindError`].
+/// See [`BindError`]; nothing is on its way into the group any more then.
 pub fn bind(
     host: &Host,
     id: String,
@@ -104,11 +126,102 @@ pub fn bind(
     context: JobContext,
     choice: PolicyChoice,
     active: &[CgroupIdentity],
-) -> Result<Binding, BindError> {
-    let worker = Worker::open(candidate)?;
-    let snapshot = Snapshot::take();
-    let survey = survey_runners(&snapshot, candidate);
-    let scope = scope(host.config.defaults.scope, survey);
+) -> Result<Binding, Unbound> {
+    let worker =
+        Worker::open(candidate).map_err(|error| Unbound { error: error.into(), group: None })?;
+    let (group, mut left_overs) = match make_group(host, &worker, &id, active) {
+        Ok((group, ended)) => (Ok(group), ended),
+        Err(problem) => (Err(problem), Vec::new()),
+    };
+    // Before everything else: it takes the longest. Rules of other jobs must know the group before anything is in it.
+    let is_alone = active.is_empty();
+    let moving = group
+        .as_ref()
+        .ok()
+        .filter(|_| is_alone)
+        .map(|group| Moving::start(group.clone(), worker.key()));
+    let hierarchy = host.hierarchy.as_ref().ok().filter(|_| group.is_ok());
+    let (surveyed, network) = thread::scope(|scope| {
+        let surveying = scope.spawn(|| {
+            let snapshot = Snapshot::take();
+            let ended = hierarchy
+                .map(|hierarchy| end_orphans(hierarchy, worker.uid(), active, &snapshot))
+                .unwrap_or_default();
+            (survey_runners(&snapshot, candidate), ended)
+        });
+        let network = Network::of(&worker);
+        (surveying.join(), network)
+    });
+    let (survey, ended) = surveyed.unwrap_or_else(|panic| resume_unwind(panic));
+    left_overs.extend(ended);
+    let found = network.and_then(|network| {
+        let scope = scope(host.config.defaults.scope, survey);
+        if let Err(problem) = &group
+            && scope == EnforcementScope::Job
+            && survey.user_is_shared
+        {
+            return Err(BindError::NotTellable(problem.clone()));
+        }
+        Ok((network, scope))
+    });
+    match found {
+        Ok((network, scope)) => {
+            let has_own_user = !survey.user_is_shared;
+            let links = network.links.clone();
+            let mut state = state(id, &worker, context, choice, network);
+            (state.scope, state.has_own_user) = (scope, has_own_user);
+            match &group {
+                Ok(group) => state.cgroup = Some(group.identity().clone()),
+                Err(problem) => {
+                    tracing::error!(
+                        job.id = state.id,
+                        reason = problem,
+                        "the job has no cgroup of its own"
+                    );
+                    state.warnings.push(format!("the job has no cgroup of its own: {problem}"));
+                }
+            }
+            let protecting = protect(&state);
+            let group = group.ok();
+            Ok(Binding { state, worker, group, moving, protecting, left_overs, links })
+        }
+        Err(error) => {
+            // Whatever became of the move: what was moved is moved back, or ended.
+            let _ = moving.map(Moving::finish);
+            Err(Unbound { error, group: group.ok() })
+        }
+    }
+}
+
+/// What a Worker's network namespace looks like.
+struct Network {
+    id: NetworkNamespaceId,
+    links: Vec<Interface>,
+    /// The runner's own connections.
+    flows: Vec<Flow>,
+}
+
+impl Network {
+    fn of(worker: &Worker) -> Result<Self, BindError> {
+        let namespace = worker.network_namespace()?;
+        let id = namespace_id(&namespace).map_err(BindError::Network)?;
+        let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
+        let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
+        let runner: Vec<_> =
+            [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
+        let flows = runner_flows(&runner, &diagnostics)?;
+        Ok(Self { id, links, flows })
+    }
+}
+
+/// What has to be written down of the job; group and scope are the caller's.
+fn state(
+    id: String,
+    worker: &Worker,
+    context: JobContext,
+    choice: PolicyChoice,
+    network: Network,
+) -> JobState {
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
     if choice.origin == Origin::Store && choice.resolution.scope == ScopeKind::Default {
         let effect = match choice.resolution.policy.egress {
@@ -120,54 +233,36 @@ pub fn bind(
         ));
     }
     warnings.extend(choice.resolution.policy.warnings());
-
-    let namespace = worker.network_namespace()?;
-    let network_namespace = namespace_id(&namespace).map_err(BindError::Network)?;
-    let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
-    let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
-    let runner: Vec<_> = [Some(worker.key()), worker.listener()].into_iter().flatten().collect();
-    let flows = runner_flows(&runner, &diagnostics)?;
-
-    // Last, for nothing that follows can fail: a group that was made is a group that is used.
-    let (group, left_overs) = match make_group(host, &worker, &id, active, &snapshot) {
-        Ok((group, left_overs)) => (Some(group), left_overs),
-        Err(problem) if scope == EnforcementScope::Job && survey.user_is_shared => {
-            return Err(BindError::NotTellable(problem));
-        }
-        Err(problem) => {
-            tracing::error!(job.id = id, reason = problem, "the job has no cgroup of its own");
-            warnings.push(format!("the job has no cgroup of its own: {problem}"));
-            (None, Vec::new())
-        }
-    };
-    let state = JobState {
+    JobState {
         format: JobState::FORMAT,
         id,
         context,
         worker: worker.key(),
         uid: worker.uid(),
-        cgroup: group.as_ref().map(|group| group.identity().clone()),
+        cgroup: None,
         is_audit_fallback: matches!(choice.origin, Origin::AuditFallback { .. }),
         resolution: choice.resolution,
         on_failure: choice.on_failure,
         warnings,
-        scope,
-        has_own_user: !survey.user_is_shared,
-        network_namespace,
-        known_interfaces: links.into_iter().map(|link| (link.name, link.index)).collect(),
-        adopted_flows: flows
-            .into_iter()
-            .filter(|flow| flow.protocol == crate::watch::flow::TCP)
+        scope: EnforcementScope::Host,
+        has_own_user: false,
+        network_namespace: network.id,
+        other_jobs: Vec::new(),
+        known_interfaces: network
+            .links
+            .iter()
+            .map(|link| (link.name.clone(), link.index))
+            .collect(),
+        adopted_flows: network
+            .flows
+            .iter()
             // Loopback is not judged.
             .filter(|flow| !flow.destination.ip().is_loopback())
             .map(|flow| (flow.source, flow.destination))
             .collect(),
         gaps: Vec::new(),
         started: Timestamp::now(),
-    };
-    let moving = group.as_ref().map(|group| Moving::start(group.clone(), worker.key()));
-    let protecting = protect(&state);
-    Ok(Binding { state, worker, group, moving, protecting, left_overs })
+    }
 }
 
 /// Starts to protect the Worker of `state` as its policy says. Also when it is taken over after a restart: what is in force
@@ -191,13 +286,12 @@ fn scope(configured: ScopeConfig, survey: RunnerSurvey) -> EnforcementScope {
     }
 }
 
-/// Ends the groups of earlier jobs and the processes they left behind, then makes the group of this one.
+/// Ends the groups of earlier jobs, then makes the group of this one.
 fn make_group(
     host: &Host,
     worker: &Worker,
     id: &str,
     active: &[CgroupIdentity],
-    snapshot: &Snapshot,
 ) -> Result<(JobCgroup, Vec<String>), String> {
     let hierarchy = host.hierarchy.as_ref().map_err(Clone::clone)?;
     let of_worker = hierarchy.group_of(worker.pid()).map_err(|error| with_causes(&error))?;
@@ -210,21 +304,29 @@ fn make_group(
             Err(error) => return Err(with_causes(&error)),
         }
     }
+    let group = JobCgroup::create_empty(hierarchy, worker.key(), id)
+        .map_err(|error| with_causes(&error))?;
+    Ok((group, ended))
+}
+
+/// Ends the processes that earlier jobs of the user left outside of their groups.
+fn end_orphans(
+    hierarchy: &Hierarchy,
+    uid: u32,
+    active: &[CgroupIdentity],
+    snapshot: &Snapshot,
+) -> Vec<String> {
     let active_groups: Vec<_> =
         active.iter().filter_map(|group| JobCgroup::open_existing(hierarchy, group).ok()).collect();
     let is_active =
         |process: &ProcessEntry| active_groups.iter().any(|group| group.contains(process.key.pid));
-    let mut orphans = left_overs(snapshot, worker.uid(), is_active);
+    let mut orphans = left_overs(snapshot, uid, is_active);
     if !orphans.is_empty() {
         // A snapshot is not of one moment: what is killed is looked at once more.
-        orphans = left_overs(&ProcFs, worker.uid(), is_active);
+        orphans = left_overs(&ProcFs, uid, is_active);
     }
-    for outcome in kill_left_overs(orphans) {
-        ended.push(format!("process {}", outcome.process.key.pid));
-    }
-    let group = JobCgroup::create_empty(hierarchy, worker.key(), id)
-        .map_err(|error| with_causes(&error))?;
-    Ok((group, ended))
+    let outcomes = kill_left_overs(orphans);
+    outcomes.into_iter().map(|outcome| format!("process {}", outcome.process.key.pid)).collect()
 }
 
 #[cfg(test)]

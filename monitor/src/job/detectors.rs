@@ -17,9 +17,6 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-/// The detections of Lockdown Mode that this monitor has a sensor for.
-const DETECTABLE: &[LockdownDetection] = &[LockdownDetection::ReverseShell];
-
 /// What detectors need of their job.
 #[derive(Debug)]
 pub struct Parts {
@@ -161,7 +158,8 @@ fn effective_uid(pid: u32) -> Option<u32> {
 }
 
 /// What the posture says of detection: how shells are found, and whether all that Lockdown Mode lists can be found.
-pub fn features(lockdown: &LockdownMode) -> Vec<Feature> {
+/// `sensors` are those of the job.
+pub fn features(lockdown: &LockdownMode, sensors: &[Feature]) -> Vec<Feature> {
     let mut features = vec![Feature {
         name: "sensor-reverse-shell".to_owned(),
         state: FeatureState::Degraded,
@@ -171,7 +169,7 @@ pub fn features(lockdown: &LockdownMode) -> Vec<Feature> {
         let missing: Vec<String> = lockdown
             .detections
             .iter()
-            .filter(|detection| !DETECTABLE.contains(detection))
+            .filter(|detection| !is_detectable(**detection, sensors))
             .map(|detection| crate::respond::type_name((*detection).into()))
             .collect();
         features.push(if missing.is_empty() {
@@ -189,4 +187,16 @@ pub fn features(lockdown: &LockdownMode) -> Vec<Feature> {
         });
     }
     features
+}
+
+/// Whether there is a sensor for the detection.
+fn is_detectable(detection: LockdownDetection, sensors: &[Feature]) -> bool {
+    match detection {
+        LockdownDetection::ReverseShell => true,
+        LockdownDetection::RunnerWorkerMemoryRead => sensors
+            .iter()
+            .any(|sensor| sensor.name == "sensor-memory" && sensor.state != FeatureState::Missing),
+        // By procfs, with every kernel.
+        LockdownDetection::PrivilegedContainer => true,
+    }
 }

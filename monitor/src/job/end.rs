@@ -54,7 +54,6 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     drop(resolver);
     job.dns_sink.flush();
 
-    job.note_raw_frames();
     let counters = drained_counters(job);
     for difference in differences(&counters) {
         job.note_gap(difference);
@@ -64,6 +63,14 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
         job.note_gap(format!(
             "{not_recorded} detections were counted and not recorded one by one: there were too many of a type"
         ));
+    }
+    if let Some(watched) = &job.sensors.watched {
+        let lost = watched.end();
+        if lost > 0 {
+            job.note_gap(format!(
+                "{lost} events of the kernel's sensors were lost: there were too many at once"
+            ));
+        }
     }
     let lost = job.dns_sink.lost() + job.recorder.totals().lost_events;
     if lost > 0 {

@@ -1,13 +1,15 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
 use super::detectors::{self, Detectors};
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::sensors::{JobObserver, job_sensors};
 use super::shell_watch::{self, LookSoon, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
-use super::{Job, policy_reference};
+use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
@@ -27,6 +29,7 @@ use crate::respond::containers::KnownContainers;
 use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::KernelObserver;
 use crate::watch::nflog::{NflogGroup, NflogReader};
 use portcullis_common::event::{Feature, FeatureState};
 use portcullis_common::hook::with_causes;
@@ -36,9 +39,9 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The NFLOG groups that are tried. Low numbers are what administrators write by hand; the kernel has 65 536.
@@ -79,7 +82,8 @@ pub struct Enforced {
     pub notices: mpsc::Receiver<String>,
 }
 
-/// Puts the policy of `state` in force for `worker`. Must be called within a tokio runtime, on a thread that may block.
+/// Puts the policy of `state` in force for `worker`; `links` are the interfaces of its network namespace, where they are known
+/// already. Must be called within a tokio runtime, on a thread that may block.
 ///
 /// # Errors
 /// When anything that enforcement rests on can't be had; then no rules are left behind.
@@ -89,18 +93,25 @@ pub fn enforce(
     worker: Worker,
     group: Option<JobCgroup>,
     protecting: Protecting,
+    links: Option<Vec<network::Interface>>,
     rules: Rules,
-    started: Instant,
 ) -> Result<Enforced, EnforceError> {
     let namespace =
         worker.network_namespace().map_err(at("the Worker's network namespace can't be opened"))?;
-    let links = interfaces(namespace.as_fd())
-        .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?;
+    let links = match links {
+        Some(links) => links,
+        None => interfaces(namespace.as_fd())
+            .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
+    };
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
-        .map_err(at("the packets that rules log can't be received"))?;
-    let sensor = Arc::new(
+        .map_err(at("the packets that rules log can't be received"))?
+        .without_link_header(
+            links.iter().filter(|link| link.mac.is_none()).map(|link| link.index).collect(),
+        );
+    let sockets = Arc::new(
         ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
     );
+    let worker = Arc::new(worker);
 
     let directory = host.paths.jobs().join(&state.id);
     let spool = host.paths.spool().join(&state.id);
@@ -110,6 +121,33 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+        state.network_namespace,
+    );
+    let containers = host.containers.of_job(known, state.started);
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::<EngineContainers>::clone(&containers),
+        recorder: Arc::clone(&recorder),
+    }));
+    let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
+        Arc::new(JobObserver {
+            recorder: Arc::clone(&recorder),
+            responder: Arc::clone(&responder),
+            trusted: host.trusted_readers(&worker),
+            group: group.clone(),
+            hierarchy: host.hierarchy.as_ref().ok().cloned(),
+            seen: Mutex::default(),
+        })
+    };
+    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
@@ -119,11 +157,13 @@ pub fn enforce(
     let context = Arc::new(EventContext {
         look_soon: look_soon.clone(),
         dns_servers: servers.upstreams.clone(),
-        sensor: Arc::clone(&sensor),
+        sensor: Arc::clone(&sensors.processes),
+        sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
         policy: enforced.clone(),
         reference: policy_reference(&state.resolution),
+        frame_senders: FrameSenders::default(),
         containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
@@ -161,36 +201,18 @@ pub fn enforce(
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
-    if let Err(error) = forget_dns_flows(namespace.as_fd()) {
-        // Such a flow is blocked instead of redirected: its program has to ask again from another port.
-        tracing::warn!(job.id = state.id, error = %error, "old DNS flows could not be forgotten");
-    }
-
-    let features =
+    forget_dns_flows_meanwhile(namespace, &state.id);
+    let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
-    let worker = Arc::new(worker);
-    let known = KnownContainers::new(
-        host.hierarchy.as_ref().ok().cloned(),
-        state.cgroup.clone(),
-        state.scope,
-        state.network_namespace,
-    );
-    let containers = host.containers.of_job(known, state.started);
-    let responder = Arc::new(Responder::new(Parts {
-        job_id: state.id.clone(),
-        policy: policy_reference(&state.resolution),
-        lockdown: enforced.lockdown.clone(),
-        worker: Arc::clone(&worker),
-        group: group.clone(),
-        containers: Arc::<EngineContainers>::clone(&containers),
-        recorder: Arc::clone(&recorder),
-    }));
+    features.extend(detectors::features(&enforced.lockdown, &sensors.features));
+    features.extend(sensors.features.iter().cloned());
     let job = Job {
         enforced,
         worker,
         group,
         responder,
         containers,
+        other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
@@ -199,12 +221,11 @@ pub fn enforce(
         dns_sink,
         packets: Mutex::new(Some(reader)),
         recorder,
-        sensor,
+        sensors,
         features,
-        raw_frames: AtomicU64::new(0),
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
-        applied_ms: started.elapsed().as_secs_f64() * 1e3,
+        applied_ms: OnceLock::new(),
         state,
     };
     let job = Arc::new(job);
@@ -217,7 +238,7 @@ fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
-        sensor: Arc::clone(&job.sensor),
+        sensor: Arc::clone(&job.sensors.sockets),
         responder: Arc::clone(&job.responder),
         look_soon,
         looks,
@@ -230,6 +251,20 @@ fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
         }
     });
     *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+}
+
+/// Forgets old flows of DNS on a thread of its own. The rules are in force without it, and an old flow is blocked by them
+/// instead of redirected: its program would have to ask again from another port.
+fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
+    let id = job_id.to_owned();
+    let forget = move || {
+        if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+            tracing::warn!(job.id = id, error = %error, "old DNS flows could not be forgotten");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("dns-flows".to_owned()).spawn(forget) {
+        tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
+    }
 }
 
 /// The policy with the hosts that a runner can't do without.
@@ -305,6 +340,7 @@ fn target(
         |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
     target.job_cgroup = state.cgroup.as_ref().map(group_id);
     target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
+    target.other_jobs = group_ids(&state.other_jobs);
     target.infrastructure = host.infrastructure_groups();
     target.monitor_cgroup = host.monitor_group.as_ref().map(group_id);
     target.upstreams.clone_from(&servers.upstreams);
@@ -420,12 +456,6 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
-    features.extend(detectors::features(&policy.lockdown));
-    features.push(feature(
-        "sensor-process",
-        FeatureState::Degraded,
-        "processes are found by procfs and sock_diag: a process that ends at once may be known by its user only".to_owned(),
-    ));
     features
 }
 

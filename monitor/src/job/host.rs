@@ -1,11 +1,14 @@
 //! What is the same for every job of this host: its configuration, its store, what its kernel can do.
 
 use super::last_known_good::LastKnownGood;
+use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
-use crate::config::{Config, ConfigError, Paths};
+use crate::config::{Config, ConfigError, Paths, SensorBackend};
 use crate::containers::Containers;
+use crate::detect::memory_read::TrustedReaders;
 use crate::egress::target::CgroupId;
 use crate::nftables::{OwnPorts, Probed, probe};
+use crate::watch::backend::Sensors;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
@@ -27,6 +30,8 @@ pub struct Host {
     pub monitor_group: Option<CgroupIdentity>,
     /// What the kernel can do, as tried.
     pub kernel: Probed,
+    /// Who did what.
+    pub sensors: Sensors,
     /// The netlink ports of our own tables: changes by them are no tampering.
     pub own_ports: OwnPorts,
     /// The last known good policies.
@@ -48,6 +53,11 @@ pub enum HostError {
         "the kernel can't be tried out in a network namespace; run the monitor as root with CAP_SYS_ADMIN and CAP_NET_ADMIN"
     )]
     Probe(#[source] std::io::Error),
+    /// The sensors that the configuration insists on can't be had.
+    #[error(
+        "the BPF sensors that sensors.backend asks for can't be had ({0}); set it to \"auto\" to go on without them"
+    )]
+    Sensors(String),
 }
 
 impl Host {
@@ -64,9 +74,11 @@ impl Host {
             group.inspect_err(|error| tracing::warn!(error = %with_causes(error), "the monitor has no cgroup of its own")).ok()
         });
         let containers = Containers::new(&paths, hierarchy.as_ref().ok().cloned());
-        Ok(Self {
+        let host = Self {
             containers: Arc::new(containers),
             last_known_good: LastKnownGood::at(paths.last_known_good()),
+            // First, for it takes longest.
+            sensors: Sensors::load(config.sensors.backend),
             kernel: probe().map_err(HostError::Probe)?,
             own_ports: OwnPorts::default(),
             monitor_group: monitor_group.map(|group| group.identity),
@@ -74,7 +86,11 @@ impl Host {
             store: OnceLock::new(),
             config,
             paths,
-        })
+        };
+        if host.config.sensors.backend == SensorBackend::Bpf {
+            host.sensors.kernel().map_err(|reason| HostError::Sensors(reason.to_owned()))?;
+        }
+        Ok(host)
     }
 
     /// Which policy applies to the job.
@@ -112,6 +128,17 @@ impl Host {
             .filter_map(|unit| find_unit(hierarchy, unit).ok().flatten())
             .map(|group| CgroupId { id: group.id, level: group.level })
             .collect()
+    }
+
+    /// Who may look into the memory of a job's runner.
+    pub fn trusted_readers(&self, worker: &Worker) -> TrustedReaders {
+        let pid = std::process::id();
+        let unknown = ProcessKey { pid, start_time: 0 };
+        TrustedReaders {
+            monitor: ProcFs.key(pid).unwrap_or(unknown),
+            worker: worker.key(),
+            listener: worker.listener(),
+        }
     }
 
     /// The paths of those groups.

@@ -76,16 +76,34 @@ fn file_name(workflow_ref: &str) -> Option<String> {
     (name.len() <= MAX_NAME_BYTES).then(|| name + ".json")
 }
 
-/// Writes a file that is either the old one or the new one, whatever happens meanwhile; readable by its owner only.
+/// Writes a file that is either the old one or the new one, whatever happens meanwhile, a loss of power included; readable
+/// by its owner only.
 ///
 /// # Errors
 /// When the directory can't be written to.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, File::sync_data)
+}
+
+/// As [`write_atomically`], for what means nothing after the machine has started again: the monitor may die at any moment,
+/// but a disk is not waited for.
+///
+/// # Errors
+/// When the directory can't be written to.
+pub fn write_until_reboot(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, |_| Ok(()))
+}
+
+fn replace(
+    path: &Path,
+    bytes: &[u8],
+    settle: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
-    file.sync_data()?;
+    settle(&file)?;
     fs::rename(&temporary, path)
 }
 

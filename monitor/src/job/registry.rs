@@ -12,6 +12,7 @@ use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
 use super::state::JobState;
 use crate::caller::{Lineage, Peer, ProcFs, WorkerCandidate, lineage};
+use crate::cgroup::CgroupIdentity;
 use crate::server::Requests;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, EnforcementScope, JobEvent, JobStage, RecordedDetection,
@@ -132,8 +133,11 @@ impl Registry {
     ) -> Result<Arc<Job>, Failure> {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
-        let binding = bind(&self.host, id.to_owned(), candidate, context, choice, &active)
-            .map_err(|error| with_causes(&error))?;
+        let mut binding =
+            bind(&self.host, id.to_owned(), candidate, context, choice, &active).map_err(
+                |unbound| Failure { problem: with_causes(&unbound.error), group: unbound.group },
+            )?;
+        let group = binding.group.clone();
         let undo = |problem: String| {
             // Nothing is left of an attempt that failed, on disk either.
             if let Err(error) = fs::remove_dir_all(self.host.paths.jobs().join(id))
@@ -141,26 +145,29 @@ impl Registry {
             {
                 tracing::error!(job.id = id, error = %error, "the job's state could not be removed");
             }
-            Failure { problem, group: binding.group.clone() }
+            Failure { problem, group: group.clone() }
         };
-        let moved = || binding.moving.map_or(Ok(()), Moving::finish);
         // On disk before the rules are in the kernel: a monitor that dies in between finds what it must clean up.
         let prepared = self.prepare(&binding.state);
+        if prepared.is_ok() {
+            binding.start_moving();
+        }
+        let moving = binding.moving;
+        let moved = || moving.map_or(Ok(()), Moving::finish);
         if let Err(problem) = prepared {
             // Whatever became of the move: what was moved is moved back.
             let _ = moved();
             return Err(undo(problem));
         }
         let guard = self.runtime.enter();
-        let group = binding.group.clone();
         let enforced = enforce(
             &self.host,
             binding.state,
             binding.worker,
-            group,
+            group.clone(),
             binding.protecting,
+            Some(binding.links),
             Rules::New,
-            started,
         )
         .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
@@ -172,6 +179,7 @@ impl Registry {
             end(&self.host, &job, "its processes could not be moved into its cgroup");
             return Err(Failure { problem, group: None });
         }
+        job.is_in_force(started);
         let policy = &job.state().resolution.policy;
         job.recorder.job(JobEvent {
             stage: JobStage::Started,
@@ -198,7 +206,7 @@ impl Registry {
         tracing::info!(
             job.id = id,
             policy = policy.name,
-            applied_ms = job.applied_ms,
+            applied_ms = job.applied_ms(),
             "a policy is in force"
         );
         self.watch(enforced);
@@ -206,11 +214,12 @@ impl Registry {
     }
 
     /// Jobs that were bound when theirs was the only runner, or the only one of its user, judge more than their own
-    /// traffic; now there is another one.
-    fn keep_jobs_apart(&self) -> Result<(), String> {
+    /// traffic; now there is another one, whose group is younger than theirs and none of their making.
+    fn keep_jobs_apart(&self, newcomer: &JobState) -> Result<(), String> {
         let jobs: Vec<_> = self.jobs().values().cloned().collect();
+        let groups = self.groups_of(newcomer);
         for job in jobs {
-            job.narrow_scope(&self.host.paths.jobs()).map_err(|problem| {
+            job.narrow_scope(&self.host.paths.jobs(), &groups).map_err(|problem| {
                 format!(
                     "the scope of the running job {} could not be narrowed: {problem}",
                     job.id()
@@ -221,10 +230,18 @@ impl Registry {
         Ok(())
     }
 
+    /// The group of a job's runner, and the one that was made for the job below it.
+    fn groups_of(&self, state: &JobState) -> Vec<CgroupIdentity> {
+        let Some(own) = &state.cgroup else { return Vec::new() };
+        let hierarchy = self.host.hierarchy.as_ref().ok();
+        let runner = own.path.parent().and_then(|path| hierarchy?.group(path).ok());
+        runner.map(|group| group.identity().clone()).into_iter().chain([own.clone()]).collect()
+    }
+
     /// Keeps the running jobs and the new one apart, and writes the new one's state down.
     fn prepare(&self, state: &JobState) -> Result<(), String> {
         if state.scope == EnforcementScope::Job {
-            self.keep_jobs_apart()?;
+            self.keep_jobs_apart(state)?;
         }
         state
             .save(&self.host.paths.jobs())

@@ -1,5 +1,6 @@
 //! Where the watchers' facts go: attributed, made into events, recorded.
 
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
 use super::shell_watch::LookSoon;
@@ -33,7 +34,9 @@ pub struct EventContext {
     /// The servers that the job's programs believe to ask.
     pub dns_servers: Vec<SocketAddr>,
     /// Who did it.
-    pub sensor: Arc<ProcfsSensor>,
+    pub sensor: Arc<dyn ProcessSensor>,
+    /// Sockets of the Worker's network namespace.
+    pub sockets: Arc<ProcfsSensor>,
     /// Which name opened which address.
     pub book: Arc<GrantBook>,
     /// Where events go.
@@ -42,10 +45,12 @@ pub struct EventContext {
     pub policy: EffectivePolicy,
     /// How events name it.
     pub reference: PolicyReference,
-    /// How containers are called.
-    pub containers: Arc<Containers>,
+    /// Who has sent frames that bypass IP.
+    pub frame_senders: FrameSenders,
     /// Asks for a look at the job's shells when a connection is made.
     pub look_soon: LookSoon,
+    /// How containers are called.
+    pub containers: Arc<Containers>,
 }
 
 impl EventContext {
@@ -56,6 +61,9 @@ impl EventContext {
             // The group is ours alone, but any root process can make a rule that logs to it.
             Err(error) => return tracing::warn!(error = %error, "a logged packet is not ours"),
         };
+        if prefix.path == Path::Device {
+            return self.frame(packet, &prefix);
+        }
         self.look_soon.connection();
         let (address, port) = peer(&packet.headers, prefix.path);
         let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
@@ -80,7 +88,7 @@ impl EventContext {
         if packet.headers.protocol != flow::TCP {
             return;
         }
-        if let Err(error) = self.sensor.diagnostics().refuse(&packet.flow()) {
+        if let Err(error) = self.sockets.diagnostics().refuse(&packet.flow()) {
             tracing::debug!(error = %with_causes(&error), "a blocked connection attempt could not be ended");
         }
     }

@@ -1,6 +1,6 @@
 //! What is kept of a running job on disk, so that a monitor that was restarted takes it over.
 
-use super::last_known_good::write_atomically;
+use super::last_known_good::write_until_reboot;
 use crate::caller::ProcessKey;
 use crate::caller::table::NetworkNamespaceId;
 use crate::cgroup::CgroupIdentity;
@@ -44,6 +44,9 @@ pub struct JobState {
     pub has_own_user: bool,
     /// The Worker's network namespace.
     pub network_namespace: NetworkNamespaceId,
+    /// Groups of other runners' jobs that are younger than this job's group.
+    #[serde(default)]
+    pub other_jobs: Vec<CgroupIdentity>,
     /// Interfaces that existed before the job: name and index.
     pub known_interfaces: Vec<(String, u32)>,
     /// The runner's own connections at binding: local and remote side.
@@ -67,7 +70,8 @@ impl JobState {
         let directory = jobs.join(&self.id);
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
-        write_atomically(&directory.join("job.json"), &bytes)?;
+        // A job, its rules and its processes end with the machine.
+        write_until_reboot(&directory.join("job.json"), &bytes)?;
         Ok(directory)
     }
 

@@ -28,12 +28,15 @@ struct Flow {
 }
 
 /// Makes connection tracking forget every flow to port 53 in `namespace`. Address translation is decided with the first
-/// packet of a flow, so that an old one would go on past the DNS redirection. Returns how many there were.
+/// packet of a flow, so that an old one would go on past the DNS redirection, where it is blocked. Returns how many there
+/// were.
+///
+/// It takes milliseconds: listing looks through the kernel's whole hash table, and the `close` of a netfilter socket waits
+/// for an RCU grace period when a transaction has just been applied.
 ///
 /// # Errors
 /// When the flows can't be listed or deleted (needs `CAP_NET_ADMIN`).
 pub fn forget_dns_flows(namespace: BorrowedFd<'_>) -> io::Result<usize> {
-    // Listing looks through the whole hash table, however few flows are in it: milliseconds that a job waits for.
     if in_network_namespace(namespace, flow_count)? == Some(0) {
         return Ok(0);
     }

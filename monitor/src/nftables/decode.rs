@@ -172,6 +172,12 @@ fn expression(name: &str, data: Parsed<'_>) -> Option<Expression> {
             with: value(data, 3)?,
         },
         "bitwise" => bitwise(data)?,
+        "byteorder" if data.be32(1)? == data.be32(2)? => {
+            if [3, 4, 5].map(|kind| data.be32(kind)) != [Some(1), Some(8), Some(8)] {
+                return None;
+            }
+            Expression::NetworkOrder { register: register(data, 1)? }
+        }
         "lookup" => {
             absent(data, &[3])?;
             Expression::Lookup {

@@ -301,6 +301,11 @@ fn expression_body(body: &mut Attributes<'_>, expression: &Expression) {
                 value.bytes(1, &vec![0; mask.len()]);
             });
         }),
+        Expression::NetworkOrder { register: swapped } => named(body, "byteorder", |data| {
+            // NFT_BYTEORDER_HTON, 8 bytes in numbers of 8 bytes.
+            data.be32(1, register(*swapped)).be32(2, register(*swapped));
+            data.be32(3, 1).be32(4, 8).be32(5, 8);
+        }),
         Expression::Lookup { set, from, negated } => named(body, "lookup", |data| {
             data.text(1, set).be32(2, register(*from));
             if *negated {

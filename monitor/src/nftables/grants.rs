@@ -45,6 +45,23 @@ impl Ledger {
         }
     }
 
+    /// Whether we ever opened this.
+    pub(super) fn knows(&self, set: &str, key: &[u8]) -> bool {
+        self.0.contains_key(&(set.to_owned(), key.to_owned()))
+    }
+
+    /// What is open in a set at `now`.
+    pub(super) fn open(&self, set: &str, now: Instant) -> Vec<FoundElement> {
+        let of_set = self.0.iter().filter(|((name, _), end)| name == set && **end > now);
+        of_set
+            .map(|((_, key), end)| FoundElement {
+                key: key.clone(),
+                end: None,
+                remaining: Some(end.saturating_duration_since(now)),
+            })
+            .collect()
+    }
+
     fn forget_ended(&mut self, now: Instant) {
         self.0.retain(|_, end| *end > now);
     }

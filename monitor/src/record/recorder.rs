@@ -7,7 +7,7 @@ use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
     DetectionEvent, DnsEvent, EventKind, JobEvent, NetworkEvent, Posture, PostureEvent, Process,
-    Verdict,
+    ProcessEvent, Verdict,
 };
 use portcullis_common::report::Report;
 use std::io;
@@ -27,6 +27,7 @@ struct State {
     summary: Summary,
     network: Repeats<NetworkKey, NetworkEvent>,
     dns: Repeats<DnsKey, DnsEvent>,
+    processes: Repeats<ExecKey, Process>,
 }
 
 /// Calls that are equal in this are repeats of each other.
@@ -49,6 +50,16 @@ struct DnsKey {
     rule: String,
 }
 
+/// Executions that are equal in this are repeats of each other: a loop that starts the same program again and again.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct ExecKey {
+    exe: Option<String>,
+    argv: Vec<String>,
+    uid: Option<u32>,
+    step: Option<String>,
+    parent: Option<String>,
+}
+
 /// A process for good: a pid alone is used again.
 type ProcessKey = (Option<u32>, Option<u64>, Option<String>);
 
@@ -67,8 +78,13 @@ impl Recorder {
         let mut summary = Summary::default();
         let path = directory.join("events.ndjson");
         let log = EventLog::open(&path, job_id, MAX_BYTES, |event| summary.add(&event.kind))?;
-        let state =
-            State { log, summary, network: Repeats::new(MAX_KEYS), dns: Repeats::new(MAX_KEYS) };
+        let state = State {
+            log,
+            summary,
+            network: Repeats::new(MAX_KEYS),
+            dns: Repeats::new(MAX_KEYS),
+            processes: Repeats::new(MAX_KEYS),
+        };
         Ok(Self { state: Mutex::new(state) })
     }
 
@@ -116,6 +132,27 @@ impl Recorder {
         }
     }
 
+    /// A program was executed; repeats are counted.
+    pub fn process(&self, process: Process) {
+        let key = ExecKey {
+            exe: process.exe.clone(),
+            argv: process.argv.clone(),
+            uid: process.uid,
+            step: process.step.clone(),
+            parent: process.ancestors.first().map(|parent| parent.exe.clone()),
+        };
+        let state = &mut *self.lock();
+        let mut late = Vec::new();
+        let first =
+            state.processes.note(key, process, 1, |process, count| late.push((process, count)));
+        for (process, count) in late {
+            state.write(EventKind::Process(ProcessEvent { process, count }));
+        }
+        if let Some(process) = first {
+            state.write(EventKind::Process(ProcessEvent { process, count: 1 }));
+        }
+    }
+
     /// A detection.
     pub fn detection(&self, event: DetectionEvent) {
         self.lock().write(EventKind::Detection(event));
@@ -139,7 +176,7 @@ impl Recorder {
     /// Whether repeats wait to be written.
     pub fn has_repeats(&self) -> bool {
         let state = self.lock();
-        state.network.is_waiting() || state.dns.is_waiting()
+        state.network.is_waiting() || state.dns.is_waiting() || state.processes.is_waiting()
     }
 
     /// The report of everything recorded so far.
@@ -212,6 +249,9 @@ impl State {
             late.push(EventKind::Network(NetworkEvent { packets, ..event }));
         });
         self.dns.collect(|event, count| late.push(EventKind::Dns(DnsEvent { count, ..event })));
+        self.processes.collect(|process, count| {
+            late.push(EventKind::Process(ProcessEvent { process, count }));
+        });
         for kind in late {
             self.write(kind);
         }

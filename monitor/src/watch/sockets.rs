@@ -2,6 +2,7 @@
 
 use super::flow::{Flow, TCP, UDP, UDP_LITE, canonical, is_bound_for};
 use super::netlink::Connection;
+use super::packet_sockets::PacketTable;
 use super::raw_sockets::{RawSocket, RawTables};
 use crate::sys::namespace::in_network_namespace;
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, Nla as _};
@@ -155,6 +156,8 @@ pub struct SocketDiagnostics {
     connection: Mutex<Connection>,
     /// Raw and ping sockets.
     raw: Mutex<RawTables>,
+    /// Packet sockets.
+    packet: Mutex<PacketTable>,
 }
 
 impl SocketDiagnostics {
@@ -166,7 +169,12 @@ impl SocketDiagnostics {
         let connection =
             Connection::open(NETLINK_SOCK_DIAG, Some(namespace)).map_err(SocketError::Open)?;
         let raw = RawTables::open(namespace).map_err(SocketError::Open)?;
-        Ok(Self { connection: Mutex::new(connection), raw: Mutex::new(raw) })
+        let packet = PacketTable::open(namespace).map_err(SocketError::Open)?;
+        Ok(Self {
+            connection: Mutex::new(connection),
+            raw: Mutex::new(raw),
+            packet: Mutex::new(packet),
+        })
     }
 
     /// The socket that sent, or receives, the packets of `flow`. An exact look-up (microseconds); only for raw sockets and
@@ -195,6 +203,19 @@ impl SocketDiagnostics {
         Ok(found.filter(|socket| !socket.is_listening()))
     }
 
+    /// The inodes of the packet sockets that can have sent a frame by `interface` for the user `uid`, the likeliest first.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn packet_sockets(
+        &self,
+        interface: Option<u32>,
+        uid: Option<u32>,
+    ) -> Result<Vec<u32>, SocketError> {
+        let mut packet = self.packet.lock().unwrap_or_else(PoisonError::into_inner);
+        packet.find(interface, uid).map_err(SocketError::Query)
+    }
+
     /// The socket with this local side, whatever its remote side; of several the most specific.
     ///
     /// # Errors
@@ -220,10 +241,22 @@ impl SocketDiagnostics {
     /// # Errors
     /// [`SocketError::Query`].
     pub fn connected(&self) -> Result<Vec<SocketRecord>, SocketError> {
+        self.connected_of(&[TCP, UDP, UDP_LITE])
+    }
+
+    /// Every TCP socket that is not listening. The kernel looks through a whole table for each protocol.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn connected_tcp(&self) -> Result<Vec<SocketRecord>, SocketError> {
+        self.connected_of(&[TCP])
+    }
+
+    fn connected_of(&self, protocols: &[u8]) -> Result<Vec<SocketRecord>, SocketError> {
         let mut sockets = Vec::new();
-        for protocol in [TCP, UDP, UDP_LITE] {
+        for protocol in protocols {
             sockets.extend(
-                self.dump(protocol)?
+                self.dump(*protocol)?
                     .into_iter()
                     .filter(|socket| socket.is_connected() && !socket.is_listening()),
             );

@@ -27,6 +27,7 @@ impl Plan<'_> {
         match self.target.scope {
             EnforcementScope::Job => {
                 owner.extend(self.owners().map(|owner| owner.goto("dns_redirect")));
+                owner.extend(self.started_for_the_job("dns_redirect"));
             }
             EnforcementScope::Host => owner.push(rule().goto("dns_redirect")),
         }

@@ -46,6 +46,7 @@ impl Plan<'_> {
         match self.target.scope {
             EnforcementScope::Job => {
                 rules.extend(self.owners().map(|owner| owner.goto("inbound_input")));
+                rules.extend(self.started_for_the_job("inbound_input"));
             }
             EnforcementScope::Host => rules.extend(self.host_rules()),
         }

@@ -3,12 +3,18 @@
 use super::build::{RuleBuilder, protocol, rule, state, status};
 use super::dns::by_family;
 use super::endpoints::address_bytes;
-use super::{Plan, base_chain, chain, counters, family_of, infrastructure_set, set};
+use super::{
+    Plan, base_chain, chain, counters, family_of, infrastructure_set, other_jobs_set, set,
+};
 use crate::egress::expression::{MetaKey, Register};
 use crate::egress::rule_set::{Chain, ChainKind, HookPoint, Rule};
 use crate::egress::target::IpFamily;
 use portcullis_common::event::EnforcementScope;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// How deep below the root of the hierarchy younger groups are looked for. Those of container engines and service managers
+/// lie 2 to 6 deep.
+const MAX_GROUP_LEVEL: u32 = 12;
 
 /// The user that the monitor runs as.
 const ROOT: u32 = 0;
@@ -42,6 +48,16 @@ impl Plan<'_> {
         match self.target.scope {
             EnforcementScope::Job => {
                 rules.extend(self.owners().map(|owner| owner.goto("judge_output")));
+                // Another job's table may have redirected a query of what nobody owns to that job's resolver; the packet
+                // still has its old way out.
+                for (family, loopback) in [
+                    (IpFamily::V4, &[127, 0, 0, 1][..]),
+                    (IpFamily::V6, &Ipv6Addr::LOCALHOST.octets()),
+                ] {
+                    let redirected = rule().status_any(status::DESTINATION_NAT);
+                    rules.push(redirected.family(family).destination(family, loopback).accept());
+                }
+                rules.extend(self.started_for_the_job("judge_output"));
             }
             EnforcementScope::Host => {
                 // The kernel's answer to a connection that `input` let in belongs to no full socket yet, so that the
@@ -88,6 +104,7 @@ impl Plan<'_> {
             EnforcementScope::Job => {
                 let mut rules = vec![outside];
                 rules.extend(self.owners().map(RuleBuilder::accept));
+                rules.extend(self.in_younger_groups(RuleBuilder::accept, foreign));
                 rules.push(foreign());
                 rules
             }
@@ -151,5 +168,29 @@ impl Plan<'_> {
         let cgroup = self.target.job_cgroup.map(|cgroup| rule().cgroup(cgroup));
         let user = self.target.runner_uid.map(|uid| rule().user(uid));
         cgroup.into_iter().chain(user)
+    }
+
+    /// Sends what daemons started since the job began, for whomever, to `chain`, in scope `job`: a container in the host's
+    /// network, a transient unit. Whose it is can't be told, so each running job judges it, and it may do what all of
+    /// them may.
+    pub(super) fn started_for_the_job(&self, chain: &str) -> Vec<Rule> {
+        self.in_younger_groups(|younger| younger.goto(chain), || rule().accept())
+    }
+
+    /// Rules about sockets in groups that are younger than the job's: `theirs` for other runners' jobs first.
+    fn in_younger_groups(
+        &self,
+        judge: impl Fn(RuleBuilder) -> Rule,
+        theirs: impl Fn() -> Rule,
+    ) -> Vec<Rule> {
+        let Some(own) = self.target.job_cgroup else { return Vec::new() };
+        let others = self.other_jobs.keys().map(|level| {
+            let Rule(verdict) = theirs();
+            let found = rule().cgroup_in(*level, &other_jobs_set(*level));
+            verdict.into_iter().fold(found, RuleBuilder::with).done()
+        });
+        let younger =
+            (1..=MAX_GROUP_LEVEL).map(|level| judge(rule().cgroup_younger_than(level, own)));
+        others.chain(younger).collect()
     }
 }

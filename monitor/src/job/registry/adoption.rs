@@ -20,7 +20,7 @@ use portcullis_common::hook::with_causes;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long what is left of a job may take to be gone once it was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -40,7 +40,6 @@ impl Registry {
 
     fn adopt(&self, state: JobState) {
         let id = state.id.clone();
-        let started = Instant::now();
         let worker = match Worker::reopen(state.worker) {
             Ok(worker) => worker,
             Err(CallerError::Gone { .. }) => {
@@ -62,8 +61,8 @@ impl Registry {
             worker,
             group,
             protect(&state),
+            None,
             Rules::LeftByEarlierMonitor,
-            started,
         );
         drop(guard);
         match enforced {

@@ -1,0 +1,5 @@
+//! The client of the policy store's HTTP API: for the monitor, and for the operator's command line.
+//!
+//! A crate of its own beside `common`, because the hooks link `common` and must stay free of HTTP and asynchronous runtimes.
+
+pub mod signature;
