@@ -6,6 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// A policy as its author writes it. A key that is absent says nothing: `extends` may bring it.
 ///
@@ -114,7 +115,7 @@ impl Serialize for JsonPolicyDocument {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct WrittenEndpoint {
     /// The text: `GitHub.com`.
-    text: String,
+    text: Arc<str>,
     /// What it means: `github.com:443`.
     endpoint: Endpoint,
 }
@@ -125,12 +126,17 @@ impl WrittenEndpoint {
     /// # Errors
     /// When the text is no endpoint.
     pub fn new(text: &str) -> Result<Self, EndpointError> {
-        Ok(Self { endpoint: text.parse()?, text: text.to_owned() })
+        Ok(Self { endpoint: text.parse()?, text: text.into() })
     }
 
     /// The text as it was written.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The text, shared.
+    pub(crate) fn shared_text(&self) -> Arc<str> {
+        Arc::clone(&self.text)
     }
 
     /// What it means.
@@ -141,7 +147,7 @@ impl WrittenEndpoint {
 
 impl From<Endpoint> for WrittenEndpoint {
     fn from(endpoint: Endpoint) -> Self {
-        Self { text: endpoint.to_string(), endpoint }
+        Self { text: endpoint.to_string().into(), endpoint }
     }
 }
 

@@ -10,6 +10,7 @@ use super::error::{ErrorList, PolicyError, PolicyErrors, did_you_mean};
 use super::{DEFAULT_AUDIT, DEFAULT_BLOCK, EffectivePolicy, PolicyDocument, Rule, SourceDocument};
 use crate::endpoint::Endpoint;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 /// The longest chain of `extends`, and the most documents that one policy can consist of.
 const MAX_CHAIN: usize = 32;
@@ -229,20 +230,22 @@ fn unite(
 fn rules<'a>(
     documents: impl Iterator<Item = &'a PolicyDocument>,
     list: fn(&PolicyDocument) -> Option<&super::EndpointList>,
-) -> Vec<Rule> {
+) -> Vec<Arc<Rule>> {
     let mut seen: HashSet<&Endpoint> = HashSet::new();
     let mut rules = Vec::new();
     for document in documents {
+        let policy: Arc<str> = document.name.as_str().into();
         for written in list(document).into_iter().flat_map(|list| &list.0) {
             if seen.insert(written.endpoint()) {
-                rules.push(Rule {
+                rules.push(Arc::new(Rule {
                     endpoint: written.endpoint().clone(),
-                    text: written.text().to_owned(),
-                    policy: document.name.as_str().to_owned(),
-                });
+                    text: written.shared_text(),
+                    policy: Arc::clone(&policy),
+                }));
             }
         }
     }
+    rules.shrink_to_fit();
     rules
 }
 

@@ -119,7 +119,7 @@ pub fn enforce(
         sensor: Arc::clone(&sensor),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
-        policy: enforced.clone(),
+        policy: Arc::clone(&enforced),
         reference: policy_reference(&state.resolution),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
@@ -194,12 +194,13 @@ fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
 fn with_github_hosts(
     host: &Host,
     policy: &EffectivePolicy,
-) -> Result<EffectivePolicy, EnforceError> {
+) -> Result<Arc<EffectivePolicy>, EnforceError> {
     let mut enforced = policy.clone();
     let hosts = github_hosts(&host.config.github.server)
         .map_err(at("github.server of monitor.toml is no host name"))?;
     enforced.allowed.extend(hosts);
-    Ok(enforced)
+    enforced.allowed.shrink_to_fit();
+    Ok(Arc::new(enforced))
 }
 
 fn read_packets(

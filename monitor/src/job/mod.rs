@@ -53,7 +53,7 @@ pub struct Job {
     /// What is known of it on disk, too.
     state: JobState,
     /// The policy with GitHub's own hosts, as it is enforced.
-    enforced: EffectivePolicy,
+    enforced: Arc<EffectivePolicy>,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
     /// Everything measured that the rules depend on; the rules are made again of it when the scope is narrowed.

@@ -5,6 +5,7 @@ use super::end::end;
 use super::host::Host;
 use crate::egress::grant::Grant;
 use crate::nftables::{Change, ChangeWatcher, Notice};
+use crate::sys::memory;
 use crate::sys::readiness::watch_readable;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{DetectionEvent, DetectionType, Process, RecordedDetection};
@@ -17,11 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// How often repeats are written down and connections that are open but idle have their addresses prolonged. Well below
 /// the grace period, and seldom enough that an idle monitor does nothing worth measuring.
 const TICK: Duration = Duration::from_mins(1);
+
+/// When what reading and binding the policy has used and freed is given back.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// Actions of one change that its evidence lists.
 const SHOWN_ACTIONS: usize = 8;
@@ -52,6 +56,9 @@ pub async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
+    let settling = sleep(SETTLING);
+    tokio::pin!(settling);
+    let mut has_settled = false;
     loop {
         tokio::select! {
             _ = exit.wait() => break,
@@ -69,6 +76,10 @@ pub async fn run(
                     job.note_gap(format!("changes of the packet filter by others can't be noticed any more: {error}"));
                 }
             },
+            () = &mut settling, if !has_settled => {
+                has_settled = true;
+                blocking(memory::give_back).await;
+            }
             _ = tick.tick() => {
                 let job = Arc::clone(&job);
                 blocking(move || keep_up(&job)).await;
@@ -82,6 +93,9 @@ async fn finish(host: Arc<Host>, job: Arc<Job>, on_end: impl FnOnce(&Job) + Send
     blocking(move || {
         end(&host, &job, "the Worker has exited");
         on_end(&job);
+        // What it takes to know a job.
+        drop(job);
+        memory::give_back();
     })
     .await;
 }
