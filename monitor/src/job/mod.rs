@@ -58,7 +58,7 @@ pub struct Job {
     /// What is known of it on disk, too.
     state: JobState,
     /// The policy with GitHub's own hosts, as it is enforced.
-    enforced: EffectivePolicy,
+    enforced: Arc<EffectivePolicy>,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
     /// Groups of other runners' jobs that are younger than this job's group.
