@@ -137,23 +137,33 @@ pub fn enforce(
         containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
+    let (look_soon, looks) = shell_watch::looks();
     let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
         Arc::new(JobObserver {
             recorder: Arc::clone(&recorder),
             responder: Arc::clone(&responder),
+            look_soon: look_soon.clone(),
+            job_uid: worker.uid(),
             trusted: host.trusted_readers(&worker),
             group: group.clone(),
             hierarchy: host.hierarchy.as_ref().ok().cloned(),
             seen: Mutex::default(),
         })
     };
-    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
+    let sensors = job_sensors(
+        host,
+        &worker,
+        group.as_ref(),
+        &enforced.lockdown,
+        state.scope,
+        sockets,
+        observer,
+    );
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
-    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
         look_soon: look_soon.clone(),
         dns_servers: servers.upstreams.clone(),
@@ -239,6 +249,7 @@ fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
+        watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
         look_soon,
         looks,
