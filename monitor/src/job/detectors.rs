@@ -1,12 +1,13 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
-use super::shell_watch::{self, LookSoon, Looks, Watched};
+use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
 use crate::caller::{ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
 use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::{JobProcesses, ProcessChange, ProcessChangeReader, ProcessChanges};
 use crate::watch::programs::executable_links;
 use portcullis_common::event::{Feature, FeatureState, Process};
@@ -26,12 +27,12 @@ pub struct Parts {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
+    /// What the sensors in the kernel watch for this job, where there are any.
+    pub watched: Option<Arc<WatchedJob>>,
     /// Where findings go.
     pub responder: Arc<Responder>,
     /// What is done with executed programs.
     pub executed: Arc<Executed>,
-    /// Whether somebody else tells of executed programs: then the job's processes need not be followed here.
-    pub are_executions_told: bool,
     /// Where looks at the job's shells are asked for.
     pub looks: Looks,
 }
@@ -69,19 +70,23 @@ impl Detectors {
 }
 
 fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, responder, executed, are_executions_told, looks } = parts;
+    let Parts { worker, group, sensor, watched, responder, executed, looks } = parts;
     let mut problems = Vec::new();
-    let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
-    let reader = if are_executions_told {
-        None
-    } else {
-        follow(&worker, &sensor, executed, &processes)
-            .map_err(|problem| {
-                problems.push(format!(
-                    "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
-                ));
-            })
-            .ok()
+    let mut reader = None;
+    let processes = match watched {
+        // They tell the job's observer of programs, too.
+        Some(watched) => Descent::Kernel(watched),
+        None => {
+            let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
+            reader = follow(&worker, &sensor, executed, &processes)
+                .map_err(|problem| {
+                    problems.push(format!(
+                        "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
+                    ));
+                })
+                .ok();
+            Descent::Connector(processes)
+        }
     };
     let watched = Watched { worker, group, sensor, processes, responder };
     if let Err(error) = shell_watch::start(watched, looks) {

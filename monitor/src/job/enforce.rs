@@ -148,14 +148,23 @@ pub fn enforce(
         Arc::new(JobObserver {
             recorder: Arc::clone(&recorder),
             responder: Arc::clone(&responder),
-            executed: Arc::clone(&executed),
+            look_soon: look_soon.clone(),
+            job_uid: worker.uid(),
             trusted: host.trusted_readers(&worker),
             group: group.clone(),
             hierarchy: host.hierarchy.as_ref().ok().cloned(),
             seen: Mutex::default(),
         })
     };
-    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
+    let sensors = job_sensors(
+        host,
+        &worker,
+        group.as_ref(),
+        &enforced.lockdown,
+        state.scope,
+        sockets,
+        observer,
+    );
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
@@ -246,9 +255,9 @@ fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
+        watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
         executed,
-        are_executions_told: job.sensors.watched.is_some(),
         looks,
     };
     // The job owns its detectors.

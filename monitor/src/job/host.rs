@@ -9,6 +9,7 @@ use crate::detect::memory_read::TrustedReaders;
 use crate::egress::target::CgroupId;
 use crate::nftables::{OwnPorts, Probed, probe};
 use crate::watch::backend::Sensors;
+use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
@@ -128,6 +129,19 @@ impl Host {
             .filter_map(|unit| find_unit(hierarchy, unit).ok().flatten())
             .map(|group| CgroupId { id: group.id, level: group.level })
             .collect()
+    }
+
+    /// Cgroups in which nobody judges what a process sends: those of the infrastructure, and in scope `job` every one but the
+    /// jobs' own.
+    pub fn not_judged(&self, scope: EnforcementScope) -> Vec<PathBuf> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        if scope == EnforcementScope::Job {
+            return vec![hierarchy.mount_point().to_owned()];
+        }
+        let units = self.config.infrastructure_units();
+        let groups = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        let groups = groups.filter_map(|group| hierarchy.group(&group.path).ok());
+        groups.map(|group| group.directory().to_owned()).collect()
     }
 
     /// Who may look into the memory of a job's runner.

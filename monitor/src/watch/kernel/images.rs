@@ -115,6 +115,8 @@ impl Images {
                 executable: process.exe.unwrap_or_default(),
                 directory: process.cwd.unwrap_or_default(),
                 arguments: process.argv,
+                links: 1,
+                effective_uid: process.uid.unwrap_or_default(),
             };
             let known = Known {
                 key,
@@ -213,6 +215,18 @@ impl Images {
     pub(super) fn find_process(&mut self, key: ProcessKey) -> Option<Process> {
         let known = self.find_key(key)?;
         Some(self.process(&known, u64::MAX))
+    }
+
+    /// The effective user of the process that made this one.
+    pub(super) fn effective_uid_of_parent(&mut self, subject: &Subject) -> Option<u32> {
+        let parent = self.find_key(parent_of(subject))?;
+        parent.images.last().map(|(_, image)| image.effective_uid)
+    }
+
+    /// The processes of a job that live.
+    pub(super) fn pids(&self, job: u64) -> Vec<u32> {
+        let of_job = self.live.iter().filter(|(_, known)| known.job == job);
+        of_job.map(|(pid, _)| *pid).collect()
     }
 
     /// How many processes were not followed because there were too many.
