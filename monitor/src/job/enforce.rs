@@ -23,6 +23,7 @@ use crate::egress::target::{
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::protect::engine_sockets::{EngineSockets, engine_ports};
 use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
@@ -208,12 +209,16 @@ pub fn enforce(
     if let Some(failure) = &protection.failure {
         return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
     }
+    let engine_sockets = close_engines(host, &state, worker.pid())?;
     let installed = match rules {
         Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
         Rules::LeftByEarlierMonitor => {
             InstalledTable::adopt(namespace.as_fd(), &target.table, &rules_value)
         }
     };
+    if let (Err(_), Some(closed)) = (&installed, &engine_sockets) {
+        closed.open();
+    }
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
@@ -228,6 +233,7 @@ pub fn enforce(
         group,
         responder,
         containers,
+        engine_sockets: Mutex::new(engine_sockets),
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
@@ -282,6 +288,21 @@ fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
     if let Err(error) = thread::Builder::new().name("dns-flows".to_owned()).spawn(forget) {
         tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
     }
+}
+
+/// Closes container engines to the job, when its policy says so.
+fn close_engines(
+    host: &Host,
+    state: &JobState,
+    worker: u32,
+) -> Result<Option<EngineSockets>, EnforceError> {
+    if !state.resolution.policy.disable_sudo_and_containers {
+        return Ok(None);
+    }
+    let directory = host.paths.closed_sockets();
+    EngineSockets::close(&directory, host.paths.root(), &state.id, worker, state.uid)
+        .map(Some)
+        .map_err(at("container engines can't be closed to the job as the policy demands"))
 }
 
 /// The policy with the hosts that a runner can't do without.
@@ -376,6 +397,9 @@ fn target(
         let mut listeners = resolver.listens_anywhere().iter();
         listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
     };
+    if state.resolution.policy.disable_sudo_and_containers {
+        target.closed_ports = engine_ports();
+    }
     target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
@@ -465,14 +489,12 @@ fn features(
     ));
     features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing =
-        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
-    for (asked, name) in asked_for_but_missing {
-        if asked {
-            let reason =
-                "the policy asks for it, and this version of the monitor can't do it".to_owned();
-            features.push(feature(name, FeatureState::Missing, reason));
-        }
+    if policy.disable_sudo_and_containers {
+        features.push(feature(
+            "disable-containers",
+            FeatureState::Active,
+            "the sockets of container engines refuse the job, as was tried".to_owned(),
+        ));
     }
     features
 }

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the one module for it; each block says why it is sound")]
 
 pub mod activation;
+pub mod credentials;
 #[expect(unsafe_code, reason = "only the C library knows its allocator")]
 pub mod memory;
 pub mod namespace;
