@@ -46,8 +46,9 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         .context("the runtime could not be started")?;
     let containers = Arc::clone(&host.containers);
     containers.start(runtime.handle()).context("the watcher of containers could not be started")?;
-    let registry = Arc::new(Registry::new(host, runtime.handle().clone()));
+    let registry = Arc::new(Registry::new(Arc::clone(&host), runtime.handle().clone()));
     registry.adopt_all();
+    host.resume_uploads();
     runtime.block_on(async {
         let socket = UnixListener::from_std(listener.socket.try_clone()?)?;
         if let Some(plugin) = &listener.docker_plugin {

@@ -10,6 +10,7 @@ use crate::egress::log_prefix::RuleKind;
 use crate::nftables::Counter;
 use crate::record::reconcile::differences;
 use crate::respond::containers::JobContainers;
+use crate::store::UPLOAD_FILE;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
 };
@@ -107,6 +108,7 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     if let Err(error) = fs::remove_dir_all(host.paths.jobs().join(job.id())) {
         tracing::error!(job.id = job.id(), error = %error, "the job's state could not be removed");
     }
+    host.wake_uploads();
     prune_spool(&host.paths.spool(), KEPT_JOBS, KEPT_BYTES);
     let totals = job.recorder.totals();
     tracing::info!(
@@ -225,7 +227,8 @@ fn prune_spool(spool: &Path, kept_jobs: usize, kept_bytes: u64) {
         // A job without a report still runs, or waits to be taken over.
         .filter(|path| path.join("report.json").exists())
         .collect();
-    jobs.sort();
+    // Those that wait to be uploaded count as the newest: what the store has can go first.
+    jobs.sort_by_cached_key(|path| (path.join(UPLOAD_FILE).exists(), path.clone()));
     let (mut count, mut bytes) = (0, 0);
     for job in jobs.iter().rev() {
         let files = fs::read_dir(job).into_iter().flatten().flatten();
