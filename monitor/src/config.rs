@@ -84,6 +84,11 @@ impl Paths {
         self.at("/var/lib/portcullis/spool")
     }
 
+    /// One file a job: the engines' sockets that are closed to it.
+    pub fn closed_sockets(&self) -> PathBuf {
+        self.at("/run/portcullis/closed-sockets")
+    }
+
     /// The policy of the last successful resolution, by target.
     pub fn last_known_good(&self) -> PathBuf {
         self.at("/var/lib/portcullis/last-known-good")

@@ -5,6 +5,7 @@ use crate::containers::authorization;
 use crate::job::host::Host;
 use crate::job::registry::Registry;
 use crate::server::{self, listener::Listener};
+use crate::sys::memory;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
 use std::fs::DirBuilder;
@@ -30,6 +31,7 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         // A session of our own: the runner must not find us among its hook's children.
         nix::unistd::setsid().context("a session of its own could not be made")?;
     }
+    memory::keep_little();
     let config = Config::load(paths)?;
     let listener = Listener::open(paths, config.docker.authorization_plugin)?;
     make_private_directories(paths)?;

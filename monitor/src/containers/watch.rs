@@ -147,6 +147,9 @@ impl Watcher {
     }
 
     fn look_at_all(&mut self, jobs: &[Arc<WatchedJob>]) {
+        for job in jobs {
+            (job.keep_up.0)();
+        }
         let mut known: Vec<String> =
             [1, std::process::id()].into_iter().filter_map(mount_namespace).collect();
         known.extend(jobs.iter().map(|job| job.reference.namespaces().name("mnt").to_owned()));

@@ -31,9 +31,9 @@ pub struct Parts {
     pub watched: Option<Arc<WatchedJob>>,
     /// Where findings go.
     pub responder: Arc<Responder>,
-    /// Asks for looks at the job's shells.
-    pub look_soon: LookSoon,
-    /// Where they are asked for.
+    /// What is done with executed programs.
+    pub executed: Arc<Executed>,
+    /// Where looks at the job's shells are asked for.
     pub looks: Looks,
 }
 
@@ -70,7 +70,7 @@ impl Detectors {
 }
 
 fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, watched, responder, look_soon, looks } = parts;
+    let Parts { worker, group, sensor, watched, responder, executed, looks } = parts;
     let mut problems = Vec::new();
     let mut reader = None;
     let processes = match watched {
@@ -78,7 +78,7 @@ fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
         Some(watched) => Descent::Kernel(watched),
         None => {
             let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
-            reader = follow(&worker, &sensor, &responder, look_soon, &processes)
+            reader = follow(&worker, &sensor, executed, &processes)
                 .map_err(|problem| {
                     problems.push(format!(
                         "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
@@ -99,18 +99,12 @@ fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
 fn follow(
     worker: &Worker,
     sensor: &Arc<ProcfsSensor>,
-    responder: &Arc<Responder>,
-    look_soon: LookSoon,
+    executed: Arc<Executed>,
     processes: &Arc<Mutex<Option<JobProcesses>>>,
 ) -> Result<ProcessChangeReader, String> {
     let changes = ProcessChanges::subscribe_on_machine().map_err(|error| with_causes(&error))?;
     let followed = JobProcesses::follow(worker.key(), Arc::clone(sensor.inspector()));
     *processes.lock().unwrap_or_else(PoisonError::into_inner) = Some(followed);
-    let executed = Executed {
-        job_uid: worker.uid(),
-        sensor: Arc::clone(sensor),
-        responder: Arc::clone(responder),
-    };
     let processes = Arc::clone(processes);
     changes
         .start(move |change: ProcessChange| {
@@ -119,8 +113,7 @@ fn follow(
                 processes.as_mut().and_then(|processes| processes.track(change))
             };
             if let Some(pid) = pid {
-                look_soon.executed();
-                executed.judge(pid);
+                executed.program(pid);
             }
         })
         .map_err(|error| with_causes(&error))
@@ -128,14 +121,21 @@ fn follow(
 
 /// Judges programs that processes of a job have executed. Most cost two look-ups in procfs.
 #[derive(Debug)]
-struct Executed {
-    job_uid: u32,
-    sensor: Arc<ProcfsSensor>,
-    responder: Arc<Responder>,
+pub struct Executed {
+    /// The user that the job runs as.
+    pub job_uid: u32,
+    /// Snapshots of processes.
+    pub sensor: Arc<ProcfsSensor>,
+    /// Where findings go.
+    pub responder: Arc<Responder>,
+    /// Asks for looks at the job's shells.
+    pub look_soon: LookSoon,
 }
 
 impl Executed {
-    fn judge(&self, pid: u32) {
+    /// A process of the job has executed a program.
+    pub fn program(&self, pid: u32) {
+        self.look_soon.executed();
         let Some((links, is_memfd)) = executable_links(pid) else { return };
         let uid = effective_uid(pid);
         let is_other_user = self.job_uid != 0 && uid.is_some_and(|uid| uid != self.job_uid);
@@ -207,6 +207,7 @@ fn is_detectable(detection: LockdownDetection, sensors: &[Feature]) -> bool {
         LockdownDetection::RunnerWorkerMemoryRead => sensors
             .iter()
             .any(|sensor| sensor.name == "sensor-memory" && sensor.state != FeatureState::Missing),
-        LockdownDetection::PrivilegedContainer => false,
+        // By procfs, with every kernel.
+        LockdownDetection::PrivilegedContainer => true,
     }
 }

@@ -42,6 +42,9 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     let is_locked_down = job.responder.is_locked_down();
     kill_what_is_left(job, is_locked_down);
     kill_containers(host, job);
+    if let Some(closed) = job.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        closed.open();
+    }
     let detectors = job.detectors.lock().unwrap_or_else(PoisonError::into_inner).take();
     let overruns = detectors.as_ref().map_or(0, Detectors::overruns);
     if overruns > 0 {

@@ -1,12 +1,12 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
-use super::detectors::{self, Detectors};
+use super::detectors::{self, Detectors, Executed};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
 use super::sensors::{JobObserver, job_sensors};
-use super::shell_watch::{self, LookSoon, Looks};
+use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, group_ids, policy_reference};
@@ -23,6 +23,7 @@ use crate::egress::target::{
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::protect::engine_sockets::{EngineSockets, engine_ports};
 use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
@@ -138,6 +139,12 @@ pub fn enforce(
         recorder: Arc::clone(&recorder),
     }));
     let (look_soon, looks) = shell_watch::looks();
+    let executed = Arc::new(Executed {
+        job_uid: worker.uid(),
+        sensor: Arc::clone(&sockets),
+        responder: Arc::clone(&responder),
+        look_soon: look_soon.clone(),
+    });
     let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
         Arc::new(JobObserver {
             recorder: Arc::clone(&recorder),
@@ -165,13 +172,13 @@ pub fn enforce(
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
     let context = Arc::new(EventContext {
-        look_soon: look_soon.clone(),
+        look_soon,
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensors.processes),
         sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
-        policy: enforced.clone(),
+        policy: Arc::clone(&enforced),
         reference: policy_reference(&state.resolution),
         frame_senders: FrameSenders::default(),
         containers: Arc::clone(&host.containers),
@@ -202,12 +209,16 @@ pub fn enforce(
     if let Some(failure) = &protection.failure {
         return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
     }
+    let engine_sockets = close_engines(host, &state, worker.pid())?;
     let installed = match rules {
         Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
         Rules::LeftByEarlierMonitor => {
             InstalledTable::adopt(namespace.as_fd(), &target.table, &rules_value)
         }
     };
+    if let (Err(_), Some(closed)) = (&installed, &engine_sockets) {
+        closed.open();
+    }
     let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
@@ -222,6 +233,7 @@ pub fn enforce(
         group,
         responder,
         containers,
+        engine_sockets: Mutex::new(engine_sockets),
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
@@ -239,19 +251,19 @@ pub fn enforce(
         state,
     };
     let job = Arc::new(job);
-    watch_for_findings(&job, look_soon, looks);
+    watch_for_findings(&job, executed, looks);
     Ok(Enforced { job, notices })
 }
 
 /// Starts what looks for findings in the job.
-fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
         watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
-        look_soon,
+        executed,
         looks,
     };
     // The job owns its detectors.
@@ -278,16 +290,32 @@ fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
     }
 }
 
+/// Closes container engines to the job, when its policy says so.
+fn close_engines(
+    host: &Host,
+    state: &JobState,
+    worker: u32,
+) -> Result<Option<EngineSockets>, EnforceError> {
+    if !state.resolution.policy.disable_sudo_and_containers {
+        return Ok(None);
+    }
+    let directory = host.paths.closed_sockets();
+    EngineSockets::close(&directory, host.paths.root(), &state.id, worker, state.uid)
+        .map(Some)
+        .map_err(at("container engines can't be closed to the job as the policy demands"))
+}
+
 /// The policy with the hosts that a runner can't do without.
 fn with_github_hosts(
     host: &Host,
     policy: &EffectivePolicy,
-) -> Result<EffectivePolicy, EnforceError> {
+) -> Result<Arc<EffectivePolicy>, EnforceError> {
     let mut enforced = policy.clone();
     let hosts = github_hosts(&host.config.github.server)
         .map_err(at("github.server of monitor.toml is no host name"))?;
     enforced.allowed.extend(hosts);
-    Ok(enforced)
+    enforced.allowed.shrink_to_fit();
+    Ok(Arc::new(enforced))
 }
 
 fn read_packets(
@@ -369,6 +397,9 @@ fn target(
         let mut listeners = resolver.listens_anywhere().iter();
         listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
     };
+    if state.resolution.policy.disable_sudo_and_containers {
+        target.closed_ports = engine_ports();
+    }
     target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
@@ -458,14 +489,12 @@ fn features(
     ));
     features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing =
-        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
-    for (asked, name) in asked_for_but_missing {
-        if asked {
-            let reason =
-                "the policy asks for it, and this version of the monitor can't do it".to_owned();
-            features.push(feature(name, FeatureState::Missing, reason));
-        }
+    if policy.disable_sudo_and_containers {
+        features.push(feature(
+            "disable-containers",
+            FeatureState::Active,
+            "the sockets of container engines refuse the job, as was tried".to_owned(),
+        ));
     }
     features
 }

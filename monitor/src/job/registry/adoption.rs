@@ -12,6 +12,7 @@ use crate::job::report_header;
 use crate::job::run::blocking;
 use crate::job::state::JobState;
 use crate::nftables::InstalledTable;
+use crate::protect::engine_sockets::open_left_overs;
 use crate::record::recorder::Recorder;
 use crate::watch::worker_exit::WorkerExit;
 use jiff::Timestamp;
@@ -36,6 +37,8 @@ impl Registry {
                 }
             }
         }
+        let jobs = self.jobs();
+        open_left_overs(&self.host.paths.closed_sockets(), |id| jobs.contains_key(id));
     }
 
     fn adopt(&self, state: JobState) {
