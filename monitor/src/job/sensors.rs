@@ -126,11 +126,12 @@ impl KernelObserver for JobObserver {
     }
 
     fn unusual(&self, execution: Unusual) {
-        let Unusual { process, links, effective_uid, parent_uid } = execution;
+        let Unusual { process, links, effective_uid, uid_before } = execution;
         let is_memfd =
             links == 0 && process.exe.as_deref().is_some_and(|exe| exe.starts_with("/memfd:"));
         let execution = Execution { process: process.clone(), links: links.into(), is_memfd };
-        let credentials = Credentials { process, job_uid: self.job_uid, effective_uid, parent_uid };
+        let credentials =
+            Credentials { process, job_uid: self.job_uid, effective_uid, parent_uid: uid_before };
         let findings = [fileless_execution(&execution), sudo_use(&credentials)];
         for finding in findings.into_iter().flatten() {
             self.responder.answer(finding);

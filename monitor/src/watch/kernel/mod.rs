@@ -42,7 +42,7 @@ pub trait KernelObserver: fmt::Debug + Send + Sync {
     /// A process executes a program. Called on the thread that reads the kernel's events: must be quick.
     fn executed(&self, process: Process);
 
-    /// A process executes a program that has no file, or as another user than the one that made it. May block.
+    /// A process executes a program that has no file, or becomes another user by one. May block.
     fn unusual(&self, execution: Unusual);
 
     /// A process is in a cgroup that is not the job's. May block.
@@ -61,8 +61,8 @@ pub struct Unusual {
     pub links: u32,
     /// Its effective user.
     pub effective_uid: u32,
-    /// That of the process that made it.
-    pub parent_uid: Option<u32>,
+    /// Its effective user before that.
+    pub uid_before: Option<u32>,
 }
 
 /// The sensors of this host.
@@ -325,18 +325,17 @@ impl Shared {
             Event::Fork(subject) => self.images().fork(&subject),
             Event::Exec(subject, image) => {
                 let (links, effective_uid) = (image.links, image.effective_uid);
-                let (process, parent_uid) = {
+                let (process, uid_before) = {
                     let mut images = self.images();
-                    images.exec(&subject, image);
-                    let parent_uid = images.effective_uid_of_parent(&subject);
-                    (images.find(subject.pid, subject.time), parent_uid)
+                    let uid_before = images.exec(&subject, image);
+                    (images.find(subject.pid, subject.time), uid_before)
                 };
                 let Some((observer, process)) = self.observer(subject.job).zip(process) else {
                     return;
                 };
-                if links == 0 || parent_uid.is_some_and(|parent| parent != effective_uid) {
+                if links == 0 || uid_before.is_some_and(|before| before != effective_uid) {
                     let process = process.clone();
-                    let unusual = Unusual { process, links, effective_uid, parent_uid };
+                    let unusual = Unusual { process, links, effective_uid, uid_before };
                     self.find(Finding::Unusual(subject.job, Box::new(unusual)));
                 }
                 observer.executed(process);

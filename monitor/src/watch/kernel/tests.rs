@@ -231,7 +231,7 @@ fn programs_without_a_file_and_other_users_are_told() {
             .find(|other| other.effective_uid == 12345)
             .cloned()
     });
-    assert_eq!((told.parent_uid, told.process.uid), (Some(0), Some(12345)));
+    assert_eq!((told.uid_before, told.process.uid), (Some(0), Some(12345)));
     world.end();
 }
 
