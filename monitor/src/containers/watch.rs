@@ -187,7 +187,8 @@ impl Watcher {
         if self.judged.get(&fingerprint).is_some() {
             return;
         }
-        let id = id_in_path(&contained.cgroup).map(str::to_owned);
+        let by_group = id_in_path(&contained.cgroup).map(str::to_owned);
+        let id = by_group.or_else(|| facts::id_by_maker(contained.key.pid));
         let Some(facts) = gather(&contained, &first.reference, id.as_deref()) else { return };
         self.judged.insert(fingerprint, ());
         self.judge(&contained, facts, id.as_deref(), jobs);
@@ -248,7 +249,7 @@ impl Containers {
         let group =
             self.hierarchy.as_ref().and_then(|hierarchy| hierarchy.group(&contained.cgroup).ok());
         let callers = self.callers();
-        let maker = facts::maker_network(contained.key.pid, &contained.cgroup);
+        let maker = facts::maker_network(contained.key.pid);
         let views: Vec<View> = jobs
             .iter()
             .map(|job| {
