@@ -355,7 +355,7 @@ fn many_processes_and_containers_die_at_once() -> Result<()> {
     let (gate, docker) = up(LOCKDOWN, false)?;
     let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
     let busy = puppet.run(&format!(
-        "for n in $(seq 500); do sleep 1000 & done >/dev/null 2>&1; for n in 1 2 3 4 5; do docker run -d {IMAGE} sleep 1000; done"
+        "for i in $(seq 500); do sleep 1000 & done >/dev/null 2>&1; for i in 1 2 3 4 5; do docker run -d {IMAGE} sleep 1000; done"
     ))?;
     ensure!(busy.succeeded(), "{busy:?}\n{}", docker.log());
     puppet.begin(&format!("docker run --rm --pid=host {IMAGE} sleep 1000"))?;

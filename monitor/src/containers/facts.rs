@@ -218,6 +218,12 @@ pub fn id_by_maker(pid: u32) -> Option<String> {
     words.find(|word| super::identity::is_id(word)).map(str::to_owned)
 }
 
+/// Whether the process calls itself one of these names, which is quickly told: what else it takes is looked at only then.
+pub fn is_called(pid: u32, names: &[&str]) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm"))
+        .is_ok_and(|name| names.contains(&name.trim_end()))
+}
+
 /// The process's cgroup v2.
 pub fn cgroup_of(pid: u32) -> Option<PathBuf> {
     crate::cgroup::group::parse_proc_cgroup(&fs::read(format!("/proc/{pid}/cgroup")).ok()?)
