@@ -16,6 +16,7 @@ use crate::watch::bounded::BoundedCache;
 use crate::watch::process::ProcessInspector;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use portcullis_common::event::EnforcementScope;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -187,7 +188,8 @@ impl Watcher {
         if self.judged.get(&fingerprint).is_some() {
             return;
         }
-        let id = id_in_path(&contained.cgroup).map(str::to_owned);
+        let by_group = id_in_path(&contained.cgroup).map(str::to_owned);
+        let id = by_group.or_else(|| facts::id_by_maker(contained.key.pid));
         let Some(facts) = gather(&contained, &first.reference, id.as_deref()) else { return };
         self.judged.insert(fingerprint, ());
         self.judge(&contained, facts, id.as_deref(), jobs);
@@ -247,8 +249,11 @@ impl Containers {
     ) -> Owner {
         let group =
             self.hierarchy.as_ref().and_then(|hierarchy| hierarchy.group(&contained.cgroup).ok());
-        let callers = self.callers();
-        let maker = facts::maker_network(contained.key.pid, &contained.cgroup);
+        // With one runner only a container that was there before raises the question.
+        let is_asked =
+            created.is_some() || jobs.iter().any(|job| job.scope() == EnforcementScope::Job);
+        let callers = is_asked.then(|| self.callers()).flatten();
+        let maker = facts::maker_network(contained.key.pid);
         let views: Vec<View> = jobs
             .iter()
             .map(|job| {
@@ -313,9 +318,10 @@ impl Containers {
 /// The processes of Docker engines on this host: root's, of that name.
 fn engine_processes() -> Vec<u32> {
     let is_engine = |pid: &u32| {
-        ProcFs.process(*pid).is_some_and(|process| {
-            process.uid == 0 && process.executable_name().is_some_and(|name| name == "dockerd")
-        })
+        facts::is_called(*pid, &["dockerd"])
+            && ProcFs.process(*pid).is_some_and(|process| {
+                process.uid == 0 && process.executable_name().is_some_and(|name| name == "dockerd")
+            })
     };
     ProcFs.pids().into_iter().filter(is_engine).collect()
 }

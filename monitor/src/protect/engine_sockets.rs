@@ -6,6 +6,7 @@
 //! closed for ever.
 
 use crate::caller::{ProcFs, ProcessTable};
+use crate::containers::facts::is_called;
 use crate::sys::credentials::with_rights_of;
 use procfs::process::Process;
 use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
@@ -394,10 +395,11 @@ fn tcp_listener(line: &str) -> Option<(u64, u16)> {
 /// Root's processes that are engines by their program.
 fn engines() -> Vec<u32> {
     let is_engine = |pid: &u32| {
-        ProcFs.process(*pid).is_some_and(|process| {
-            let name = process.executable_name().and_then(|name| name.to_str());
-            process.uid == 0 && name.is_some_and(|name| ENGINES.contains(&name))
-        })
+        is_called(*pid, ENGINES)
+            && ProcFs.process(*pid).is_some_and(|process| {
+                let name = process.executable_name().and_then(|name| name.to_str());
+                process.uid == 0 && name.is_some_and(|name| ENGINES.contains(&name))
+            })
     };
     ProcFs.pids().into_iter().filter(is_engine).collect()
 }
