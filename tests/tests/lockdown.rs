@@ -236,3 +236,37 @@ fn programs_without_a_file_are_recorded() -> Result<()> {
     ensure!(found.is_empty(), "{found:?}");
     Ok(())
 }
+
+/// A file that was checked out and is written by something else, and what a build writes beside it.
+#[test]
+fn overwritten_source_files_are_recorded_unless_switched_off() -> Result<()> {
+    let script = r#"
+git init -q origin && cd origin && mkdir src
+for n in $(seq 50); do echo "int f$n;" >src/f$n.c; done; echo all: >Makefile
+git add . && git -c user.name=t -c user.email=t@t commit -qm one && cd ..
+git clone -q origin tree && cd tree
+echo built >src/f1.o; cp src/f2.c src/copy.c
+git -c advice.detachedHead=false checkout -q --detach
+sleep 0.3
+if [ -n "$ATTACK" ]; then python3 -c 'f=open("src/f7.c","a"); f.write("evil();"); f.close(); import time; time.sleep(0.3)'; fi
+sleep 0.3
+"#;
+    let switched_off = WITH_SUDO.replace("attach:", "disable-file-monitoring: true\nattach:");
+    for (document, attack, expected) in
+        [(WITH_SUDO, "", 0), (WITH_SUDO, "yes", 1), (switched_off.as_str(), "yes", 0)]
+    {
+        let gate = Gate::up(World::builder().build()?, &[("policy", document)])?;
+        let result = gate.run(&gate.job(script).env("ATTACK", attack))?;
+        ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
+        let events = gate.last_events()?;
+        let wanted = DetectionType::Recorded(RecordedDetection::SourceFileOverwritten);
+        let found: Vec<_> = detections(&events).filter(|found| found.detection == wanted).collect();
+        ensure!(found.len() == expected, "{attack}: {found:#?}");
+        if let Some(found) = found.first() {
+            ensure!(found.evidence.contains("tree/src/f7.c"), "{found:?}");
+            let exe = found.process.as_ref().and_then(|process| process.exe.as_deref());
+            ensure!(exe.is_some_and(|exe| exe.contains("python3")), "{found:?}");
+        }
+    }
+    Ok(())
+}

@@ -242,13 +242,19 @@ fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
         responder: Arc::clone(&job.responder),
+        workspace: job
+            .state
+            .context
+            .workspace
+            .clone()
+            .filter(|_| !job.enforced.disable_file_monitoring),
         executed,
         are_executions_told: job.sensors.watched.is_some(),
         looks,
     };
     // The job owns its detectors.
     let told = Arc::downgrade(job);
-    let started = Detectors::start(parts, move |problem| {
+    let started = Detectors::start(parts, move |problem: String| {
         if let Some(job) = told.upgrade() {
             job.note_gap(problem);
         }

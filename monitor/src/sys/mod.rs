@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the one module for it; each block says why it is sound")]
 
 pub mod activation;
+pub(crate) mod fanotify;
 pub mod namespace;
 pub(crate) mod netlink;
 #[expect(unsafe_code, reason = "no safe wrapper knows pidfd_open and pidfd_send_signal")]
