@@ -54,7 +54,7 @@ enum access_way {
     ACCESS_VM_WRITE = 4,    /* process_vm_writev */
     ACCESS_DESCRIPTOR = 5,  /* pidfd_getfd */
     ACCESS_PERF = 6,        /* perf_event_open: samples hold pieces of the stack */
-    ACCESS_IO_URING = 7,    /* /proc/PID/mem by io_uring */
+    ACCESS_IO_URING = 7,    /* any file of procfs that leads to memory, by io_uring */
 };
 
 struct port {

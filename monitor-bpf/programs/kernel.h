@@ -99,9 +99,6 @@ struct pt_regs { unsigned long bx, cx, dx, si, di, orig_ax; };
 struct pt_regs { u64 regs[31]; u64 orig_x0; s32 syscallno; };
 #endif
 
-/* io_uring's requests. */
-struct io_cqe { s32 fd; };
-struct io_kiocb { struct file *file; u8 opcode; struct io_cqe cqe; u64 flags; };
 
 #pragma clang attribute pop
 

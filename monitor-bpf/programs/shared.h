@@ -6,7 +6,7 @@
 #include "events.h"
 
 /* Bytes that wait for the monitor: when it can't keep up, events are counted in `lost`. */
-#define RING_BYTES (8 << 20)
+#define RING_BYTES (4 << 20)
 /* From so many waiting bytes on the monitor is woken for every event. */
 #define RING_HIGH_WATER (1 << 20)
 /* How deep a cgroup may be. The kernel allows any depth; what is deeper is no job's. */

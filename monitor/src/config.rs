@@ -104,6 +104,8 @@ pub struct Config {
     pub dns: DnsConfig,
     /// Who did what.
     pub sensors: SensorsConfig,
+    /// The Docker engine of this host.
+    pub docker: DockerConfig,
     /// What of this machine is not the job.
     pub infrastructure: InfrastructureConfig,
     /// Which GitHub the runners belong to.
@@ -201,6 +203,18 @@ pub enum SensorBackend {
     Bpf,
     /// Procfs and netlink alone.
     Procfs,
+}
+
+/// `[docker]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DockerConfig {
+    /// Whether the engine asks the monitor before it makes containers: `authorization-plugins` of its `daemon.json` must
+    /// have `portcullis` as well, and then needs the monitor for everything it does.
+    pub authorization_plugin: bool,
+    /// Whether containers that a job started go on running when it ends, as on a machine that jobs deploy to. Nobody judges
+    /// what they send then.
+    pub keep_containers: bool,
 }
 
 /// `[infrastructure]`.

@@ -1,6 +1,7 @@
 //! `monitor serve`: the daemon itself.
 
-use crate::config::Paths;
+use crate::config::{Config, Paths};
+use crate::containers::authorization;
 use crate::job::host::Host;
 use crate::job::registry::Registry;
 use crate::server::{self, listener::Listener};
@@ -29,7 +30,8 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         // A session of our own: the runner must not find us among its hook's children.
         nix::unistd::setsid().context("a session of its own could not be made")?;
     }
-    let listener = Listener::open(paths)?;
+    let config = Config::load(paths)?;
+    let listener = Listener::open(paths, config.docker.authorization_plugin)?;
     make_private_directories(paths)?;
     let host = Arc::new(Host::open(paths.clone())?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -40,10 +42,16 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         .thread_name("monitor")
         .build()
         .context("the runtime could not be started")?;
+    let containers = Arc::clone(&host.containers);
+    containers.start(runtime.handle()).context("the watcher of containers could not be started")?;
     let registry = Arc::new(Registry::new(host, runtime.handle().clone()));
     registry.adopt_all();
     runtime.block_on(async {
         let socket = UnixListener::from_std(listener.socket.try_clone()?)?;
+        if let Some(plugin) = &listener.docker_plugin {
+            let plugin = UnixListener::from_std(plugin.try_clone()?)?;
+            tokio::spawn(authorization::serve(containers, plugin));
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         notify_systemd();

@@ -219,6 +219,7 @@ fn is_detectable(detection: LockdownDetection, sensors: &[Feature]) -> bool {
         LockdownDetection::RunnerWorkerMemoryRead => sensors
             .iter()
             .any(|sensor| sensor.name == "sensor-memory" && sensor.state != FeatureState::Missing),
-        LockdownDetection::PrivilegedContainer => false,
+        // By procfs, with every kernel.
+        LockdownDetection::PrivilegedContainer => true,
     }
 }

@@ -13,6 +13,7 @@ use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
@@ -120,18 +121,20 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+        state.network_namespace,
+    );
+    let containers = host.containers.of_job(known, state.started);
     let responder = Arc::new(Responder::new(Parts {
         job_id: state.id.clone(),
         policy: policy_reference(&state.resolution),
         lockdown: enforced.lockdown.clone(),
         worker: Arc::clone(&worker),
         group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-            state.network_namespace,
-        )),
+        containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
     let (look_soon, looks) = shell_watch::looks();
@@ -168,6 +171,7 @@ pub fn enforce(
         policy: enforced.clone(),
         reference: policy_reference(&state.resolution),
         frame_senders: FrameSenders::default(),
+        containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -214,6 +218,7 @@ pub fn enforce(
         worker,
         group,
         responder,
+        containers,
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
@@ -456,14 +461,12 @@ fn features(
     ));
     features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing =
-        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
-    for (asked, name) in asked_for_but_missing {
-        if asked {
-            let reason =
-                "the policy asks for it, and this version of the monitor can't do it".to_owned();
-            features.push(feature(name, FeatureState::Missing, reason));
-        }
+    if policy.disable_sudo_and_containers {
+        features.push(feature(
+            "disable-sudo-and-containers",
+            FeatureState::Missing,
+            "this version of the monitor disables sudo, and does not close the container engines' sockets to the job".to_owned(),
+        ));
     }
     features
 }

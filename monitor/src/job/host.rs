@@ -4,6 +4,7 @@ use super::last_known_good::LastKnownGood;
 use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
 use crate::config::{Config, ConfigError, Paths, SensorBackend};
+use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
 use crate::egress::target::CgroupId;
 use crate::nftables::{OwnPorts, Probed, probe};
@@ -13,7 +14,8 @@ use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
 use portcullis_common::store_client::directory::DirectoryStore;
 use portcullis_common::wire::InfrastructureUnit;
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 /// What is the same for every job of this host.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct Host {
     pub own_ports: OwnPorts,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
+    /// The containers of this host.
+    pub containers: Arc<Containers>,
     /// Opened when it is first needed: a directory that is missing now may be there for the next job.
     store: OnceLock<DirectoryStore>,
 }
@@ -69,7 +73,9 @@ impl Host {
             let group = enter_monitor_group(hierarchy);
             group.inspect_err(|error| tracing::warn!(error = %with_causes(error), "the monitor has no cgroup of its own")).ok()
         });
+        let containers = Containers::new(&paths, hierarchy.as_ref().ok().cloned());
         let host = Self {
+            containers: Arc::new(containers),
             last_known_good: LastKnownGood::at(paths.last_known_good()),
             // First, for it takes longest.
             sensors: Sensors::load(config.sensors.backend),
@@ -133,6 +139,14 @@ impl Host {
             worker: worker.key(),
             listener: worker.listener(),
         }
+    }
+
+    /// The paths of those groups.
+    pub fn infrastructure_paths(&self) -> Vec<PathBuf> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        let units = self.config.infrastructure_units();
+        let found = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        found.map(|group| group.path).collect()
     }
 
     /// The machine's own services, for `monitor status`.

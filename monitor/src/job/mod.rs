@@ -26,6 +26,8 @@ pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};
 use crate::cgroup::{CgroupIdentity, Hierarchy, JobCgroup};
+use crate::containers::killing::EngineContainers;
+use crate::containers::{JobParts, WatchedJob};
 use crate::dns::Resolver;
 use crate::egress::target::CgroupId;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
@@ -75,6 +77,8 @@ pub struct Job {
     responder: Arc<Responder>,
     /// What looks for them.
     detectors: Mutex<Option<detectors::Detectors>>,
+    /// The containers that it has started.
+    containers: Arc<EngineContainers>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Gaps found since.
@@ -109,6 +113,21 @@ impl Job {
 
     fn applied_ms(&self) -> f64 {
         self.applied_ms.get().copied().unwrap_or_default()
+    }
+
+    /// The job as the watcher of containers sees it; `None` when its Worker is gone.
+    fn watched(&self) -> Option<WatchedJob> {
+        WatchedJob::new(JobParts {
+            id: self.state.id.clone(),
+            worker: self.state.worker,
+            uid: self.state.uid,
+            executable: self.worker.executable().to_owned(),
+            group: self.state.cgroup.clone(),
+            started: self.state.started,
+            scope: self.scope(),
+            responder: Arc::clone(&self.responder),
+            containers: Arc::clone(&self.containers),
+        })
     }
 
     /// The posture now: the rules are read back for it.

@@ -3,12 +3,13 @@
 use super::grant_book::NamedAddress;
 use crate::dns::{DnsObservation, DnsOutcome, Reason};
 use crate::egress::log_prefix::{LogPrefix, Path, RuleKind};
-use crate::record::summary::{DENIED_PREFIX, FRAME_RULE};
+use crate::record::summary::DENIED_PREFIX;
 use crate::watch::flow;
 use crate::watch::packet::Headers;
 use portcullis_common::endpoint::{Endpoint, Host, Protocol};
 use portcullis_common::event::{Direction, DnsEvent, NetworkEvent, PolicyReference, Process};
 use portcullis_common::policy::{EffectivePolicy, Rule};
+use portcullis_common::report::FRAME_RULE;
 use std::net::IpAddr;
 
 /// What stands for the absence of a rule.

@@ -3,6 +3,8 @@
 use super::Job;
 use super::end::end;
 use super::host::Host;
+use crate::containers::facts::cgroup_of;
+use crate::containers::identity::id_in_path;
 use crate::egress::grant::Grant;
 use crate::nftables::{Change, ChangeWatcher, Notice, ObjectKind};
 use crate::sys::readiness::watch_readable;
@@ -137,6 +139,13 @@ async fn next_notices(tampering: &mut Option<Tampering>) -> io::Result<Vec<Notic
 /// Somebody else changed the packet filter: evidence, and our rules are put back if they suffered.
 fn tampered(job: &Job, notice: &Notice) {
     let verified = job.table.verify();
+    if let (Ok(()), Notice::Changed(change)) = (&verified, notice)
+        && !opens_addresses(job, notice)
+        && is_of_an_engine(job, change)
+    {
+        tracing::debug!(job.id = job.id(), "{}; our rules are untouched", describe(change));
+        return;
+    }
     let outcome = match &verified {
         Ok(()) if !opens_addresses(job, notice) => "our rules are untouched".to_owned(),
         Ok(()) => match job.put_rules_back() {
@@ -187,6 +196,21 @@ fn opens_addresses(job: &Job, notice: &Notice) -> bool {
         }
         Notice::Lost => true,
     }
+}
+
+/// Programs by which container engines write their own rules when they make networks and containers.
+const ENGINE_PROGRAMS: [&str; 4] = ["dockerd", "iptables", "ip6tables", "netavark"];
+
+/// Whether a change that left our rules alone is an engine's: one of its programs, and neither the job nor a container. A
+/// program that has ended already is known by its name only; it could lie, and gains nothing by it.
+fn is_of_an_engine(job: &Job, change: &Change) -> bool {
+    let is_named = change.process.as_deref().is_some_and(|name| ENGINE_PROGRAMS.contains(&name));
+    let group = change.pid.and_then(cgroup_of);
+    let is_jobs = group.is_some_and(|group| {
+        id_in_path(&group).is_some()
+            || job.group.as_ref().is_some_and(|own| group.starts_with(&own.identity().path))
+    });
+    is_named && !is_jobs
 }
 
 /// The process that made a change: as its sensor knows it, or the name and number that the kernel told.

@@ -6,10 +6,9 @@ use portcullis_common::event::{
     Process, Verdict,
 };
 use portcullis_common::policy::EgressMode;
-use portcullis_common::report::{Destination, Report};
+use portcullis_common::report::{Destination, FRAME_RULE, Report, endpoint};
 use portcullis_common::resolution::Identity;
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::Path;
 
 /// How many different rows are kept. More are counted as left out: a job that calls a million addresses must not take
@@ -21,9 +20,6 @@ pub const MAX_DETECTIONS: usize = 256;
 
 /// What the rule of a denied call starts with.
 pub const DENIED_PREFIX: &str = "denied";
-
-/// The rule of frames that bypass IP. It stops them whatever they hold: what no endpoint can be looked up for is no call.
-pub const FRAME_RULE: &str = "frames that bypass IP do not leave, wherever they go";
 
 /// What stays the same over the life of a job.
 #[derive(Clone, Debug)]
@@ -245,35 +241,6 @@ fn who(process: Option<&Process>) -> (String, String) {
         .and_then(|exe| Path::new(exe).file_name().map(|name| name.to_string_lossy().into_owned()));
     let name = name.or_else(|| process.uid.map(|uid| format!("uid {uid}")));
     (name.unwrap_or_else(unknown), process.step.clone().unwrap_or_else(unknown))
-}
-
-/// The destination as an endpoint of the policy grammar, as far as the grammar can say it.
-fn endpoint(event: &NetworkEvent) -> String {
-    if event.direction == Direction::Inbound {
-        return format!("from {}", peer(event));
-    }
-    if event.rule == FRAME_RULE {
-        // No endpoint of a policy could allow it.
-        return match event.address {
-            address if address.is_unspecified() => format!("frame of {}", event.protocol),
-            _ => format!("frame to {}", peer(event)),
-        };
-    }
-    peer(event)
-}
-
-fn peer(event: &NetworkEvent) -> String {
-    let host = match (&event.name, event.address) {
-        (Some(name), _) => name.clone(),
-        (None, IpAddr::V4(address)) => address.to_string(),
-        (None, IpAddr::V6(address)) => format!("[{address}]"),
-    };
-    match (event.protocol.as_str(), event.port) {
-        ("tcp", Some(port)) => format!("{host}:{port}"),
-        ("icmp" | "icmpv6", _) => format!("icmp://{host}"),
-        (protocol, Some(port)) => format!("{protocol}://{host}:{port}"),
-        (protocol, None) => format!("{protocol}://{host}"),
-    }
 }
 
 #[cfg(test)]

@@ -58,15 +58,12 @@ impl WrittenFiles {
         // SAFETY: the kernel writes at most `BATCH` bytes to memory of that size.
         let length =
             unsafe { libc::read(self.group.as_raw_fd(), buffer.as_mut_ptr().cast(), BATCH) };
-        let length = match usize::try_from(length) {
-            Ok(length) => length,
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                return match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Vec::new()),
-                    _ => Err(error),
-                };
-            }
+        let Ok(length) = usize::try_from(length) else {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Vec::new()),
+                _ => Err(error),
+            };
         };
         // SAFETY: it was zeroed and is made of integers.
         let buffer = unsafe { buffer.assume_init() };

@@ -86,7 +86,7 @@ impl Images {
         }
     }
 
-    /// A job begins; `present` are its Worker and what is below it, as procfs has them, with their parents.
+    /// A job begins; `present` are its Worker and what else is known to be there, with their parents.
     pub(super) fn add_job(
         &mut self,
         job: u64,
@@ -94,6 +94,18 @@ impl Images {
         present: impl IntoIterator<Item = (ProcessKey, ProcessKey, Process)>,
     ) {
         self.workers.insert(job, worker);
+        self.add_below(job, present);
+    }
+
+    /// More of what was there before the job was watched; nothing when the job is over by now.
+    pub(super) fn add_below(
+        &mut self,
+        job: u64,
+        present: impl IntoIterator<Item = (ProcessKey, ProcessKey, Process)>,
+    ) {
+        if !self.workers.contains_key(&job) {
+            return;
+        }
         for (key, parent, process) in present {
             // What the kernel told meanwhile is newer.
             if self.live.get(&key.pid).is_some_and(|known| known.key == key) {

@@ -122,7 +122,7 @@ impl KernelSensors {
         let handling = Arc::clone(&shared);
         let lifecycle = Lifecycle::start(move |event| handling.handle(event))?;
         let guard = MemoryGuard::start(&lifecycle, || pidfd::open(std::process::id()))
-            .map(Guarded::new)
+            .and_then(Guarded::new)
             .map_err(|error| with_causes(&error));
         if let Err(reason) = &guard {
             tracing::warn!(reason, "the memory of runners is not guarded by BPF");
@@ -171,15 +171,18 @@ impl KernelSensors {
         };
         // Before the look at procfs, so that nothing is missed in between. On an error dropping undoes it.
         self.lifecycle.add_job(token, id, worker.pid)?;
-        let inspector = ProcessInspector::new(worker, 64);
-        let snapshot = Snapshot::take();
-        let entries: Vec<_> = snapshot.entries().cloned().collect();
-        let below = descendants(&entries, worker);
-        let present = std::iter::once(worker).chain(below).filter_map(|key| {
-            let parent = snapshot.process(key.pid).and_then(|entry| ProcFs.key(entry.parent))?;
-            Some((key, parent, Process::clone(&*inspector.inspect(key)?)))
-        });
-        self.shared.images().add_job(token, worker, present.collect::<Vec<_>>());
+        self.shared.images().add_job(token, worker, present(worker, [worker]));
+        // What a Worker has started before its job is bound is the hook that waits for us, and little else; all of procfs
+        // is read beside what it waits for.
+        let shared = Arc::clone(&self.shared);
+        let look = move || {
+            let entries: Vec<_> = Snapshot::take().entries().cloned().collect();
+            let below = present(worker, descendants(&entries, worker));
+            shared.images().add_below(token, below);
+        };
+        if let Err(error) = thread::Builder::new().name("present".to_owned()).spawn(look) {
+            tracing::warn!(%error, "what runs already is not looked at");
+        }
         watched.guarding = self
             .guard()
             .map_err(str::to_owned)
@@ -199,15 +202,10 @@ impl KernelSensors {
             "BPF: what processes of a job come, execute, go and leave its cgroup is told by the kernel",
         )];
         features.push(match &self.guard {
-            Ok(guarded) if guarded.unseen().is_empty() => active(
+            Ok(_) => active(
                 "sensor-memory",
                 "BPF: whoever reaches for the memory of a runner or of the monitor is seen, and stopped before it gets any where Lockdown Mode says so",
             ),
-            Ok(guarded) => Feature {
-                name: "sensor-memory".to_owned(),
-                state: FeatureState::Degraded,
-                reason: format!("BPF; this kernel does not show {}", guarded.unseen().join(", ")),
-            },
             Err(problem) => Feature {
                 name: "sensor-memory".to_owned(),
                 state: FeatureState::Missing,
@@ -360,6 +358,20 @@ impl Shared {
     }
 }
 
+/// Processes as procfs has them now, with their parents.
+fn present(
+    worker: ProcessKey,
+    keys: impl IntoIterator<Item = ProcessKey>,
+) -> Vec<(ProcessKey, ProcessKey, Process)> {
+    let inspector = ProcessInspector::new(worker, 64);
+    let look = |key: ProcessKey| {
+        let entry = ProcFs.process(key.pid).filter(|entry| entry.key == key)?;
+        let process = inspector.inspect(key)?;
+        Some((key, ProcFs.key(entry.parent)?, Process::clone(&process)))
+    };
+    keys.into_iter().filter_map(look).collect()
+}
+
 /// The process of an event when nothing else is known of it.
 fn bare(subject: &Subject) -> Process {
     Process {
@@ -385,3 +397,6 @@ fn wake(pid: u32) {
         tracing::warn!(pid, %error, "a process that a reader of its memory had stopped can't be woken");
     }
 }
+
+#[cfg(test)]
+mod tests;
