@@ -108,9 +108,14 @@ impl DotnetWorker {
     }
 
     fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        loop {
+            let mut line = String::new();
+            self.output.read_line(&mut line).unwrap();
+            // The runtime's own program for dumps writes to the same output.
+            if line.is_empty() || !line.starts_with("[createdump]") {
+                return line.trim_end().to_owned();
+            }
+        }
     }
 
     fn ask(&mut self, question: &str) -> String {

@@ -1,6 +1,7 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
 use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
+use super::source_watch;
 use crate::caller::{ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
 use crate::detect::fileless_execution::{Execution, fileless_execution};
@@ -31,6 +32,8 @@ pub struct Parts {
     pub watched: Option<Arc<WatchedJob>>,
     /// Where findings go.
     pub responder: Arc<Responder>,
+    /// The workspace whose source files are watched, as the Worker sees it.
+    pub workspace: Option<String>,
     /// What is done with executed programs.
     pub executed: Arc<Executed>,
     /// Where looks at the job's shells are asked for.
@@ -46,11 +49,11 @@ pub struct Detectors {
 impl Detectors {
     /// Starts them. To follow a job's processes all of `/proc` is read once, so that is done beside what the hook waits
     /// for; `failed` is told what does not work.
-    pub fn start(parts: Parts, failed: impl Fn(String) + Send + 'static) -> Self {
+    pub fn start(parts: Parts, failed: impl Fn(String) + Clone + Send + 'static) -> Self {
         let changes = Arc::<OnceLock<ProcessChangeReader>>::default();
         let late = Arc::downgrade(&changes);
         let spawned = thread::Builder::new().name("detectors".to_owned()).spawn(move || {
-            let (reader, problems) = run(parts);
+            let (reader, problems) = run(parts, failed.clone());
             problems.into_iter().for_each(failed);
             if let (Some(reader), Some(changes)) = (reader, late.upgrade()) {
                 // Set once, here.
@@ -69,9 +72,22 @@ impl Detectors {
     }
 }
 
-fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, watched, responder, executed, looks } = parts;
+fn run(
+    parts: Parts,
+    failed: impl Fn(String) + Send + 'static,
+) -> (Option<ProcessChangeReader>, Vec<String>) {
+    let Parts { worker, group, sensor, watched, responder, workspace, executed, looks } = parts;
     let mut problems = Vec::new();
+    if let Some(workspace) = workspace {
+        let watched = source_watch::Watched {
+            worker: Arc::clone(&worker),
+            sensor: Arc::clone(&sensor),
+            responder: Arc::clone(&responder),
+        };
+        if let Err(error) = source_watch::start(watched, &workspace, failed) {
+            problems.push(format!("overwritten source files can't be noticed: {error}"));
+        }
+    }
     let mut reader = None;
     let processes = match watched {
         // They tell the job's observer of programs, too.

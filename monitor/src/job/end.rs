@@ -15,6 +15,7 @@ use portcullis_common::event::{
     DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
 };
 use portcullis_common::hook::with_causes;
+use portcullis_common::report::markdown;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -215,6 +216,9 @@ pub(super) fn write_report(
     report: &portcullis_common::report::Report,
 ) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
+    // Before the other, whose presence says that the job is over. A job that was killed shows it to nobody: its completed
+    // hook does not run.
+    write_atomically(&spool.join("report.md"), markdown(report).as_bytes())?;
     write_atomically(&spool.join("report.json"), &bytes)
 }
 

@@ -263,12 +263,18 @@ fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
         sensor: Arc::clone(&job.sensors.sockets),
         watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
+        workspace: job
+            .state
+            .context
+            .workspace
+            .clone()
+            .filter(|_| !job.enforced.disable_file_monitoring),
         executed,
         looks,
     };
     // The job owns its detectors.
     let told = Arc::downgrade(job);
-    let started = Detectors::start(parts, move |problem| {
+    let started = Detectors::start(parts, move |problem: String| {
         if let Some(job) = told.upgrade() {
             job.note_gap(problem);
         }

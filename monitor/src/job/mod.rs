@@ -21,6 +21,7 @@ pub mod run;
 pub mod sensors;
 pub mod shell_watch;
 pub mod sink;
+pub mod source_watch;
 pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};

@@ -3,6 +3,7 @@
 
 pub mod activation;
 pub mod credentials;
+pub(crate) mod fanotify;
 #[expect(unsafe_code, reason = "only the C library knows its allocator")]
 pub mod memory;
 pub mod namespace;
