@@ -18,5 +18,6 @@ pub mod protect;
 pub mod record;
 pub mod respond;
 pub mod server;
+pub mod service_manager;
 pub mod sys;
 pub mod watch;

@@ -3,8 +3,9 @@
 use super::last_known_good::LastKnownGood;
 use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
 use crate::config::{Config, ConfigError, Paths};
-use crate::egress::target::CgroupId;
+use crate::egress::target::{CgroupId, OwnerMode};
 use crate::nftables::{OwnPorts, Probed, probe};
+use crate::service_manager::ServiceManager;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
@@ -27,6 +28,8 @@ pub struct Host {
     pub kernel: Probed,
     /// The netlink ports of our own tables: changes by them are no tampering.
     pub own_ports: OwnPorts,
+    /// Who started the monitor, and keeps sockets over its restarts.
+    pub service_manager: ServiceManager,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
     /// Opened when it is first needed: a directory that is missing now may be there for the next job.
@@ -52,7 +55,7 @@ impl Host {
     /// # Errors
     /// When the configuration can't be used or this process may not make network namespaces; everything else that is
     /// missing shows in the posture of jobs.
-    pub fn open(paths: Paths) -> Result<Self, HostError> {
+    pub fn open(paths: Paths, service_manager: ServiceManager) -> Result<Self, HostError> {
         let config = Config::load(&paths)?;
         let hierarchy = Hierarchy::find().map_err(|error| with_causes(&error));
         let monitor_group = hierarchy.as_ref().ok().and_then(|hierarchy| {
@@ -61,7 +64,8 @@ impl Host {
         });
         Ok(Self {
             last_known_good: LastKnownGood::at(paths.last_known_good()),
-            kernel: probe().map_err(HostError::Probe)?,
+            kernel: probe().map_err(HostError::Probe)?.without(&config.kernel.without),
+            service_manager,
             own_ports: OwnPorts::default(),
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
@@ -69,6 +73,16 @@ impl Host {
             config,
             paths,
         })
+    }
+
+    /// Who may change the tables of a job. A table that vanishes with its owner's socket would leave the job without rules
+    /// when the monitor dies, so it needs somebody who keeps the socket.
+    pub fn owner_mode(&self) -> OwnerMode {
+        match self.kernel.owner {
+            OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
+            OwnerMode::Owner if self.service_manager.can_keep() => OwnerMode::Owner,
+            OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
+        }
     }
 
     /// Which policy applies to the job.

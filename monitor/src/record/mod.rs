@@ -7,4 +7,5 @@ pub mod event_log;
 pub mod reconcile;
 pub mod recorder;
 pub mod repeats;
+pub mod singles;
 pub mod summary;

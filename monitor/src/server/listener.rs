@@ -1,7 +1,6 @@
 //! The listening socket: from systemd, or made here; never two monitors on one.
 
 use crate::config::Paths;
-use crate::sys::activation;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -38,11 +37,11 @@ pub enum ListenError {
 }
 
 impl Listener {
-    /// Takes the socket that systemd passed, or makes `/run/portcullis/monitor.sock`.
+    /// Takes the socket that systemd `passed`, or makes `/run/portcullis/monitor.sock`.
     ///
     /// # Errors
     /// When another monitor runs there, or the socket can't be made.
-    pub fn open(paths: &Paths) -> Result<Self, ListenError> {
+    pub fn open(paths: &Paths, passed: Option<UnixListener>) -> Result<Self, ListenError> {
         let run = paths.run();
         DirBuilder::new()
             .recursive(true)
@@ -52,7 +51,7 @@ impl Listener {
         let lock = lock(run.join("monitor.lock"))?;
         let path = paths.socket();
         let failed = |source| ListenError::Failed { path: path.clone(), source };
-        let socket = if let Some(socket) = activation::listening_socket() {
+        let socket = if let Some(socket) = passed {
             socket
         } else {
             // The lock is ours, so a socket that is still there belongs to a monitor that is gone.

