@@ -189,11 +189,20 @@ pub struct DnsEvent {
     pub policy: PolicyReference,
 }
 
+/// The count of records that were written before there was one.
+fn one() -> u64 {
+    1
+}
+
 /// A program was executed.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct ProcessEvent {
     /// The process after the exec.
     pub process: Process,
+    /// How many executions this record stands for: the same program with the same arguments, by the same parent program in
+    /// the same step. The process is the first of them.
+    #[serde(default = "one")]
+    pub count: u64,
 }
 
 /// A file was changed.

@@ -11,7 +11,8 @@ enum call {
     CALL_READ,       /* reads from the descriptor in its first argument */
     CALL_SENDFILE,   /* reads from the descriptor in its second argument */
     CALL_PTRACE,     /* process in the second argument */
-    CALL_PROCESS_VM, /* process in the first argument */
+    CALL_VM_READ,    /* process in the first argument */
+    CALL_VM_WRITE,   /* process in the first argument */
     CALL_GETFD,      /* pidfd in the first argument */
     CALL_PERF,       /* process in the second argument */
     CALL_CONNECT,    /* socket in the first argument */
@@ -19,6 +20,8 @@ enum call {
 
 /* pidfd_open has the same number in every ABI. */
 #define PIDFD_OPEN 434
+/* So has io_uring_enter. */
+#define IO_URING_ENTER 426
 
 #define PTRACE_TRACEME 0
 
@@ -55,7 +58,8 @@ static __always_inline enum call native_call(u32 number)
     case 515: case 534: case 546: return CALL_READ;             /* x32: readv, preadv, preadv2 */
     case 40: return CALL_SENDFILE;
     case 101: case 521: return CALL_PTRACE;
-    case 310: case 311: case 539: case 540: return CALL_PROCESS_VM;
+    case 310: case 539: return CALL_VM_READ;
+    case 311: case 540: return CALL_VM_WRITE;
     case 438: return CALL_GETFD;
     case 298: return CALL_PERF;
     case 42: return CALL_CONNECT;
@@ -70,7 +74,8 @@ static __always_inline enum call compat_call(u32 number)
     case 3: case 145: case 180: case 333: case 378: case 313: case 377: return CALL_READ;
     case 187: case 239: return CALL_SENDFILE;
     case 26: return CALL_PTRACE;
-    case 347: case 348: return CALL_PROCESS_VM;
+    case 347: return CALL_VM_READ;
+    case 348: return CALL_VM_WRITE;
     case 438: return CALL_GETFD;
     case 336: return CALL_PERF;
     case 362: return CALL_CONNECT;
@@ -106,7 +111,8 @@ static __always_inline enum call native_call(u32 number)
     case 63: case 65: case 67: case 69: case 286: case 76: case 285: return CALL_READ;
     case 71: return CALL_SENDFILE;
     case 117: return CALL_PTRACE;
-    case 270: case 271: return CALL_PROCESS_VM;
+    case 270: return CALL_VM_READ;
+    case 271: return CALL_VM_WRITE;
     case 438: return CALL_GETFD;
     case 241: return CALL_PERF;
     case 203: return CALL_CONNECT;
@@ -121,7 +127,8 @@ static __always_inline enum call compat_call(u32 number)
     case 3: case 145: case 180: case 361: case 392: case 340: case 391: return CALL_READ;
     case 187: case 239: return CALL_SENDFILE;
     case 26: return CALL_PTRACE;
-    case 376: case 377: return CALL_PROCESS_VM;
+    case 376: return CALL_VM_READ;
+    case 377: return CALL_VM_WRITE;
     case 438: return CALL_GETFD;
     case 364: return CALL_PERF;
     case 283: return CALL_CONNECT;

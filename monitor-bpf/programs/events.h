@@ -32,6 +32,8 @@ struct image {
     u16 directory_length;
     u16 arguments_length;
     u16 is_cut;           /* the arguments are longer */
+    u32 links;            /* hard links of the executable: none when it has no name */
+    u32 effective_user;
 };
 
 struct escape {
@@ -48,13 +50,13 @@ struct access {
 };
 
 enum access_way {
-    ACCESS_MEMORY_FILE = 1,      /* /proc/PID/mem was opened or read */
-    ACCESS_ENVIRONMENT_FILE = 2, /* /proc/PID/environ, the same */
-    ACCESS_PTRACE = 3,
-    ACCESS_PROCESS_VM = 4,       /* process_vm_readv, process_vm_writev */
-    ACCESS_DESCRIPTOR = 5,       /* pidfd_getfd */
-    ACCESS_PERF = 6,             /* perf_event_open: samples hold pieces of the stack */
-    ACCESS_IO_URING = 7,         /* /proc/PID/mem or environ by io_uring */
+    ACCESS_MEMORY_FILE = 1, /* /proc/PID/mem was opened or read */
+    ACCESS_PTRACE = 2,
+    ACCESS_VM_READ = 3,     /* process_vm_readv */
+    ACCESS_VM_WRITE = 4,    /* process_vm_writev */
+    ACCESS_DESCRIPTOR = 5,  /* pidfd_getfd */
+    ACCESS_PERF = 6,        /* perf_event_open: samples hold pieces of the stack */
+    ACCESS_IO_URING = 7,    /* any file of procfs that leads to memory, by io_uring */
 };
 
 struct port {

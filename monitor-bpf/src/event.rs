@@ -52,6 +52,10 @@ pub struct Image {
     pub directory: String,
     /// The arguments, cut at 4 KiB.
     pub arguments: Vec<String>,
+    /// Hard links of the executable: none for one that has no name in any directory.
+    pub links: u32,
+    /// The effective user id.
+    pub effective_uid: u32,
 }
 
 /// A process in a cgroup that is not its job's.
@@ -70,12 +74,12 @@ pub struct Escape {
 pub enum AccessWay {
     /// `/proc/PID/mem`, by whatever path.
     MemoryFile,
-    /// `/proc/PID/environ`, by whatever path.
-    EnvironmentFile,
     /// `ptrace`.
     Ptrace,
-    /// `process_vm_readv` or `process_vm_writev`.
-    ProcessVm,
+    /// `process_vm_readv`.
+    VmRead,
+    /// `process_vm_writev`.
+    VmWrite,
     /// `pidfd_getfd`.
     Descriptor,
     /// `perf_event_open`.
@@ -172,12 +176,14 @@ impl Image {
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let lengths = [reader.u16()?, reader.u16()?, reader.u16()?];
         reader.u16()?;
+        let (links, effective_uid) = (reader.u32()?, reader.u32()?);
         let [executable, directory, arguments] = lengths.map(usize::from);
         let executable = path(reader.take(executable)?);
         let directory = path(reader.take(directory)?);
         // A working directory without components is the root.
         let directory = if directory.is_empty() { "/".to_owned() } else { directory };
-        Some(Self { executable, directory, arguments: arguments_of(reader.take(arguments)?) })
+        let arguments = arguments_of(reader.take(arguments)?);
+        Some(Self { executable, directory, arguments, links, effective_uid })
     }
 }
 
@@ -205,9 +211,9 @@ impl AccessWay {
     fn from_number(number: u32) -> Option<Self> {
         Some(match number {
             1 => Self::MemoryFile,
-            2 => Self::EnvironmentFile,
-            3 => Self::Ptrace,
-            4 => Self::ProcessVm,
+            2 => Self::Ptrace,
+            3 => Self::VmRead,
+            4 => Self::VmWrite,
             5 => Self::Descriptor,
             6 => Self::Perf,
             7 => Self::IoUring,

@@ -105,6 +105,10 @@ pub struct Config {
     pub dns: DnsConfig,
     /// What of the kernel is not used.
     pub kernel: KernelConfig,
+    /// Who did what.
+    pub sensors: SensorsConfig,
+    /// The Docker engine of this host.
+    pub docker: DockerConfig,
     /// What of this machine is not the job.
     pub infrastructure: InfrastructureConfig,
     /// Which GitHub the runners belong to.
@@ -189,6 +193,39 @@ impl Default for DnsConfig {
 pub struct KernelConfig {
     /// Mechanisms that are not used although the kernel has them, by the names of `monitor check`.
     pub without: Vec<String>,
+}
+
+/// `[sensors]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SensorsConfig {
+    /// How it is found out who does what.
+    pub backend: SensorBackend,
+}
+
+/// `backend` of `[sensors]`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum SensorBackend {
+    /// BPF where the kernel allows it, procfs and netlink otherwise.
+    #[default]
+    Auto,
+    /// BPF; a host without it is not served.
+    Bpf,
+    /// Procfs and netlink alone.
+    Procfs,
+}
+
+/// `[docker]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DockerConfig {
+    /// Whether the engine asks the monitor before it makes containers: `authorization-plugins` of its `daemon.json` must
+    /// have `portcullis` as well, and then needs the monitor for everything it does.
+    pub authorization_plugin: bool,
+    /// Whether containers that a job started go on running when it ends, as on a machine that jobs deploy to. Nobody judges
+    /// what they send then.
+    pub keep_containers: bool,
 }
 
 /// `[infrastructure]`.

@@ -8,6 +8,7 @@ pub mod caller;
 pub mod cgroup;
 pub mod command;
 pub mod config;
+pub mod containers;
 pub mod detect;
 pub mod dns;
 pub mod egress;

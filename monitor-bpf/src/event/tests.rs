@@ -23,6 +23,7 @@ fn image(executable: &[u8], directory: &[u8], arguments: &[u8]) -> Vec<u8> {
         bytes.extend(u16::try_from(part.len()).unwrap().to_ne_bytes());
     }
     bytes.extend([0, 0]);
+    bytes.extend([1_u32, 1001].map(u32::to_ne_bytes).concat());
     bytes.extend([executable, directory, arguments].concat());
     bytes
 }
@@ -35,17 +36,18 @@ fn an_exec_is_read() {
     assert_eq!((subject.start_ticks(), ticks(subject.parent_start)), (425, 100));
     assert_eq!((image.executable.as_str(), image.directory.as_str()), ("/usr/bin/curl", "/"));
     assert_eq!(image.arguments, ["curl", "", "https://ok.test"]);
+    assert_eq!((image.links, image.effective_uid), (1, 1001));
 }
 
 #[test]
 fn an_access_and_a_port_are_read() {
     let mut bytes = head(6);
-    for word in [42_u32, 4, 310, 1] {
+    for word in [42_u32, 3, 310, 1] {
         bytes.extend(word.to_ne_bytes());
     }
     bytes.extend(image(b"python3.11\0", b"tmp\0", b"python3\0"));
     let Some(Event::Access(_, access, image)) = Event::parse(&bytes) else { panic!("no access") };
-    assert_eq!((access.target, access.way, access.is_ended), (42, AccessWay::ProcessVm, true));
+    assert_eq!((access.target, access.way, access.is_ended), (42, AccessWay::VmRead, true));
     assert_eq!((image.executable.as_str(), image.directory.as_str()), ("/python3.11", "/tmp"));
 
     let mut bytes = head(8);

@@ -1,11 +1,13 @@
 //! `monitor serve`: the daemon itself.
 
-use crate::config::Paths;
+use crate::config::{Config, Paths};
+use crate::containers::authorization;
 use crate::job::host::Host;
 use crate::job::registry::Registry;
 use crate::server::{self, listener::Listener};
 use crate::service_manager::ServiceManager;
 use crate::sys::activation::take_passed;
+use crate::sys::memory;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
 use std::fs::DirBuilder;
@@ -32,7 +34,9 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         nix::unistd::setsid().context("a session of its own could not be made")?;
     }
     let passed = take_passed();
-    let listener = Listener::open(paths, passed.listener)?;
+    memory::keep_little();
+    let config = Config::load(paths)?;
+    let listener = Listener::open(paths, config.docker.authorization_plugin, passed.listeners)?;
     make_private_directories(paths)?;
     let host = Arc::new(Host::open(paths.clone(), ServiceManager::of_this_process(passed.kept))?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -43,10 +47,16 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         .thread_name("monitor")
         .build()
         .context("the runtime could not be started")?;
+    let containers = Arc::clone(&host.containers);
+    containers.start(runtime.handle()).context("the watcher of containers could not be started")?;
     let registry = Arc::new(Registry::new(Arc::clone(&host), runtime.handle().clone()));
     registry.adopt_all();
     runtime.block_on(async {
         let socket = UnixListener::from_std(listener.socket.try_clone()?)?;
+        if let Some(plugin) = &listener.docker_plugin {
+            let plugin = UnixListener::from_std(plugin.try_clone()?)?;
+            tokio::spawn(authorization::serve(containers, plugin));
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         if let Err(error) = host.service_manager.ready() {

@@ -19,7 +19,7 @@ pub enum MemoryTarget {
 }
 
 /// How the memory was reached for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum MemoryAccessKind {
     /// `/proc/PID/mem` was opened or read, by whatever path and procfs mount.
     ProcMem,
@@ -31,6 +31,8 @@ pub enum MemoryAccessKind {
     Ptrace,
     /// `pidfd_getfd(2)`: a descriptor of the target was copied.
     PidfdGetfd,
+    /// `perf_event_open(2)`: samples hold pieces of the target's stack.
+    PerfEvents,
     /// The diagnostic socket or debugger pipe of the target's .NET runtime was used.
     RuntimeDiagnostics,
     /// `/proc/PID/maps` and its like: where the memory is, not what is in it.
@@ -103,6 +105,7 @@ pub fn memory_read(access: &MemoryAccess, trusted: &TrustedReaders) -> Option<Fi
         MemoryAccessKind::ProcessVmWrite => "process_vm_writev",
         MemoryAccessKind::Ptrace => "ptrace",
         MemoryAccessKind::PidfdGetfd => "pidfd_getfd",
+        MemoryAccessKind::PerfEvents => "perf_event_open",
         MemoryAccessKind::RuntimeDiagnostics => "the diagnostics of its .NET runtime",
         MemoryAccessKind::Maps | MemoryAccessKind::Environment => return None,
     };
@@ -150,9 +153,15 @@ mod tests {
     fn whoever_reads_memory_is_found_whatever_the_way_and_the_target() {
         use MemoryAccessKind::*;
         for target in [MemoryTarget::Worker, MemoryTarget::Listener, MemoryTarget::Monitor] {
-            for kind in
-                [ProcMem, ProcessVmRead, ProcessVmWrite, Ptrace, PidfdGetfd, RuntimeDiagnostics]
-            {
+            for kind in [
+                ProcMem,
+                ProcessVmRead,
+                ProcessVmWrite,
+                Ptrace,
+                PidfdGetfd,
+                PerfEvents,
+                RuntimeDiagnostics,
+            ] {
                 let found = memory_read(&access(500, target, kind), &TRUSTED).unwrap();
                 assert!(
                     found.evidence.contains("/usr/bin/python3.11 (pid 500)"),

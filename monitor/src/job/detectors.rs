@@ -1,12 +1,13 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
-use super::shell_watch::{self, LookSoon, Looks, Watched};
+use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
 use crate::caller::{ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
 use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::{JobProcesses, ProcessChange, ProcessChangeReader, ProcessChanges};
 use crate::watch::programs::executable_links;
 use portcullis_common::event::{Feature, FeatureState, Process};
@@ -17,9 +18,6 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-/// The detections of Lockdown Mode that this monitor has a sensor for.
-const DETECTABLE: &[LockdownDetection] = &[LockdownDetection::ReverseShell];
-
 /// What detectors need of their job.
 #[derive(Debug)]
 pub struct Parts {
@@ -29,11 +27,13 @@ pub struct Parts {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
+    /// What the sensors in the kernel watch for this job, where there are any.
+    pub watched: Option<Arc<WatchedJob>>,
     /// Where findings go.
     pub responder: Arc<Responder>,
-    /// Asks for looks at the job's shells.
-    pub look_soon: LookSoon,
-    /// Where they are asked for.
+    /// What is done with executed programs.
+    pub executed: Arc<Executed>,
+    /// Where looks at the job's shells are asked for.
     pub looks: Looks,
 }
 
@@ -70,16 +70,24 @@ impl Detectors {
 }
 
 fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, responder, look_soon, looks } = parts;
+    let Parts { worker, group, sensor, watched, responder, executed, looks } = parts;
     let mut problems = Vec::new();
-    let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
-    let reader = follow(&worker, &sensor, &responder, look_soon, &processes)
-        .map_err(|problem| {
-            problems.push(format!(
-                "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
-            ));
-        })
-        .ok();
+    let mut reader = None;
+    let processes = match watched {
+        // They tell the job's observer of programs, too.
+        Some(watched) => Descent::Kernel(watched),
+        None => {
+            let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
+            reader = follow(&worker, &sensor, executed, &processes)
+                .map_err(|problem| {
+                    problems.push(format!(
+                        "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
+                    ));
+                })
+                .ok();
+            Descent::Connector(processes)
+        }
+    };
     let watched = Watched { worker, group, sensor, processes, responder };
     if let Err(error) = shell_watch::start(watched, looks) {
         problems.push(format!("reverse shells can't be looked for: {error}"));
@@ -91,18 +99,12 @@ fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
 fn follow(
     worker: &Worker,
     sensor: &Arc<ProcfsSensor>,
-    responder: &Arc<Responder>,
-    look_soon: LookSoon,
+    executed: Arc<Executed>,
     processes: &Arc<Mutex<Option<JobProcesses>>>,
 ) -> Result<ProcessChangeReader, String> {
     let changes = ProcessChanges::subscribe_on_machine().map_err(|error| with_causes(&error))?;
     let followed = JobProcesses::follow(worker.key(), Arc::clone(sensor.inspector()));
     *processes.lock().unwrap_or_else(PoisonError::into_inner) = Some(followed);
-    let executed = Executed {
-        job_uid: worker.uid(),
-        sensor: Arc::clone(sensor),
-        responder: Arc::clone(responder),
-    };
     let processes = Arc::clone(processes);
     changes
         .start(move |change: ProcessChange| {
@@ -111,8 +113,7 @@ fn follow(
                 processes.as_mut().and_then(|processes| processes.track(change))
             };
             if let Some(pid) = pid {
-                look_soon.executed();
-                executed.judge(pid);
+                executed.program(pid);
             }
         })
         .map_err(|error| with_causes(&error))
@@ -120,14 +121,21 @@ fn follow(
 
 /// Judges programs that processes of a job have executed. Most cost two look-ups in procfs.
 #[derive(Debug)]
-struct Executed {
-    job_uid: u32,
-    sensor: Arc<ProcfsSensor>,
-    responder: Arc<Responder>,
+pub struct Executed {
+    /// The user that the job runs as.
+    pub job_uid: u32,
+    /// Snapshots of processes.
+    pub sensor: Arc<ProcfsSensor>,
+    /// Where findings go.
+    pub responder: Arc<Responder>,
+    /// Asks for looks at the job's shells.
+    pub look_soon: LookSoon,
 }
 
 impl Executed {
-    fn judge(&self, pid: u32) {
+    /// A process of the job has executed a program.
+    pub fn program(&self, pid: u32) {
+        self.look_soon.executed();
         let Some((links, is_memfd)) = executable_links(pid) else { return };
         let uid = effective_uid(pid);
         let is_other_user = self.job_uid != 0 && uid.is_some_and(|uid| uid != self.job_uid);
@@ -161,7 +169,8 @@ fn effective_uid(pid: u32) -> Option<u32> {
 }
 
 /// What the posture says of detection: how shells are found, and whether all that Lockdown Mode lists can be found.
-pub fn features(lockdown: &LockdownMode) -> Vec<Feature> {
+/// `sensors` are those of the job.
+pub fn features(lockdown: &LockdownMode, sensors: &[Feature]) -> Vec<Feature> {
     let mut features = vec![Feature {
         name: "sensor-reverse-shell".to_owned(),
         state: FeatureState::Degraded,
@@ -171,7 +180,7 @@ pub fn features(lockdown: &LockdownMode) -> Vec<Feature> {
         let missing: Vec<String> = lockdown
             .detections
             .iter()
-            .filter(|detection| !DETECTABLE.contains(detection))
+            .filter(|detection| !is_detectable(**detection, sensors))
             .map(|detection| crate::respond::type_name((*detection).into()))
             .collect();
         features.push(if missing.is_empty() {
@@ -189,4 +198,16 @@ pub fn features(lockdown: &LockdownMode) -> Vec<Feature> {
         });
     }
     features
+}
+
+/// Whether there is a sensor for the detection.
+fn is_detectable(detection: LockdownDetection, sensors: &[Feature]) -> bool {
+    match detection {
+        LockdownDetection::ReverseShell => true,
+        LockdownDetection::RunnerWorkerMemoryRead => sensors
+            .iter()
+            .any(|sensor| sensor.name == "sensor-memory" && sensor.state != FeatureState::Missing),
+        // By procfs, with every kernel.
+        LockdownDetection::PrivilegedContainer => true,
+    }
 }

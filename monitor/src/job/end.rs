@@ -9,6 +9,7 @@ use super::last_known_good::write_atomically;
 use crate::egress::log_prefix::RuleKind;
 use crate::nftables::Counter;
 use crate::record::reconcile::differences;
+use crate::respond::containers::JobContainers;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
 };
@@ -40,6 +41,7 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     // A lockdown that is under way ends first: it kills the Worker before it has written down why.
     let is_locked_down = job.responder.is_locked_down();
     kill_what_is_left(job, is_locked_down);
+    kill_containers(host, job);
     let detectors = job.detectors.lock().unwrap_or_else(PoisonError::into_inner).take();
     let overruns = detectors.as_ref().map_or(0, Detectors::overruns);
     if overruns > 0 {
@@ -61,6 +63,14 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
         job.note_gap(format!(
             "{not_recorded} detections were counted and not recorded one by one: there were too many of a type"
         ));
+    }
+    if let Some(watched) = &job.sensors.watched {
+        let lost = watched.end();
+        if lost > 0 {
+            job.note_gap(format!(
+                "{lost} events of the kernel's sensors were lost: there were too many at once"
+            ));
+        }
     }
     let lost = job.dns_sink.lost() + job.recorder.totals().lost_events;
     if lost > 0 {
@@ -138,6 +148,25 @@ fn kill_what_is_left(job: &Job, is_locked_down: bool) {
         )),
         Err(error) => job
             .note_gap(format!("the job's processes could not be killed: {}", with_causes(&error))),
+    }
+}
+
+/// Kills the containers that the job leaves behind: nobody judges them once its rules are gone.
+fn kill_containers(host: &Host, job: &Job) {
+    if host.config.docker.keep_containers {
+        return;
+    }
+    let (killed, problems) = job.containers.kill(KILL_PATIENCE);
+    if killed > 0 {
+        job.recorder.detection(DetectionEvent {
+            detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
+            evidence: format!("{killed} containers outlived the job's Worker and were killed"),
+            is_lockdown: false,
+            process: None,
+        });
+    }
+    for problem in problems {
+        job.note_gap(problem);
     }
 }
 

@@ -1,17 +1,19 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
-use super::detectors::{self, Detectors};
+use super::detectors::{self, Detectors, Executed};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
-use super::shell_watch::{self, LookSoon, Looks};
+use super::sensors::{JobObserver, job_sensors};
+use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
@@ -27,6 +29,7 @@ use crate::respond::containers::KnownContainers;
 use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::KernelObserver;
 use crate::watch::nflog::{NflogGroup, NflogReader};
 use portcullis_common::event::{Feature, FeatureState};
 use portcullis_common::hook::with_causes;
@@ -105,9 +108,10 @@ pub fn enforce(
         .without_link_header(
             links.iter().filter(|link| link.mac.is_none()).map(|link| link.index).collect(),
         );
-    let sensor = Arc::new(
+    let sockets = Arc::new(
         ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
     );
+    let worker = Arc::new(worker);
 
     let directory = host.paths.jobs().join(&state.id);
     let spool = host.paths.spool().join(&state.id);
@@ -117,21 +121,66 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+        state.network_namespace,
+    );
+    let containers = host.containers.of_job(known, state.started);
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::<EngineContainers>::clone(&containers),
+        recorder: Arc::clone(&recorder),
+    }));
+    let (look_soon, looks) = shell_watch::looks();
+    let executed = Arc::new(Executed {
+        job_uid: worker.uid(),
+        sensor: Arc::clone(&sockets),
+        responder: Arc::clone(&responder),
+        look_soon: look_soon.clone(),
+    });
+    let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
+        Arc::new(JobObserver {
+            recorder: Arc::clone(&recorder),
+            responder: Arc::clone(&responder),
+            look_soon: look_soon.clone(),
+            job_uid: worker.uid(),
+            trusted: host.trusted_readers(&worker),
+            group: group.clone(),
+            hierarchy: host.hierarchy.as_ref().ok().cloned(),
+            seen: Mutex::default(),
+        })
+    };
+    let sensors = job_sensors(
+        host,
+        &worker,
+        group.as_ref(),
+        &enforced.lockdown,
+        state.scope,
+        sockets,
+        observer,
+    );
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
-    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
-        look_soon: look_soon.clone(),
+        look_soon,
         dns_servers: servers.upstreams.clone(),
-        sensor: Arc::clone(&sensor),
+        sensor: Arc::clone(&sensors.processes),
+        sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
-        policy: enforced.clone(),
+        policy: Arc::clone(&enforced),
         reference: policy_reference(&state.resolution),
         frame_senders: FrameSenders::default(),
+        containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -164,27 +213,16 @@ pub fn enforce(
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
     forget_dns_flows_meanwhile(namespace, &state.id);
-    let features =
+    let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
-    let worker = Arc::new(worker);
-    let responder = Arc::new(Responder::new(Parts {
-        job_id: state.id.clone(),
-        policy: policy_reference(&state.resolution),
-        lockdown: enforced.lockdown.clone(),
-        worker: Arc::clone(&worker),
-        group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-        )),
-        recorder: Arc::clone(&recorder),
-    }));
+    features.extend(detectors::features(&enforced.lockdown, &sensors.features));
+    features.extend(sensors.features.iter().cloned());
     let job = Job {
         enforced,
         worker,
         group,
         responder,
+        containers,
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
@@ -194,7 +232,7 @@ pub fn enforce(
         dns_sink,
         packets: Mutex::new(Some(reader)),
         recorder,
-        sensor,
+        sensors,
         features,
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
@@ -202,7 +240,7 @@ pub fn enforce(
         state,
     };
     let job = Arc::new(job);
-    watch_for_findings(&job, look_soon, looks);
+    watch_for_findings(&job, executed, looks);
     Ok(Enforced { job, notices })
 }
 
@@ -239,13 +277,14 @@ fn put_in_kernel(
 }
 
 /// Starts what looks for findings in the job.
-fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
-        sensor: Arc::clone(&job.sensor),
+        sensor: Arc::clone(&job.sensors.sockets),
+        watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
-        look_soon,
+        executed,
         looks,
     };
     // The job owns its detectors.
@@ -276,12 +315,13 @@ fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
 fn with_github_hosts(
     host: &Host,
     policy: &EffectivePolicy,
-) -> Result<EffectivePolicy, EnforceError> {
+) -> Result<Arc<EffectivePolicy>, EnforceError> {
     let mut enforced = policy.clone();
     let hosts = github_hosts(&host.config.github.server)
         .map_err(at("github.server of monitor.toml is no host name"))?;
     enforced.allowed.extend(hosts);
-    Ok(enforced)
+    enforced.allowed.shrink_to_fit();
+    Ok(Arc::new(enforced))
 }
 
 fn read_packets(
@@ -463,12 +503,6 @@ fn features(
             features.push(feature(name, FeatureState::Missing, reason));
         }
     }
-    features.extend(detectors::features(&policy.lockdown));
-    features.push(feature(
-        "sensor-process",
-        FeatureState::Degraded,
-        "processes are found by procfs and sock_diag: a process that ends at once may be known by its user only".to_owned(),
-    ));
     features
 }
 

@@ -3,7 +3,7 @@
 use super::observe::network_event;
 use super::sink::EventContext;
 use crate::egress::log_prefix::LogPrefix;
-use crate::watch::attribution::{Attribution, ProcessSensor};
+use crate::watch::attribution::Attribution;
 use crate::watch::bounded::BoundedCache;
 use crate::watch::frame::Frame;
 use crate::watch::nflog::LoggedPacket;
@@ -67,7 +67,7 @@ impl EventContext {
     }
 
     fn frame_sender(&self, packet: &LoggedPacket) -> Attribution {
-        let by_socket = self.sensor.attribute_frame(packet.output_interface, packet.uid);
+        let by_socket = self.sockets.attribute_frame(packet.output_interface, packet.uid);
         match &packet.frame {
             // No packet socket is there: an interface was tied to the uplink below IP, say, so that the packet has a socket of
             // another kind.

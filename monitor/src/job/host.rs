@@ -1,17 +1,23 @@
 //! What is the same for every job of this host: its configuration, its store, what its kernel can do.
 
 use super::last_known_good::LastKnownGood;
+use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
-use crate::config::{Config, ConfigError, Paths};
+use crate::config::{Config, ConfigError, Paths, SensorBackend};
+use crate::containers::Containers;
+use crate::detect::memory_read::TrustedReaders;
 use crate::egress::target::{CgroupId, OwnerMode};
 use crate::nftables::{OwnPorts, Probed, probe};
 use crate::service_manager::ServiceManager;
+use crate::watch::backend::Sensors;
+use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
 use portcullis_common::store_client::directory::DirectoryStore;
 use portcullis_common::wire::InfrastructureUnit;
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 /// What is the same for every job of this host.
 #[derive(Debug)]
@@ -26,12 +32,16 @@ pub struct Host {
     pub monitor_group: Option<CgroupIdentity>,
     /// What the kernel can do, as tried.
     pub kernel: Probed,
+    /// Who did what.
+    pub sensors: Sensors,
     /// The netlink ports of our own tables: changes by them are no tampering.
     pub own_ports: OwnPorts,
     /// Who started the monitor, and keeps sockets over its restarts.
     pub service_manager: ServiceManager,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
+    /// The containers of this host.
+    pub containers: Arc<Containers>,
     /// Opened when it is first needed: a directory that is missing now may be there for the next job.
     store: OnceLock<DirectoryStore>,
 }
@@ -47,6 +57,11 @@ pub enum HostError {
         "the kernel can't be tried out in a network namespace; run the monitor as root with CAP_SYS_ADMIN and CAP_NET_ADMIN"
     )]
     Probe(#[source] std::io::Error),
+    /// The sensors that the configuration insists on can't be had.
+    #[error(
+        "the BPF sensors that sensors.backend asks for can't be had ({0}); set it to \"auto\" to go on without them"
+    )]
+    Sensors(String),
 }
 
 impl Host {
@@ -62,8 +77,12 @@ impl Host {
             let group = enter_monitor_group(hierarchy);
             group.inspect_err(|error| tracing::warn!(error = %with_causes(error), "the monitor has no cgroup of its own")).ok()
         });
-        Ok(Self {
+        let containers = Containers::new(&paths, hierarchy.as_ref().ok().cloned());
+        let host = Self {
+            containers: Arc::new(containers),
             last_known_good: LastKnownGood::at(paths.last_known_good()),
+            // First, for it takes longest.
+            sensors: Sensors::load(config.sensors.backend),
             kernel: probe().map_err(HostError::Probe)?.without(&config.kernel.without),
             service_manager,
             own_ports: OwnPorts::default(),
@@ -72,7 +91,11 @@ impl Host {
             store: OnceLock::new(),
             config,
             paths,
-        })
+        };
+        if host.config.sensors.backend == SensorBackend::Bpf {
+            host.sensors.kernel().map_err(|reason| HostError::Sensors(reason.to_owned()))?;
+        }
+        Ok(host)
     }
 
     /// Who may change the tables of a job. A table that vanishes with its owner's socket would leave the job without rules
@@ -120,6 +143,38 @@ impl Host {
             .filter_map(|unit| find_unit(hierarchy, unit).ok().flatten())
             .map(|group| CgroupId { id: group.id, level: group.level })
             .collect()
+    }
+
+    /// Cgroups in which nobody judges what a process sends: those of the infrastructure, and in scope `job` every one but the
+    /// jobs' own.
+    pub fn not_judged(&self, scope: EnforcementScope) -> Vec<PathBuf> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        if scope == EnforcementScope::Job {
+            return vec![hierarchy.mount_point().to_owned()];
+        }
+        let units = self.config.infrastructure_units();
+        let groups = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        let groups = groups.filter_map(|group| hierarchy.group(&group.path).ok());
+        groups.map(|group| group.directory().to_owned()).collect()
+    }
+
+    /// Who may look into the memory of a job's runner.
+    pub fn trusted_readers(&self, worker: &Worker) -> TrustedReaders {
+        let pid = std::process::id();
+        let unknown = ProcessKey { pid, start_time: 0 };
+        TrustedReaders {
+            monitor: ProcFs.key(pid).unwrap_or(unknown),
+            worker: worker.key(),
+            listener: worker.listener(),
+        }
+    }
+
+    /// The paths of those groups.
+    pub fn infrastructure_paths(&self) -> Vec<PathBuf> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        let units = self.config.infrastructure_units();
+        let found = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        found.map(|group| group.path).collect()
     }
 
     /// The machine's own services, for `monitor status`.

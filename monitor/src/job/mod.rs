@@ -18,12 +18,15 @@ pub mod posture;
 pub mod privileges;
 pub mod registry;
 pub mod run;
+pub mod sensors;
 pub mod shell_watch;
 pub mod sink;
 pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};
 use crate::cgroup::{CgroupIdentity, Hierarchy, JobCgroup};
+use crate::containers::killing::EngineContainers;
+use crate::containers::{JobParts, WatchedJob};
 use crate::dns::Resolver;
 use crate::egress::target::CgroupId;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
@@ -31,7 +34,6 @@ use crate::nftables::{InstallError, InstalledTable};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
 use crate::respond::Responder;
-use crate::watch::attribution::ProcfsSensor;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
     EnforcementScope, Feature, FeatureState, PolicyReference, Posture, Process,
@@ -56,7 +58,7 @@ pub struct Job {
     /// What is known of it on disk, too.
     state: JobState,
     /// The policy with GitHub's own hosts, as it is enforced.
-    enforced: EffectivePolicy,
+    enforced: Arc<EffectivePolicy>,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
     /// Groups of other runners' jobs that are younger than this job's group.
@@ -69,11 +71,13 @@ pub struct Job {
     dns_sink: Arc<DnsSink>,
     packets: Mutex<Option<NflogReader>>,
     recorder: Arc<Recorder>,
-    sensor: Arc<ProcfsSensor>,
+    sensors: sensors::JobSensors,
     /// Where findings go.
     responder: Arc<Responder>,
     /// What looks for them.
     detectors: Mutex<Option<detectors::Detectors>>,
+    /// The containers that it has started.
+    containers: Arc<EngineContainers>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Gaps found since.
@@ -108,6 +112,21 @@ impl Job {
 
     fn applied_ms(&self) -> f64 {
         self.applied_ms.get().copied().unwrap_or_default()
+    }
+
+    /// The job as the watcher of containers sees it; `None` when its Worker is gone.
+    fn watched(&self) -> Option<WatchedJob> {
+        WatchedJob::new(JobParts {
+            id: self.state.id.clone(),
+            worker: self.state.worker,
+            uid: self.state.uid,
+            executable: self.worker.executable().to_owned(),
+            group: self.state.cgroup.clone(),
+            started: self.state.started,
+            scope: self.scope(),
+            responder: Arc::clone(&self.responder),
+            containers: Arc::clone(&self.containers),
+        })
     }
 
     /// The posture now: the rules are read back for it.
@@ -206,7 +225,7 @@ impl Job {
     /// A process as the job's sensor sees it.
     pub fn process(&self, pid: u32) -> Option<Process> {
         let key = ProcFs.key(pid)?;
-        self.sensor.inspector().inspect(key).map(|process| Process::clone(&process))
+        self.sensors.processes.process(key)
     }
 
     /// Whose traffic is the job's, now.

@@ -16,8 +16,8 @@ const MAX_PASSED: u32 = 4096;
 /// What systemd passed.
 #[derive(Debug, Default)]
 pub struct Passed {
-    /// The socket that the hooks connect to.
-    pub listener: Option<UnixListener>,
+    /// Listening sockets, by their units' names for them (`FileDescriptorName=`).
+    pub listeners: Vec<(String, UnixListener)>,
     /// Netlink sockets that an earlier monitor gave to systemd, by the name that it gave them.
     pub kept: Vec<(String, OwnedFd)>,
 }
@@ -56,8 +56,8 @@ pub fn take_passed() -> Passed {
         // Nothing is executed by us; a failure would only mean that it could be inherited.
         let _ = fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         match address.family() {
-            Some(AddressFamily::Unix) if passed.listener.is_none() => {
-                passed.listener = Some(UnixListener::from(socket));
+            Some(AddressFamily::Unix) => {
+                passed.listeners.push((name, UnixListener::from(socket)));
             }
             Some(AddressFamily::Netlink) => passed.kept.push((name, socket)),
             _ => {}

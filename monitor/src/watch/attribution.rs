@@ -28,6 +28,8 @@ const PORT_MEMORY: Duration = Duration::from_secs(1);
 /// How an attribution was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AttributionSource {
+    /// The kernel told who made the call when it was made.
+    Kernel,
     /// The socket and the process that holds it, now.
     Socket,
     /// The process that had the client port a moment ago.
@@ -70,6 +72,18 @@ impl Attribution {
 pub trait ProcessSensor: fmt::Debug + Send + Sync {
     /// Whose `flow` is; its source is the local side.
     fn attribute(&self, flow: &Flow) -> Attribution;
+
+    /// Whose socket has the local side `client`. Its packets were redirected to us, so where it believes to send them is
+    /// not known; `likely_servers` are tried first.
+    fn attribute_client(
+        &self,
+        protocol: u8,
+        client: SocketAddr,
+        likely_servers: &[SocketAddr],
+    ) -> Attribution;
+
+    /// A process as it is now, or as it was when it was seen last.
+    fn process(&self, key: ProcessKey) -> Option<Process>;
 }
 
 /// The sensor that works on every kernel: `sock_diag` for the socket, `/proc` for its process.
@@ -216,37 +230,6 @@ impl ProcfsSensor {
         process
     }
 
-    /// Whose socket has the local side `client`. Its packets were redirected to us, so where it believes to send them is
-    /// not known; `likely_servers` are tried first, because an exact look-up costs microseconds and a whole table more.
-    pub fn attribute_client(
-        &self,
-        protocol: u8,
-        client: SocketAddr,
-        likely_servers: &[SocketAddr],
-    ) -> Attribution {
-        if let Some(known) = self.asked_just_before(protocol, client) {
-            return known;
-        }
-        let same_family = |server: &&SocketAddr| server.is_ipv4() == client.is_ipv4();
-        for server in likely_servers.iter().filter(same_family) {
-            let attribution = self.attribute(&Flow::new(protocol, client, *server));
-            if attribution.process.is_some() {
-                return attribution;
-            }
-        }
-        let socket = match self.diagnostics.find_by_local(protocol, client) {
-            Ok(Some(socket)) => socket,
-            Ok(None) => return Attribution::UNKNOWN,
-            Err(error) => {
-                tracing::warn!(%error, "a client can't be attributed");
-                return Attribution::UNKNOWN;
-            }
-        };
-        self.attribute(&Flow::new(protocol, client, socket.remote))
-    }
-}
-
-impl ProcfsSensor {
     /// A resolver library asks several questions from one socket, one after the other: within the memory of ports it is
     /// not looked up again, for the client waits.
     fn asked_just_before(&self, protocol: u8, client: SocketAddr) -> Option<Attribution> {
@@ -291,5 +274,37 @@ impl ProcessSensor for ProcfsSensor {
             (None, Some((attribution, _))) => attribution,
             (None, None) => Attribution::UNKNOWN,
         }
+    }
+
+    fn attribute_client(
+        &self,
+        protocol: u8,
+        client: SocketAddr,
+        likely_servers: &[SocketAddr],
+    ) -> Attribution {
+        if let Some(known) = self.asked_just_before(protocol, client) {
+            return known;
+        }
+        let same_family = |server: &&SocketAddr| server.is_ipv4() == client.is_ipv4();
+        // An exact look-up costs microseconds, one in a whole table more.
+        for server in likely_servers.iter().filter(same_family) {
+            let attribution = self.attribute(&Flow::new(protocol, client, *server));
+            if attribution.process.is_some() {
+                return attribution;
+            }
+        }
+        let socket = match self.diagnostics.find_by_local(protocol, client) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return Attribution::UNKNOWN,
+            Err(error) => {
+                tracing::warn!(%error, "a client can't be attributed");
+                return Attribution::UNKNOWN;
+            }
+        };
+        self.attribute(&Flow::new(protocol, client, socket.remote))
+    }
+
+    fn process(&self, key: ProcessKey) -> Option<Process> {
+        self.inspector.inspect(key).map(|process| Process::clone(&process))
     }
 }

@@ -1,11 +1,13 @@
 //! Watchers: they gather facts and decide nothing.
 
 pub mod attribution;
+pub mod backend;
 pub(crate) mod bounded;
 pub mod descriptors;
 pub mod flow;
 pub mod frame;
 pub mod inodes;
+pub mod kernel;
 pub mod lifecycle;
 mod netlink;
 pub mod nflog;

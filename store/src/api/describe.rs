@@ -45,7 +45,7 @@ impl Operation<'_> {
     }
 
     /// The body of the request.
-    pub fn body(&mut self, content: Value) {
+    pub fn body(&mut self, content: &Value) {
         self.body = Some(json!({ "required": true, "content": content }));
     }
 

@@ -2,6 +2,7 @@
 
 use super::describe::{DescribeAnswer, DescribeInput, Operation};
 use super::problem::ApiError;
+use crate::catalog::Expected;
 use crate::service::Store;
 use axum::Json;
 use axum::body::Bytes;
@@ -44,7 +45,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 impl<T: JsonSchema> DescribeInput for JsonBody<T> {
     fn describe(operation: &mut Operation<'_>) {
         let schema = operation.schema::<T>();
-        operation.body(json!({ "application/json": { "schema": schema } }));
+        operation.body(&json!({ "application/json": { "schema": schema } }));
     }
 }
 
@@ -63,7 +64,7 @@ impl<S: Send + Sync> FromRequest<S> for TextBody {
 impl DescribeInput for TextBody {
     fn describe(operation: &mut Operation<'_>) {
         let text = json!({ "schema": { "type": "string" } });
-        operation.body(json!({
+        operation.body(&json!({
             "application/yaml": text, "application/json": { "schema": {} }, "application/x-ndjson": text,
         }));
     }
@@ -135,22 +136,21 @@ impl DescribeInput for Bytes {
     fn describe(_: &mut Operation<'_>) {}
 }
 
-/// The version that `If-Match` or `If-None-Match: *` asks for: `None` when neither is there or any will do, `Some(None)`
-/// when there must be none yet.
-pub fn expected_version(headers: &HeaderMap) -> Result<Option<Option<u64>>, ApiError> {
+/// The version that `If-Match` or `If-None-Match: *` asks for.
+pub fn expected_version(headers: &HeaderMap) -> Result<Expected, ApiError> {
     if headers.get(IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == b"*") {
-        return Ok(Some(None));
+        return Ok(Expected::Nothing);
     }
-    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
+    let Some(value) = headers.get(IF_MATCH) else { return Ok(Expected::Anything) };
     if value.as_bytes() == b"*" {
-        return Ok(None);
+        return Ok(Expected::Anything);
     }
     let version = value
         .to_str()
         .ok()
         .and_then(|text| text.strip_prefix('"')?.strip_suffix('"')?.parse::<u64>().ok());
     match version {
-        Some(version) => Ok(Some(Some(version))),
+        Some(version) => Ok(Expected::Version(version)),
         None => Err(ApiError::bad_request("`If-Match` is no version of a policy")
             .hint("send the ETag of the policy as it was read, such as \"7\" with its quotes")),
     }

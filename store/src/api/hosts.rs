@@ -26,7 +26,7 @@ const ENROLMENT_SECONDS: u32 = 3600;
 const MAX_ENROLMENT_SECONDS: u32 = 90 * 24 * 3600;
 
 /// How long a credential that was replaced goes on, for a host that crashed before it wrote the new one down.
-const ROTATION_GRACE: Duration = Duration::from_secs(600);
+const ROTATION_GRACE: Duration = Duration::from_mins(10);
 
 pub(super) fn routes(routes: &mut Routes) {
     routes.api(

@@ -10,12 +10,14 @@ pub mod describe;
 pub mod extract;
 mod health;
 mod hosts;
+mod jobs;
 mod policies;
 mod policy_attachments;
 mod policy_versions;
 pub mod problem;
 pub mod rate;
 mod resolve;
+mod runs;
 mod tokens;
 
 pub use access::Access;
@@ -163,6 +165,8 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     tokens::routes(&mut routes);
     hosts::routes(&mut routes);
     audit::routes(&mut routes);
+    jobs::routes(&mut routes);
+    runs::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;
     let document = Arc::new(document.finish());
     let shown = Arc::clone(&document);

@@ -21,7 +21,7 @@ use serde_json::json;
 use std::time::Duration;
 
 /// How long an answer can be acted on. A host asks anew for each job; the time covers a clock that is off.
-const VALIDITY: Duration = Duration::from_secs(300);
+const VALIDITY: Duration = Duration::from_mins(5);
 
 /// The longest nonce in bytes.
 const MAX_NONCE_BYTES: usize = 128;

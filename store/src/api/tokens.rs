@@ -8,6 +8,7 @@ use crate::database::{NewAuditEntry, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
 use crate::service::now;
 use axum::extract::State;
+use jiff::Timestamp;
 use portcullis_common::store_api::{CreateToken, CreatedSecret, Page, Role, Token};
 use std::time::Duration;
 use uuid::Uuid;
@@ -62,7 +63,7 @@ async fn create(
         hash: hash(&secret),
         created_by: called.actor(),
         created_ms: now.as_millisecond(),
-        expires_ms: expires_at.map(|end| end.as_millisecond()),
+        expires_ms: expires_at.map(Timestamp::as_millisecond),
     };
     let detail = format!("{} ({})", token.name, token.role);
     store

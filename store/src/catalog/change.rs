@@ -10,6 +10,18 @@ use portcullis_common::resolution::PolicySet;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Which version of a policy a caller has seen before it changes it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Expected {
+    /// It does not say; whatever is there is changed.
+    #[default]
+    Anything,
+    /// There was no such policy.
+    Nothing,
+    /// This one.
+    Version(u64),
+}
+
 /// A change that is valid on a snapshot.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -94,7 +106,7 @@ pub(super) struct NewVersion<'a> {
 
 /// Writes a document as the newest version of the policy of its name.
 ///
-/// `expected` is the version that the caller has seen (`Some(None)`: that there is no such policy); `first_version` is the
+/// `expected` is what the caller has seen; `first_version` is the
 /// version that a new policy of this name starts with, and `id` its id.
 ///
 /// # Errors
@@ -107,7 +119,7 @@ pub fn put(
     snapshot: &Snapshot,
     name: &str,
     mut source: SourceDocument,
-    expected: Option<Option<u64>>,
+    expected: Expected,
     first_version: u64,
     comment: Option<&str>,
     author: &str,
@@ -141,7 +153,7 @@ pub fn rename(
     snapshot: &Snapshot,
     name: &str,
     new_name: &PolicyName,
-    expected: Option<Option<u64>>,
+    expected: Expected,
     comment: Option<&str>,
     author: &str,
     now: Timestamp,
@@ -182,11 +194,7 @@ pub fn rename(
 ///
 /// # Errors
 /// When there is no such policy, or it is attached or extended: a job must not lose its policy by the way.
-pub fn delete(
-    snapshot: &Snapshot,
-    name: &str,
-    expected: Option<Option<u64>>,
-) -> Result<Plan, ChangeError> {
+pub fn delete(snapshot: &Snapshot, name: &str, expected: Expected) -> Result<Plan, ChangeError> {
     let current =
         snapshot.get(name).ok_or_else(|| ChangeError::NotFound { name: name.to_owned() })?;
     check_version(name, Some(current), expected)?;
@@ -329,11 +337,15 @@ pub(super) fn checked(plan: Plan) -> Result<Plan, ChangeError> {
 fn check_version(
     name: &str,
     current: Option<&Entry>,
-    expected: Option<Option<u64>>,
+    expected: Expected,
 ) -> Result<(), ChangeError> {
-    let Some(expected) = expected else { return Ok(()) };
     let actual = current.map(|entry| entry.version);
-    if expected == actual {
+    let is_met = match expected {
+        Expected::Anything => true,
+        Expected::Nothing => actual.is_none(),
+        Expected::Version(version) => actual == Some(version),
+    };
+    if is_met {
         return Ok(());
     }
     Err(ChangeError::VersionChanged { name: name.to_owned(), current: actual.unwrap_or_default() })

@@ -13,7 +13,7 @@ mod lint;
 mod tests;
 
 pub use bundle::{export, import};
-pub use change::{ChangeError, Plan, attach, delete, detach, put, rename};
+pub use change::{ChangeError, Expected, Plan, attach, delete, detach, put, rename};
 pub use diff::diff;
 pub use lint::lint;
 

@@ -1,5 +1,6 @@
 use super::{
-    ChangeError, Entry, Snapshot, attach, delete, detach, export, import, lint, put, rename,
+    ChangeError, Entry, Expected, Snapshot, attach, delete, detach, export, import, lint, put,
+    rename,
 };
 use crate::database::Change;
 use jiff::Timestamp;
@@ -32,7 +33,7 @@ fn write(
     snapshot: &Snapshot,
     name: &str,
     yaml: &str,
-    expected: Option<Option<u64>>,
+    expected: Expected,
 ) -> Result<super::Plan, ChangeError> {
     let source = parse_documents("policy.yaml", yaml.as_bytes()).unwrap().remove(0);
     put(snapshot, name, source, expected, 1, None, "token:test", Timestamp::UNIX_EPOCH)
@@ -42,7 +43,9 @@ const TWO: &str = "name: base\nallowed-endpoints: [github.com:443]\n---\nname: a
 
 #[test]
 fn a_new_version_keeps_the_attachments_and_counts_up() {
-    let plan = write(&snapshot(TWO), "app", "name: app\negress-policy: audit\n", None).unwrap();
+    let plan =
+        write(&snapshot(TWO), "app", "name: app\negress-policy: audit\n", Expected::Anything)
+            .unwrap();
     let entry = &plan.entries["app"];
     assert_eq!(entry.version, 8);
     assert_eq!(entry.attachments(), [repository("octo/hello")]);
@@ -58,20 +61,23 @@ fn a_new_version_keeps_the_attachments_and_counts_up() {
 #[test]
 fn what_another_wrote_meanwhile_is_not_overwritten() {
     let snapshot = snapshot(TWO);
-    for (expected, is_allowed) in
-        [(None, true), (Some(Some(7)), true), (Some(Some(6)), false), (Some(None), false)]
-    {
+    for (expected, is_allowed) in [
+        (Expected::Anything, true),
+        (Expected::Version(7), true),
+        (Expected::Version(6), false),
+        (Expected::Nothing, false),
+    ] {
         let result = write(&snapshot, "app", "name: app\negress-policy: audit\n", expected);
         assert_eq!(result.is_ok(), is_allowed, "{expected:?}");
     }
-    assert!(write(&snapshot, "new", "name: new\n", Some(None)).is_ok());
+    assert!(write(&snapshot, "new", "name: new\n", Expected::Nothing).is_ok());
 }
 
 #[test]
 fn a_change_must_leave_all_policies_valid() {
     let snapshot = snapshot(TWO);
     let Err(ChangeError::Invalid(errors)) =
-        write(&snapshot, "app", "name: app\nextends: [bas]\n", None)
+        write(&snapshot, "app", "name: app\nextends: [bas]\n", Expected::Anything)
     else {
         panic!("must be refused")
     };
@@ -82,11 +88,11 @@ fn a_change_must_leave_all_policies_valid() {
     ");
     // An attached policy that would lose its mode.
     assert!(matches!(
-        write(&snapshot, "app", "name: app\nextends: [base]\n", None),
+        write(&snapshot, "app", "name: app\nextends: [base]\n", Expected::Anything),
         Err(ChangeError::Invalid(_))
     ));
     assert!(matches!(
-        write(&snapshot, "x", "name: app\negress-policy: block\n", None),
+        write(&snapshot, "x", "name: app\negress-policy: block\n", Expected::Anything),
         Err(ChangeError::NameDiffers { .. })
     ));
 }
@@ -95,12 +101,18 @@ fn a_change_must_leave_all_policies_valid() {
 fn a_policy_in_use_is_not_deleted() {
     let snapshot = snapshot(TWO);
     for name in ["base", "app"] {
-        assert!(matches!(delete(&snapshot, name, None), Err(ChangeError::InUse { .. })), "{name}");
+        assert!(
+            matches!(delete(&snapshot, name, Expected::Anything), Err(ChangeError::InUse { .. })),
+            "{name}"
+        );
     }
-    assert!(matches!(delete(&snapshot, "none", None), Err(ChangeError::NotFound { .. })));
+    assert!(matches!(
+        delete(&snapshot, "none", Expected::Anything),
+        Err(ChangeError::NotFound { .. })
+    ));
     let plan = detach(&snapshot, "app", &repository("Octo/Hello")).unwrap();
     let after = Snapshot::new(2, plan.entries.into_values());
-    assert_eq!(delete(&after, "app", Some(Some(7))).unwrap().changes.len(), 1);
+    assert_eq!(delete(&after, "app", Expected::Version(7)).unwrap().changes.len(), 1);
 }
 
 #[test]
@@ -126,9 +138,16 @@ fn a_target_has_one_policy() {
 #[test]
 fn renaming_takes_dependents_along() {
     let new_name = "root".parse().unwrap();
-    let plan =
-        rename(&snapshot(TWO), "base", &new_name, None, None, "token:test", Timestamp::UNIX_EPOCH)
-            .unwrap();
+    let plan = rename(
+        &snapshot(TWO),
+        "base",
+        &new_name,
+        Expected::Anything,
+        None,
+        "token:test",
+        Timestamp::UNIX_EPOCH,
+    )
+    .unwrap();
     assert_eq!(plan.changes.len(), 2);
     assert_eq!(plan.entries["root"].id, "id-base");
     assert_eq!(plan.entries["app"].source.document.extends, [new_name]);

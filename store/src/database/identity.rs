@@ -205,6 +205,8 @@ impl Database {
     /// # Errors
     /// When the database can't be used.
     pub async fn credential(&self, hash: &str) -> Result<Option<CredentialRow>, DatabaseError> {
+        const SQL: &str = "SELECT h.id, h.name, h.cluster, c.expires_ms FROM host_credentials c \
+            JOIN hosts h ON h.id = c.host_id WHERE c.hash = $1 AND h.revoked_ms IS NULL";
         let token: Option<(String, String, String, Option<i64>)> = read!(self, |pool| {
             sqlx::query_as("SELECT id, name, role, expires_ms FROM tokens WHERE hash = $1")
                 .bind(hash)
@@ -215,8 +217,6 @@ impl Database {
             let caller = Caller::Token { id, name, role: role_of(&role)? };
             return Ok(Some(CredentialRow { caller, expires_ms }));
         }
-        const SQL: &str = "SELECT h.id, h.name, h.cluster, c.expires_ms FROM host_credentials c \
-            JOIN hosts h ON h.id = c.host_id WHERE c.hash = $1 AND h.revoked_ms IS NULL";
         let host: Option<(String, String, String, Option<i64>)> =
             read!(self, |pool| sqlx::query_as(SQL).bind(hash).fetch_optional(pool).await?);
         Ok(host.map(|(id, name, cluster, expires_ms)| CredentialRow {

@@ -8,13 +8,17 @@
 mod audit;
 mod error;
 mod identity;
+mod intake;
 mod maintenance;
 mod policies;
+mod runs;
 
 pub use audit::{AuditFilter, NewAuditEntry};
 pub use error::DatabaseError;
 pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
+pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
+pub use runs::{DestinationFilter, DetectionFilter, EventFilter, RunFilter};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{

@@ -16,14 +16,14 @@ use tokio::sync::{Mutex, RwLock};
 use url::Url;
 
 /// How far the clocks of GitHub and the store may be apart.
-const LEEWAY: Duration = Duration::from_secs(60);
+const LEEWAY: Duration = Duration::from_mins(1);
 
 /// How long fetched keys are trusted without a look at the issuer. GitHub rotates keys every few months and announces
 /// new ones before it uses them.
-const KEYS_FRESH: Duration = Duration::from_secs(3600);
+const KEYS_FRESH: Duration = Duration::from_hours(1);
 
 /// How long keys are still used when the issuer can't be reached.
-const KEYS_STALE: Duration = Duration::from_secs(24 * 3600);
+const KEYS_STALE: Duration = Duration::from_hours(24);
 
 /// The shortest pause between two fetches.
 const REFETCH_PAUSE: Duration = Duration::from_secs(10);

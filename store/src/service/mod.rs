@@ -16,7 +16,7 @@ use authentication::Callers;
 use freshness::Freshness;
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Mutex;
 
 /// The store.
@@ -37,6 +37,7 @@ pub struct Store {
     freshness: Freshness,
     callers: Callers,
     draining: AtomicBool,
+    events: AtomicU64,
 }
 
 /// Why the store can't be opened.
@@ -70,13 +71,11 @@ impl Store {
         let database =
             Database::open(&configuration.database.url, configuration.database.max_connections)
                 .await?;
-        let key = match &configuration.signing_key_file {
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|source| OpenError::File { path: path.clone(), source })?,
-            None => {
-                let proposed = Signer::generate()?;
-                database.setting_or_insert("signing-key", &proposed).await?
-            }
+        let key = if let Some(path) = &configuration.signing_key_file {
+            std::fs::read_to_string(path)
+                .map_err(|source| OpenError::File { path: path.clone(), source })?
+        } else {
+            database.setting_or_insert("signing-key", &Signer::generate()?).await?
         };
         let client = outgoing_client(&configuration)?;
         let store = Self {
@@ -87,6 +86,7 @@ impl Store {
             freshness: Freshness::default(),
             callers: Callers::default(),
             draining: AtomicBool::new(false),
+            events: AtomicU64::new(0),
             database,
             configuration,
         };
@@ -97,6 +97,11 @@ impl Store {
     /// Whether the server is about to stop, so that load balancers send nothing more.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Counts events that were stored.
+    pub fn stored_events(&self, count: u64) {
+        self.events.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Says that the server is about to stop.

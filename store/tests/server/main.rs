@@ -2,6 +2,7 @@
 //!
 //! Each test starts a server of its own on a port of its own; [`on_both`] runs it on either database.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 #![expect(
     unreachable_pub,
     reason = "a test program exports nothing; `pub` says what modules share"

@@ -198,9 +198,16 @@ impl<'a> Paths<'a> {
             }
             let is_far_stream = walk.direction.far_streams().contains(&far.number);
             let leads_away = self.is_remote(far.object);
+            // `cat f`, `tee f`: a filter that has a FIFO beside its standard streams.
+            let is_named = matches!(far.object, Object::Pipe(..))
+                && match walk.direction {
+                    Direction::In => far.reads,
+                    Direction::Out => far.writes,
+                };
             // What it moves: from stream to stream; a relay from anything to anything; others only to a connection that they
             // hold, and then it has to be seen.
-            let is_moved = is_filter && is_far_stream || holder.program.is_relay || leads_away;
+            let is_moved =
+                is_filter && (is_far_stream || is_named) || holder.program.is_relay || leads_away;
             if !is_moved {
                 continue;
             }

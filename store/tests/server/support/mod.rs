@@ -22,14 +22,13 @@ pub enum Backend {
 pub struct World {
     pub directory: TempDir,
     pub postgres: Option<Postgres>,
-    pub backend: Backend,
 }
 
 impl World {
     pub fn new(backend: Backend) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let postgres = (backend == Backend::Postgres).then(Postgres::start);
-        Self { directory, postgres, backend }
+        Self { directory, postgres }
     }
 
     pub fn database_url(&self) -> String {

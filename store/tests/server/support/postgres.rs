@@ -84,7 +84,7 @@ impl Postgres {
     /// Waits until it answers.
     fn wait(&self) {
         let socket = self.directory.path().join(".s.PGSQL.5432");
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while UnixStream::connect(&socket).is_err() {
             let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
             assert!(Instant::now() < deadline, "PostgreSQL does not answer: {}", log());
