@@ -1,5 +1,6 @@
 //! `monitor.toml` and the paths below the root directory.
 
+use crate::nftables::Probed;
 use portcullis_common::policy::FailureMode;
 use portcullis_common::resolution::DefaultPolicy;
 use serde::Deserialize;
@@ -108,6 +109,8 @@ pub struct Config {
     pub defaults: DefaultsConfig,
     /// The resolver.
     pub dns: DnsConfig,
+    /// What of the kernel is not used.
+    pub kernel: KernelConfig,
     /// Who did what.
     pub sensors: SensorsConfig,
     /// The Docker engine of this host.
@@ -191,6 +194,14 @@ impl Default for DnsConfig {
     fn default() -> Self {
         Self { upstreams: Vec::new(), grant_floor_seconds: 60, grant_grace_seconds: 300 }
     }
+}
+
+/// `[kernel]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KernelConfig {
+    /// Mechanisms that are not used although the kernel has them, by the names of `monitor check`.
+    pub without: Vec<String>,
 }
 
 /// `[sensors]`.
@@ -344,6 +355,13 @@ impl Config {
         if let Some(unit) = self.infrastructure.units.iter().find(|unit| !is_unit_name(unit)) {
             return Err(format!(
                 "infrastructure.units has {unit:?}; name a unit such as \"ssh.service\", not a path"
+            ));
+        }
+        let is_known = |name: &&String| Probed::DISPENSABLE.contains(&name.as_str());
+        if let Some(name) = self.kernel.without.iter().find(|name| !is_known(name)) {
+            return Err(format!(
+                "kernel.without has {name:?}; what can be done without is {}",
+                Probed::DISPENSABLE.join(", ")
             ));
         }
         if self.dns.grant_grace_seconds == 0 {

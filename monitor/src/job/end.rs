@@ -101,6 +101,9 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     if let Err(error) = job.table.remove() {
         tracing::error!(job.id = job.id(), error = %with_causes(&error), "the job's rules could not be removed");
     }
+    if let Err(error) = host.service_manager.forget(job.table.name().as_str()) {
+        tracing::error!(job.id = job.id(), error = %error, "systemd could not be told to close the socket of the job's rules");
+    }
     host.own_ports.remove(job.table.port_id());
     *job.packets.lock().unwrap_or_else(PoisonError::into_inner) = None;
     if let Some(Err(error)) = job.group.as_ref().map(crate::cgroup::JobCgroup::remove) {

@@ -210,16 +210,11 @@ pub fn enforce(
         return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
     }
     let engine_sockets = close_engines(host, &state, worker.pid())?;
-    let installed = match rules {
-        Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
-        Rules::LeftByEarlierMonitor => {
-            InstalledTable::adopt(namespace.as_fd(), &target.table, &rules_value)
-        }
-    };
+    let installed = put_in_kernel(host, &namespace, rules, &rules_value);
     if let (Err(_), Some(closed)) = (&installed, &engine_sockets) {
         closed.open();
     }
-    let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
+    let table = Arc::new(installed?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
     forget_dns_flows_meanwhile(namespace, &state.id);
@@ -253,6 +248,38 @@ pub fn enforce(
     let job = Arc::new(job);
     watch_for_findings(&job, executed, looks);
     Ok(Enforced { job, notices })
+}
+
+/// Puts the rules into the kernel, and their socket into the keeping of whoever restarts the monitor, where they would
+/// vanish with it.
+fn put_in_kernel(
+    host: &Host,
+    namespace: &File,
+    rules: Rules,
+    value: &RuleSet,
+) -> Result<InstalledTable, EnforceError> {
+    let kept = host.service_manager.take(value.name.as_str());
+    let is_kept = kept.is_some();
+    let table = match (rules, kept) {
+        (Rules::New, _) => InstalledTable::install(namespace.as_fd(), value),
+        (Rules::LeftByEarlierMonitor, Some(socket)) => InstalledTable::resume(socket, value),
+        (Rules::LeftByEarlierMonitor, None) => {
+            InstalledTable::adopt(namespace.as_fd(), &value.name, value)
+        }
+    }
+    .map_err(at("the rules can't be put in force"))?;
+    if value.owner == OwnerMode::Owner && !is_kept {
+        let kept = table
+            .socket()
+            .and_then(|socket| host.service_manager.keep(value.name.as_str(), socket.as_fd()));
+        if let Err(error) = kept {
+            if let Err(error) = table.remove() {
+                tracing::error!(error = %with_causes(&error), "rules could not be taken out again");
+            }
+            return Err(at("systemd can't keep the socket that owns the rules")(error));
+        }
+    }
+    Ok(table)
 }
 
 /// Starts what looks for findings in the job.
@@ -428,11 +455,7 @@ fn target(
         .collect();
     target.nflog_group = nflog_group;
     target.grace = Duration::from_secs(host.config.dns.grant_grace_seconds.into());
-    // Tables that vanish with the monitor's socket would leave jobs without rules when it dies.
-    target.owner = match host.kernel.owner {
-        OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
-        OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
-    };
+    target.owner = host.owner_mode();
     target.kernel = host.kernel.kernel;
     Some(target)
 }
@@ -467,13 +490,19 @@ fn features(
             "the job's group could not be made; left-over processes can't be told apart".to_owned(),
         ),
     });
-    features.push(match host.kernel.owner {
+    features.push(match host.owner_mode() {
         OwnerMode::OwnerPersist => feature(
             "table-owner",
             FeatureState::Active,
             "only the monitor can change the rules, and they outlive it".to_owned(),
         ),
-        OwnerMode::Owner | OwnerMode::None => feature(
+        OwnerMode::Owner => feature(
+            "table-owner",
+            FeatureState::Active,
+            "only the monitor can change the rules; systemd keeps their socket while it is restarted, and they vanish when its service is stopped"
+                .to_owned(),
+        ),
+        OwnerMode::None => feature(
             "table-owner",
             FeatureState::Degraded,
             "the kernel has no persistent owned tables (6.9): root in the job can remove the rules; that is noticed and undone"

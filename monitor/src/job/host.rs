@@ -6,8 +6,9 @@ use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
 use crate::config::{Config, ConfigError, Paths, SensorBackend};
 use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
-use crate::egress::target::CgroupId;
+use crate::egress::target::{CgroupId, OwnerMode};
 use crate::nftables::{OwnPorts, Probed, probe};
+use crate::service_manager::ServiceManager;
 use crate::store::{ServedStore, keep_header};
 use crate::watch::backend::Sensors;
 use portcullis_common::event::EnforcementScope;
@@ -36,6 +37,8 @@ pub struct Host {
     pub sensors: Sensors,
     /// The netlink ports of our own tables: changes by them are no tampering.
     pub own_ports: OwnPorts,
+    /// Who started the monitor, and keeps sockets over its restarts.
+    pub service_manager: ServiceManager,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
     /// The containers of this host.
@@ -70,7 +73,7 @@ impl Host {
     /// # Errors
     /// When the configuration can't be used or this process may not make network namespaces; everything else that is
     /// missing shows in the posture of jobs.
-    pub fn open(paths: Paths) -> Result<Self, HostError> {
+    pub fn open(paths: Paths, service_manager: ServiceManager) -> Result<Self, HostError> {
         let config = Config::load(&paths)?;
         let hierarchy = Hierarchy::find().map_err(|error| with_causes(&error));
         let monitor_group = hierarchy.as_ref().ok().and_then(|hierarchy| {
@@ -83,7 +86,8 @@ impl Host {
             last_known_good: LastKnownGood::at(paths.last_known_good()),
             // First, for it takes longest.
             sensors: Sensors::load(config.sensors.backend),
-            kernel: probe().map_err(HostError::Probe)?,
+            kernel: probe().map_err(HostError::Probe)?.without(&config.kernel.without),
+            service_manager,
             own_ports: OwnPorts::default(),
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
@@ -96,6 +100,16 @@ impl Host {
             host.sensors.kernel().map_err(|reason| HostError::Sensors(reason.to_owned()))?;
         }
         Ok(host)
+    }
+
+    /// Who may change the tables of a job. A table that vanishes with its owner's socket would leave the job without rules
+    /// when the monitor dies, so it needs somebody who keeps the socket.
+    pub fn owner_mode(&self) -> OwnerMode {
+        match self.kernel.owner {
+            OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
+            OwnerMode::Owner if self.service_manager.can_keep() => OwnerMode::Owner,
+            OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
+        }
     }
 
     /// Which policy applies to the job. `id_token` and `request` are for a served store: a directory of files has nobody to

@@ -3,12 +3,13 @@
 use super::event_log::{EventLog, MAX_BYTES};
 use super::interner::Interner;
 use super::repeats::{MAX_KEYS, Noted, Repeats};
+use super::singles::{Singles, Waiting};
 use super::summary::{ReportHeader, Summary};
 use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
-    DetectionEvent, DnsEvent, EventKind, JobEvent, NetworkEvent, Posture, PostureEvent, Process,
-    ProcessEvent, Verdict,
+    DetectionEvent, DetectionType, DnsEvent, EventKind, JobEvent, JobStage, NetworkEvent, Posture,
+    PostureEvent, Process, ProcessEvent, Verdict,
 };
 use portcullis_common::report::Report;
 use std::io;
@@ -29,6 +30,9 @@ struct State {
     network: Repeats<NetworkKey, NetworkEvent>,
     network_texts: Interner,
     dns: Repeats<DnsKey, DnsEvent>,
+    detections: Singles<DetectionType, DetectionEvent>,
+    stages: Singles<JobStage, JobEvent>,
+    postures: Singles<(), PostureEvent>,
     processes: Repeats<ExecKey, Process>,
     dns_texts: Interner,
 }
@@ -136,6 +140,9 @@ impl Recorder {
             dns: Repeats::new(MAX_KEYS),
             dns_texts: Interner::default(),
             processes: Repeats::new(MAX_KEYS),
+            detections: Singles::default(),
+            stages: Singles::default(),
+            postures: Singles::default(),
         };
         Ok(Self { state: Mutex::new(state) })
     }
@@ -181,30 +188,53 @@ impl Recorder {
         }
     }
 
-    /// A detection.
+    /// A detection. Of each type the first ones are written, and then how many more there were; one that the job was killed
+    /// for always is.
     pub fn detection(&self, event: DetectionEvent) {
-        self.lock().write(EventKind::Detection(event));
+        let state = &mut *self.lock();
+        let kind = event.detection;
+        let now = if event.is_lockdown { Some(event) } else { state.detections.note(kind, event) };
+        if let Some(event) = now {
+            state.write(EventKind::Detection(event));
+        }
     }
 
-    /// What is in force changed, or a gap was found.
+    /// What is in force changed, or a gap was found; the same holds for many of these.
     pub fn posture(&self, reason: String, posture: Posture) {
-        self.lock().write(EventKind::Posture(PostureEvent { reason, posture }));
+        let state = &mut *self.lock();
+        if let Some(event) = state.postures.note((), PostureEvent { reason, posture }) {
+            state.write(EventKind::Posture(event));
+        }
     }
 
-    /// A stage in the job's life.
+    /// A stage in the job's life; the same holds for many of these.
     pub fn job(&self, event: JobEvent) {
-        self.lock().write(EventKind::Job(event));
+        let state = &mut *self.lock();
+        if event.stage == JobStage::Ended {
+            state.write_singles();
+            return state.write(EventKind::Job(event));
+        }
+        if let Some(event) = state.stages.note(event.stage, event) {
+            state.write(EventKind::Job(event));
+        }
     }
 
-    /// Writes the repeats that wait.
+    /// Writes everything that waits: repeats, and how many events of a kind there were more.
     pub fn write_repeats(&self) {
-        self.lock().write_repeats();
+        let state = &mut *self.lock();
+        state.write_repeats();
+        state.write_singles();
     }
 
     /// Whether repeats wait to be written.
     pub fn has_repeats(&self) -> bool {
         let state = self.lock();
-        state.network.is_waiting() || state.dns.is_waiting() || state.processes.is_waiting()
+        state.network.is_waiting()
+            || state.dns.is_waiting()
+            || state.processes.is_waiting()
+            || state.detections.is_waiting()
+            || state.stages.is_waiting()
+            || state.postures.is_waiting()
     }
 
     /// The report of everything recorded so far.
@@ -269,6 +299,27 @@ impl State {
         // Counted also when the log is full: a flood must not hide a blocked call from `fail-on-block`.
         self.summary.add(&kind);
         self.log.append(Timestamp::now(), kind);
+    }
+
+    /// A report does not wait for these: a job can ask for as many reports as it likes.
+    fn write_singles(&mut self) {
+        let told = |count: u64, what: &str| format!("{count} more like this; the last: {what}");
+        let mut late: Vec<EventKind> = Vec::new();
+        for Waiting { count, last } in self.detections.collect() {
+            let evidence = told(count, &last.evidence);
+            late.push(EventKind::Detection(DetectionEvent { evidence, ..last }));
+        }
+        for Waiting { count, last } in self.stages.collect() {
+            let reason = told(count, &last.reason);
+            late.push(EventKind::Job(JobEvent { reason, ..last }));
+        }
+        for Waiting { count, last } in self.postures.collect() {
+            let reason = told(count, &last.reason);
+            late.push(EventKind::Posture(PostureEvent { reason, ..last }));
+        }
+        for kind in late {
+            self.write(kind);
+        }
     }
 
     fn note_network(&mut self, event: &NetworkEvent) -> Noted {
