@@ -93,6 +93,14 @@ fn tools_with_connections_and_children() -> Result<()> {
                 "bash -c 'exec 3<>/dev/tcp/$P/4444; echo GET >&3; read -t 5 line <&3; [ -n \"$line\" ]'",
             ),
             (
+                "a client of the shell's own that reads lines",
+                "timeout 3 bash -c 'exec 3<>/dev/tcp/$P/4444; echo GET >&3; cat <&3 | while read -r line; do echo \"$line\"; done' || true",
+            ),
+            (
+                "pipelines that inherit a connection",
+                "bash -c 'exec 9<>/dev/tcp/$P/4444; for n in 1 2 3 4 5; do (sleep 0.3; echo x) | while read -r line; do sleep 0.3; echo \"$line\"; done | sort; done'",
+            ),
+            (
                 "a script from the network",
                 "echo 'echo hello; sleep 1' >s; curl -sSk --max-time 5 https://ok.test/ -o /dev/null; cat s | bash",
             ),
