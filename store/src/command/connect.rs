@@ -27,8 +27,8 @@ pub(super) struct StoreOptions {
     /// Certificates, PEM, that are trusted beside the system's.
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_CA_FILE", global = true)]
     pub(super) ca_file: Option<PathBuf>,
-    /// A directory of policy files instead of a server.
-    #[arg(long, value_name = "DIRECTORY", conflicts_with = "server", global = true)]
+    /// A directory of policy files instead of a server, also of one that the environment names.
+    #[arg(long, value_name = "DIRECTORY", global = true)]
     pub(super) dir: Option<PathBuf>,
     /// How answers are shown.
     #[arg(long, short, value_enum, default_value_t, global = true)]

@@ -28,7 +28,7 @@ pub const DEFAULT_CONFIGURATION: &str = "/etc/portcullis/store.toml";
 ///
 /// Exit status: 0 done; 1 it could not be done, or the store refused; 2 the store could not be reached; 64 usage.
 #[derive(Debug, Parser)]
-#[command(name = "portcullis", version, propagate_version = true)]
+#[command(name = "portcullis", version)]
 pub struct Options {
     #[command(subcommand)]
     command: Command,

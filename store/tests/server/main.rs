@@ -12,6 +12,8 @@ mod access;
 mod audit;
 mod bad_input;
 mod bundles;
+mod command_line;
+mod compatibility;
 mod hosts;
 mod identity;
 mod openapi;

@@ -12,7 +12,8 @@ on_both!(
     batches_are_stored_once,
     what_is_no_upload_is_refused,
     a_run_is_read_back,
-    nothing_acknowledged_is_lost
+    nothing_acknowledged_is_lost,
+    baselines_add_up_and_old_things_go
 );
 
 const JOB: &str = "0197aaaaaaaa7000800000000000000a";
@@ -267,5 +268,72 @@ async fn nothing_acknowledged_is_lost(mut world: World) {
     assert_eq!((job["events"].as_u64(), job["allowed"].as_u64()), (Some(400), Some(800)));
     let events = server.get(&format!("/jobs/{JOB}/events?limit=1000")).await.expect(200);
     assert_eq!(events["items"].as_array().unwrap().len(), 400);
+    server.stop().await;
+}
+
+async fn baselines_add_up_and_old_things_go(world: World) {
+    let server = world.start().await;
+    let host = host(&server, "prod").await;
+    let id = |number: u64| format!("0197aaaaaaaa70008000{number:012x}");
+    for (number, name) in [(1, "build"), (2, "build"), (3, "test")] {
+        begin(&server, &host, new_job(&id(number), number, name)).await.expect(200);
+        let events = [
+            call(&id(number), 1, "allowed", "a.test"),
+            call(&id(number), 2, "would-block", &format!("only-{number}.test")),
+            call(&id(number), 3, "blocked", "evil.test"),
+        ];
+        upload(&server, &host, &id(number), lines(&events)).await.expect(200);
+        let put = server.as_caller(&host, Method::PUT, &format!("/jobs/{}/report", id(number)));
+        assert_eq!(send(put.json(&report(&id(number)))).await.status, 204);
+    }
+    let text = async |query: &str| {
+        let get = server.request(Method::GET, &format!("/baselines?{query}"));
+        send(get.header("accept", "text/plain")).await.text
+    };
+    let all = "a.test:443\nonly-1.test:443\nonly-2.test:443\nonly-3.test:443\n";
+    for source in [
+        "organization&organization=octo",
+        "repository&repository=octo/hello",
+        "cluster&cluster=prod",
+    ] {
+        assert_eq!(text(&format!("source={source}")).await, all, "{source}");
+    }
+    let job =
+        "source=job&repository=octo/hello&workflow=octo/hello/.github/workflows/ci.yml&job=test";
+    assert_eq!(text(job).await, "a.test:443\nonly-3.test:443\n");
+    let page =
+        server.get("/baselines?source=repository&repository=octo/hello&limit=1").await.expect(200);
+    let first = &page["items"][0];
+    assert_eq!(
+        (first["endpoint"].as_str(), first["calls"].as_u64(), first["runs"].as_u64()),
+        (Some("a.test:443"), Some(6), Some(3))
+    );
+    assert!(page["next_cursor"].is_string());
+    server.get("/baselines?source=job&repository=octo/hello").await.problem(400);
+    server.get("/baselines").await.problem(400);
+
+    // Events go first, what they add up to later, and what runs stays.
+    begin(&server, &host, new_job(&id(4), 4, "build")).await.expect(200);
+    let database = &server.running.store.database;
+    let (future, past) = (i64::MAX, 0);
+    let mut retention = portcullis_store::database::Retention {
+        events_before_ms: future,
+        jobs_before_ms: past,
+        audit_before_ms: past,
+    };
+    while database.remove_old(&retention).await.unwrap() {}
+    assert_eq!(
+        server.get(&format!("/jobs/{}/events", id(1))).await.expect(200)["items"],
+        json!([])
+    );
+    assert_eq!(text("source=cluster&cluster=prod").await, all);
+    retention.jobs_before_ms = future;
+    while database.remove_old(&retention).await.unwrap() {}
+    let left = server.get("/runs").await.expect(200);
+    assert_eq!(
+        (left["items"].as_array().unwrap().len(), left["items"][0]["run_id"].as_u64()),
+        (1, Some(4))
+    );
+    assert_eq!(text("source=cluster&cluster=prod").await, "");
     server.stop().await;
 }
