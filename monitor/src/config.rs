@@ -1,6 +1,7 @@
 //! `monitor.toml` and the paths below the root directory.
 
 use portcullis_common::policy::FailureMode;
+use portcullis_common::resolution::DefaultPolicy;
 use serde::Deserialize;
 use std::fs;
 use std::io;
@@ -125,6 +126,8 @@ pub struct StoreConfig {
     pub url: String,
     /// The credential for a server; readable by root only.
     pub credential_file: String,
+    /// Certificates, PEM, that are trusted beside the system's when a server is asked.
+    pub ca_file: Option<String>,
 }
 
 impl Default for StoreConfig {
@@ -132,6 +135,7 @@ impl Default for StoreConfig {
         Self {
             url: "file:///etc/portcullis/policies".to_owned(),
             credential_file: "/etc/portcullis/credential".to_owned(),
+            ca_file: None,
         }
     }
 }
@@ -309,6 +313,15 @@ impl Config {
     /// The directory of policies, when the store is one.
     pub fn policy_directory(&self, paths: &Paths) -> Option<PathBuf> {
         self.store.url.strip_prefix("file://").map(|path| paths.at(path))
+    }
+
+    /// What a job gets that no policy is attached to.
+    pub fn default_policy(&self) -> DefaultPolicy {
+        match self.defaults.policy.as_str() {
+            "audit" => DefaultPolicy::Audit,
+            "block" => DefaultPolicy::Block,
+            name => DefaultPolicy::Named(name.to_owned()),
+        }
     }
 
     /// All infrastructure units: the built-in list and the configured ones.

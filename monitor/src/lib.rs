@@ -19,5 +19,6 @@ pub mod protect;
 pub mod record;
 pub mod respond;
 pub mod server;
+pub mod store;
 pub mod sys;
 pub mod watch;

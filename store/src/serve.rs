@@ -56,7 +56,7 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     };
     let store = Arc::new(Store::open(configuration).await?);
     let first_token = first_token(&store).await?;
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(Metrics::new(&store.events));
     let Api { router, routes, limits, .. } = api::api(&store, &metrics);
     let listener =
         TcpListener::bind(listen).with_context(|| format!("{listen} can't be listened on"))?;

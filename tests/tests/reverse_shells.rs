@@ -244,7 +244,7 @@ fn relays_with_pipes() -> Result<()> {
         ),
         (
             "over loopback",
-            "socat TCP-LISTEN:7777,bind=127.0.0.1,reuseaddr TCP:$P:4444 & until bash -c 'exec 0<>/dev/tcp/127.0.0.1/7777 >&0 2>&0; exec sh'; do sleep 0.1; done",
+            "socat TCP-LISTEN:7777,bind=127.0.0.1,reuseaddr TCP:$P:4444 & until bash -c 'exec 0<>/dev/tcp/127.0.0.1/7777 >&0 2>&0 || exit 1; exec sh'; do sleep 0.1; done",
         ),
     ])
 }

@@ -5,6 +5,7 @@ use crate::containers::authorization;
 use crate::job::host::Host;
 use crate::job::registry::Registry;
 use crate::server::{self, listener::Listener};
+use crate::sys::memory;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
 use std::fs::DirBuilder;
@@ -30,6 +31,7 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         // A session of our own: the runner must not find us among its hook's children.
         nix::unistd::setsid().context("a session of its own could not be made")?;
     }
+    memory::keep_little();
     let config = Config::load(paths)?;
     let listener = Listener::open(paths, config.docker.authorization_plugin)?;
     make_private_directories(paths)?;
@@ -44,8 +46,9 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         .context("the runtime could not be started")?;
     let containers = Arc::clone(&host.containers);
     containers.start(runtime.handle()).context("the watcher of containers could not be started")?;
-    let registry = Arc::new(Registry::new(host, runtime.handle().clone()));
+    let registry = Arc::new(Registry::new(Arc::clone(&host), runtime.handle().clone()));
     registry.adopt_all();
+    host.resume_uploads();
     runtime.block_on(async {
         let socket = UnixListener::from_std(listener.socket.try_clone()?)?;
         if let Some(plugin) = &listener.docker_plugin {

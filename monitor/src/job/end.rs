@@ -10,10 +10,12 @@ use crate::egress::log_prefix::RuleKind;
 use crate::nftables::Counter;
 use crate::record::reconcile::differences;
 use crate::respond::containers::JobContainers;
+use crate::store::UPLOAD_FILE;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
 };
 use portcullis_common::hook::with_causes;
+use portcullis_common::report::markdown;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -107,6 +109,7 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     if let Err(error) = fs::remove_dir_all(host.paths.jobs().join(job.id())) {
         tracing::error!(job.id = job.id(), error = %error, "the job's state could not be removed");
     }
+    host.wake_uploads();
     prune_spool(&host.paths.spool(), KEPT_JOBS, KEPT_BYTES);
     let totals = job.recorder.totals();
     tracing::info!(
@@ -213,6 +216,9 @@ pub(super) fn write_report(
     report: &portcullis_common::report::Report,
 ) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
+    // Before the other, whose presence says that the job is over. A job that was killed shows it to nobody: its completed
+    // hook does not run.
+    write_atomically(&spool.join("report.md"), markdown(report).as_bytes())?;
     write_atomically(&spool.join("report.json"), &bytes)
 }
 
@@ -225,7 +231,8 @@ fn prune_spool(spool: &Path, kept_jobs: usize, kept_bytes: u64) {
         // A job without a report still runs, or waits to be taken over.
         .filter(|path| path.join("report.json").exists())
         .collect();
-    jobs.sort();
+    // Those that wait to be uploaded count as the newest: what the store has can go first.
+    jobs.sort_by_cached_key(|path| (path.join(UPLOAD_FILE).exists(), path.clone()));
     let (mut count, mut bytes) = (0, 0);
     for job in jobs.iter().rev() {
         let files = fs::read_dir(job).into_iter().flatten().flatten();

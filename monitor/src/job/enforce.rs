@@ -1,12 +1,12 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
-use super::detectors::{self, Detectors};
+use super::detectors::{self, Detectors, Executed};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
 use super::sensors::{JobObserver, job_sensors};
-use super::shell_watch::{self, LookSoon, Looks};
+use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, group_ids, policy_reference};
@@ -138,31 +138,47 @@ pub fn enforce(
         containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
+    let (look_soon, looks) = shell_watch::looks();
+    let executed = Arc::new(Executed {
+        job_uid: worker.uid(),
+        sensor: Arc::clone(&sockets),
+        responder: Arc::clone(&responder),
+        look_soon: look_soon.clone(),
+    });
     let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
         Arc::new(JobObserver {
             recorder: Arc::clone(&recorder),
             responder: Arc::clone(&responder),
+            look_soon: look_soon.clone(),
+            job_uid: worker.uid(),
             trusted: host.trusted_readers(&worker),
             group: group.clone(),
             hierarchy: host.hierarchy.as_ref().ok().cloned(),
             seen: Mutex::default(),
         })
     };
-    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
+    let sensors = job_sensors(
+        host,
+        &worker,
+        group.as_ref(),
+        &enforced.lockdown,
+        state.scope,
+        sockets,
+        observer,
+    );
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
-    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
-        look_soon: look_soon.clone(),
+        look_soon,
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensors.processes),
         sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
-        policy: enforced.clone(),
+        policy: Arc::clone(&enforced),
         reference: policy_reference(&state.resolution),
         frame_senders: FrameSenders::default(),
         containers: Arc::clone(&host.containers),
@@ -235,23 +251,30 @@ pub fn enforce(
         state,
     };
     let job = Arc::new(job);
-    watch_for_findings(&job, look_soon, looks);
+    watch_for_findings(&job, executed, looks);
     Ok(Enforced { job, notices })
 }
 
 /// Starts what looks for findings in the job.
-fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
+        watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
-        look_soon,
+        workspace: job
+            .state
+            .context
+            .workspace
+            .clone()
+            .filter(|_| !job.enforced.disable_file_monitoring),
+        executed,
         looks,
     };
     // The job owns its detectors.
     let told = Arc::downgrade(job);
-    let started = Detectors::start(parts, move |problem| {
+    let started = Detectors::start(parts, move |problem: String| {
         if let Some(job) = told.upgrade() {
             job.note_gap(problem);
         }
@@ -292,12 +315,13 @@ fn close_engines(
 fn with_github_hosts(
     host: &Host,
     policy: &EffectivePolicy,
-) -> Result<EffectivePolicy, EnforceError> {
+) -> Result<Arc<EffectivePolicy>, EnforceError> {
     let mut enforced = policy.clone();
     let hosts = github_hosts(&host.config.github.server)
         .map_err(at("github.server of monitor.toml is no host name"))?;
     enforced.allowed.extend(hosts);
-    Ok(enforced)
+    enforced.allowed.shrink_to_fit();
+    Ok(Arc::new(enforced))
 }
 
 fn read_packets(

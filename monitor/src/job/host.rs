@@ -8,12 +8,14 @@ use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
 use crate::egress::target::CgroupId;
 use crate::nftables::{OwnPorts, Probed, probe};
+use crate::store::{ServedStore, keep_header};
 use crate::watch::backend::Sensors;
+use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
-use portcullis_common::resolution::{DefaultPolicy, HostDefaults, Resolution};
+use portcullis_common::resolution::{HostDefaults, Resolution};
 use portcullis_common::store_client::directory::DirectoryStore;
-use portcullis_common::wire::InfrastructureUnit;
+use portcullis_common::wire::{IdTokenRequest, InfrastructureUnit};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -40,6 +42,8 @@ pub struct Host {
     pub containers: Arc<Containers>,
     /// Opened when it is first needed: a directory that is missing now may be there for the next job.
     store: OnceLock<DirectoryStore>,
+    /// As `store`, where the store is a server.
+    served: OnceLock<ServedStore>,
 }
 
 /// Why a monitor can't serve this host.
@@ -84,6 +88,7 @@ impl Host {
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
             store: OnceLock::new(),
+            served: OnceLock::new(),
             config,
             paths,
         };
@@ -93,11 +98,20 @@ impl Host {
         Ok(host)
     }
 
-    /// Which policy applies to the job.
+    /// Which policy applies to the job. `id_token` and `request` are for a served store: a directory of files has nobody to
+    /// verify a token. Blocks for some seconds at most.
     ///
     /// # Errors
     /// Why the store can't say, in words for a person.
-    pub fn resolve(&self, context: &JobContext) -> Result<Resolution, String> {
+    pub fn resolve(
+        &self,
+        context: &JobContext,
+        id_token: Option<String>,
+        request: Option<&IdTokenRequest>,
+    ) -> Result<Resolution, String> {
+        if self.config.policy_directory(&self.paths).is_none() {
+            return self.served_store()?.resolve(context, id_token, request);
+        }
         let store = self.store()?;
         let insecure = store
             .insecure_permissions(&[0, nix::unistd::geteuid().as_raw()])
@@ -110,13 +124,48 @@ impl Host {
         let policies = store.current().map_err(|errors| errors.to_string())?;
         let defaults = HostDefaults {
             cluster: self.config.cluster.clone(),
-            default_policy: match self.config.defaults.policy.as_str() {
-                "audit" => DefaultPolicy::Audit,
-                "block" => DefaultPolicy::Block,
-                name => DefaultPolicy::Named(name.to_owned()),
-            },
+            default_policy: self.config.default_policy(),
         };
         policies.resolve(context, &defaults).map_err(|error| with_causes(&error))
+    }
+
+    /// The served store, if the configuration names one. Opened when it is first needed: a credential that is missing now may
+    /// be there for the next job.
+    fn served_store(&self) -> Result<&ServedStore, String> {
+        if let Some(store) = self.served.get() {
+            return Ok(store);
+        }
+        let store = ServedStore::open(&self.config, &self.paths)?;
+        Ok(self.served.get_or_init(|| store))
+    }
+
+    /// Begins to upload what an earlier monitor left, where there is a served store.
+    pub fn resume_uploads(&self) {
+        if self.config.policy_directory(&self.paths).is_none()
+            && let Err(problem) = self.served_store().map(ServedStore::wake)
+        {
+            tracing::error!(problem, "the policy store can't be used");
+        }
+    }
+
+    /// Notes a job for the served store, where there is one.
+    pub fn announce(&self, id: &str, context: &JobContext, resolution: &Resolution) {
+        if self.config.policy_directory(&self.paths).is_some() {
+            return;
+        }
+        let kept =
+            keep_header(&self.paths.spool(), id, context, resolution, jiff::Timestamp::now());
+        if let Err(error) = kept {
+            tracing::error!(job.id = id, error = %error, "the job can't be spooled for the policy store");
+        }
+        self.wake_uploads();
+    }
+
+    /// Says that there is something to upload.
+    pub fn wake_uploads(&self) {
+        if let Some(store) = self.served.get() {
+            store.wake();
+        }
     }
 
     /// The cgroups of the machine's own services that are running.
@@ -128,6 +177,19 @@ impl Host {
             .filter_map(|unit| find_unit(hierarchy, unit).ok().flatten())
             .map(|group| CgroupId { id: group.id, level: group.level })
             .collect()
+    }
+
+    /// Cgroups in which nobody judges what a process sends: those of the infrastructure, and in scope `job` every one but the
+    /// jobs' own.
+    pub fn not_judged(&self, scope: EnforcementScope) -> Vec<PathBuf> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        if scope == EnforcementScope::Job {
+            return vec![hierarchy.mount_point().to_owned()];
+        }
+        let units = self.config.infrastructure_units();
+        let groups = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        let groups = groups.filter_map(|group| hierarchy.group(&group.path).ok());
+        groups.map(|group| group.directory().to_owned()).collect()
     }
 
     /// Who may look into the memory of a job's runner.

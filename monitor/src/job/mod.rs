@@ -21,6 +21,7 @@ pub mod run;
 pub mod sensors;
 pub mod shell_watch;
 pub mod sink;
+pub mod source_watch;
 pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};
@@ -59,7 +60,7 @@ pub struct Job {
     /// What is known of it on disk, too.
     state: JobState,
     /// The policy with GitHub's own hosts, as it is enforced.
-    enforced: EffectivePolicy,
+    enforced: Arc<EffectivePolicy>,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
     /// Groups of other runners' jobs that are younger than this job's group.

@@ -6,10 +6,12 @@
 
 use crate::caller::{ProcessKey, Worker};
 use crate::cgroup::JobCgroup;
+use crate::detect::monitor_tampering::{Tampering, TamperingFact, monitor_tampering};
 use crate::detect::reverse_shell::flow::Flow;
 use crate::detect::reverse_shell::{Certainty, Facts, Lead, leads, reverse_shell};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::JobProcesses;
 use crate::watch::shells::{Connections, ShellSensor, is_forked_copy, sample};
 use crate::watch::sockets::SocketError;
@@ -49,6 +51,9 @@ const BURST: Duration = Duration::from_millis(200);
 /// How long a process that was forked and has executed nothing must hold the streams: a shell that is about to execute
 /// another program holds that program's streams for less.
 const FORKED_FOR: Duration = Duration::from_millis(100);
+
+/// Waking up so much later than planned is no matter of load.
+const SUSPENDED: Duration = Duration::from_secs(10);
 
 /// The most leads that are kept in mind.
 const LEAD_LIMIT: usize = 1_024;
@@ -103,6 +108,27 @@ impl LookSoon {
     }
 }
 
+/// Who follows the job's processes by descent.
+#[derive(Clone, Debug)]
+pub enum Descent {
+    /// The sensors in the kernel.
+    Kernel(Arc<WatchedJob>),
+    /// The process connector; nobody when there is none.
+    Connector(Arc<Mutex<Option<JobProcesses>>>),
+}
+
+impl Descent {
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Kernel(watched) => watched.pids(),
+            Self::Connector(processes) => {
+                let processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
+                processes.iter().flat_map(JobProcesses::pids).collect()
+            }
+        }
+    }
+}
+
 /// What a watch needs of its job.
 #[derive(Debug)]
 pub struct Watched {
@@ -112,8 +138,8 @@ pub struct Watched {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
-    /// The job's processes by descent; empty when they can't be followed.
-    pub processes: Arc<Mutex<Option<JobProcesses>>>,
+    /// The job's processes by descent.
+    pub processes: Descent,
     /// Where findings go.
     pub responder: Arc<Responder>,
 }
@@ -173,6 +199,7 @@ impl Watch {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let begin = Instant::now();
+            self.note_suspension(begin.saturating_duration_since(next));
             due = due.split_off(&begin);
             let (again, any_remote) = match self.look() {
                 Ok(seen) => seen,
@@ -188,6 +215,21 @@ impl Watch {
             let end = Instant::now();
             budget.spend(begin, end);
             due.insert(end + again.unwrap_or(TICK));
+        }
+    }
+
+    /// The monitor woke up late: it was stopped or frozen. (The clock stands still while the machine sleeps.)
+    fn note_suspension(&self, late: Duration) {
+        if late < SUSPENDED {
+            return;
+        }
+        let fact = TamperingFact {
+            tampering: Tampering::Suspended { seconds: late.as_secs() },
+            process: None,
+            is_of_job: None,
+        };
+        if let Some(finding) = monitor_tampering(&fact) {
+            self.watched.responder.answer(finding);
         }
     }
 
@@ -221,10 +263,7 @@ impl Watch {
     }
 
     fn facts(&mut self, connections: &Connections) -> Result<Facts, SocketError> {
-        let followed: Vec<u32> = {
-            let processes = self.watched.processes.lock().unwrap_or_else(PoisonError::into_inner);
-            processes.iter().flat_map(JobProcesses::pids).collect()
-        };
+        let followed: Vec<u32> = { self.watched.processes.pids() };
         self.shells.facts(connections, self.watched.sensor.diagnostics(), &followed)
     }
 
@@ -255,19 +294,20 @@ impl Watch {
             return Ok(if held >= FORKED_FOR || !is_forked_copy(lead.shell.pid) {
                 Judged::Sure
             } else {
-                Judged::LookAgain(FORKED_FOR - held)
+                Judged::LookAgain(FORKED_FOR.saturating_sub(held))
             });
         }
         let diagnostics = self.watched.sensor.diagnostics();
         let is_sure = match sample(lead, connections, diagnostics)? {
             None => false,
-            Some(sample) => match self.flows.get_mut(&key) {
-                Some(flow) => flow.add(sample),
-                None => {
+            Some(sample) => {
+                if let Some(flow) = self.flows.get_mut(&key) {
+                    flow.add(sample)
+                } else {
                     self.flows.insert(key, Flow::new(sample));
                     false
                 }
-            },
+            }
         };
         Ok(if is_sure { Judged::Sure } else { Judged::LookAgain(FLOW_TICK) })
     }

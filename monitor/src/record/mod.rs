@@ -4,6 +4,7 @@
 //! else), so that a monitor which was restarted in the middle of a job reports what the job did before, too.
 
 pub mod event_log;
+mod interner;
 pub mod reconcile;
 pub mod recorder;
 pub mod repeats;

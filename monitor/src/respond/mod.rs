@@ -148,20 +148,21 @@ impl Responder {
             Some(outcome) => format!("{}; {outcome}", finding.evidence),
             None => finding.evidence,
         };
-        match outcome {
-            Some(_) => tracing::error!(
+        if outcome.is_some() {
+            tracing::error!(
                 job.id = self.job_id,
                 policy = self.policy.name,
-                detection = ?finding.detection,
+                detection = type_name(finding.detection),
                 evidence,
                 "lockdown: the job was killed"
-            ),
-            None => tracing::warn!(
+            );
+        } else {
+            tracing::warn!(
                 job.id = self.job_id,
-                detection = ?finding.detection,
+                detection = type_name(finding.detection),
                 evidence,
                 "detection"
-            ),
+            );
         }
         self.recorder.detection(DetectionEvent {
             detection: finding.detection,

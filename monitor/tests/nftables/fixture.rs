@@ -12,14 +12,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) fn rules(endpoints: &[&str]) -> Vec<Rule> {
+pub(crate) fn rules(endpoints: &[&str]) -> Vec<Arc<Rule>> {
     endpoints
         .iter()
         .map(|text| Rule {
             endpoint: text.parse::<Endpoint>().unwrap(),
-            text: (*text).to_owned(),
-            policy: "test".to_owned(),
+            text: (*text).into(),
+            policy: "test".into(),
         })
+        .map(Arc::new)
         .collect()
 }
 
@@ -85,7 +86,7 @@ pub(crate) fn grant_range(
         ports,
         name: "ok.test".parse::<DnsName>().unwrap(),
         cname_chain: Vec::new(),
-        rule: Arc::new(rules(&["ok.test:443"]).remove(0)),
+        rule: rules(&["ok.test:443"]).remove(0),
         lifetime,
     }
 }

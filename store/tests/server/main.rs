@@ -13,9 +13,11 @@ mod audit;
 mod bad_input;
 mod bundles;
 mod hosts;
+mod identity;
 mod openapi;
 mod policies;
 mod resolution;
+mod runs;
 mod support;
 
 /// Makes a test of an asynchronous function for each database.

@@ -164,6 +164,14 @@ impl World {
             .env("PATH", PATH)
     }
 
+    /// A program to be started on the internet's host, where its servers are, as root.
+    pub fn internet_command(&self, program: impl AsRef<OsStr>) -> HostCommand {
+        HostCommand::new(program)
+            .network(self.internet.path())
+            .cgroup(&self.host.cgroup)
+            .env("PATH", PATH)
+    }
+
     /// The world's part of the cgroup tree.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup

@@ -6,14 +6,15 @@ use portcullis_common::endpoint::Endpoint;
 use portcullis_common::policy::{LockdownMode, Rule as PolicyRule};
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-fn rules<T: AsRef<str>>(texts: &[T]) -> Vec<PolicyRule> {
+fn rules<T: AsRef<str>>(texts: &[T]) -> Vec<Arc<PolicyRule>> {
     let rule = |text: &T| PolicyRule {
         endpoint: text.as_ref().parse::<Endpoint>().unwrap(),
-        text: text.as_ref().to_owned(),
-        policy: "test".to_owned(),
+        text: text.as_ref().into(),
+        policy: "test".into(),
     };
-    texts.iter().map(rule).collect()
+    texts.iter().map(rule).map(Arc::new).collect()
 }
 
 fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> EffectivePolicy {
