@@ -5,6 +5,7 @@ use crate::detect::privileged_container::{ContainerFacts, HostPath, PathKind};
 use procfs::process::Process;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -295,7 +296,6 @@ fn unescape(text: &str) -> PathBuf {
         rest = if value.is_some() { after.get(3..).unwrap_or(&[]) } else { after };
         out.push(value.unwrap_or(*first));
     }
-    use std::os::unix::ffi::OsStringExt;
     PathBuf::from(std::ffi::OsString::from_vec(out))
 }
 

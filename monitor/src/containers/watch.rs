@@ -7,7 +7,7 @@
 use super::facts::{self, Contained, Seen, fingerprint, gather, look, mount_namespace};
 use super::identity::{id_in_path, in_words};
 use super::ownership::{Owner, View, owner};
-use super::{Containers, WatchedJob, callers};
+use super::{Containers, WatchedJob};
 use crate::caller::{ProcFs, ProcessTable};
 use crate::detect::privileged_container::{
     ContainerFacts, Subject, finding, privileges_of_process,
@@ -252,7 +252,7 @@ impl Containers {
         // With one runner only a container that was there before raises the question.
         let is_asked =
             created.is_some() || jobs.iter().any(|job| job.scope() == EnforcementScope::Job);
-        let callers = is_asked.then(|| self.callers()).flatten();
+        let callers = is_asked.then(callers).flatten();
         let maker = facts::maker_network(contained.key.pid);
         let views: Vec<View> = jobs
             .iter()
@@ -268,7 +268,7 @@ impl Containers {
                 View {
                     in_group,
                     is_younger: is_younger && is_of_host,
-                    is_caller: self.is_caller(job, callers.as_deref()),
+                    is_caller: is_caller(job, callers.as_deref()),
                     is_restarted: created.is_some_and(|created| created < job.started),
                     scope: job.scope(),
                 }
@@ -284,27 +284,6 @@ impl Containers {
         owner
     }
 
-    /// Those who are connected to an engine; `None` when that is not known.
-    pub(super) fn callers(&self) -> Option<Vec<u32>> {
-        let engines = engine_processes();
-        let mut found = Vec::new();
-        for engine in engines {
-            found.extend(callers::callers(engine)?);
-        }
-        Some(found)
-    }
-
-    /// Whether a process of the job is among the callers. A container of the job that has the engine's socket is one.
-    pub(super) fn is_caller(&self, job: &WatchedJob, callers: Option<&[u32]>) -> bool {
-        let Some(callers) = callers else { return false };
-        callers.iter().any(|pid| {
-            facts::cgroup_of(*pid).is_some_and(|path| {
-                job.group.as_ref().is_some_and(|own| path.starts_with(&own.path))
-                    || job.containers.holds(&path)
-            })
-        })
-    }
-
     /// The cgroup of a service of this machine that the path lies in.
     pub(super) fn service_of(&self, path: &Path) -> Option<String> {
         let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
@@ -313,6 +292,27 @@ impl Containers {
             .find(|service| path.starts_with(service))
             .map(|path| path.display().to_string())
     }
+}
+
+/// Those who are connected to an engine; `None` when that is not known.
+pub(super) fn callers() -> Option<Vec<u32>> {
+    let engines = engine_processes();
+    let mut found = Vec::new();
+    for engine in engines {
+        found.extend(super::callers::callers(engine)?);
+    }
+    Some(found)
+}
+
+/// Whether a process of the job is among the callers. A container of the job that has the engine's socket is one.
+pub(super) fn is_caller(job: &WatchedJob, callers: Option<&[u32]>) -> bool {
+    let Some(callers) = callers else { return false };
+    callers.iter().any(|pid| {
+        facts::cgroup_of(*pid).is_some_and(|path| {
+            job.group.as_ref().is_some_and(|own| path.starts_with(&own.path))
+                || job.containers.holds(&path)
+        })
+    })
 }
 
 /// The processes of Docker engines on this host: root's, of that name.

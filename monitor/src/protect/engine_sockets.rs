@@ -331,11 +331,10 @@ fn decode(bytes: &[u8]) -> Vec<Entry> {
     entries
         .chunks_exact(8)
         .filter_map(|entry| {
-            let [a, b, c, d, e, f, g, h] = *entry else { return None };
             Some(Entry {
-                tag: u16::from_le_bytes([a, b]),
-                permissions: u16::from_le_bytes([c, d]),
-                id: u32::from_le_bytes([e, f, g, h]),
+                tag: u16::from_le_bytes(entry.get(..2)?.try_into().ok()?),
+                permissions: u16::from_le_bytes(entry.get(2..4)?.try_into().ok()?),
+                id: u32::from_le_bytes(entry.get(4..8)?.try_into().ok()?),
             })
         })
         .collect()
