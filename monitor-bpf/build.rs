@@ -1,13 +1,14 @@
 //! Compiles the BPF programs with clang. They are CO-RE: what is compiled here runs on every kernel that is supported.
 
 use std::env;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 /// One object a file `programs/NAME.bpf.c`.
 const PROGRAMS: [&str; 3] = ["lifecycle", "network", "syscalls"];
 
-fn main() {
+fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=programs");
     println!("cargo:rerun-if-env-changed=CLANG");
     println!("cargo:rerun-if-env-changed=LLVM_STRIP");
@@ -17,17 +18,18 @@ fn main() {
     for name in PROGRAMS {
         let object = out.join(format!("{name}.bpf.o"));
         if let Err(problem) = compile(&clang, name, &object) {
-            // Lines for a person: cargo shows a build script's standard error.
-            eprintln!("error: the BPF program {name} could not be compiled: {problem}");
-            eprintln!(
-                "hint: install clang and the kernel's headers for programs (Debian, Ubuntu: apt-get install clang libc6-dev), or name a clang of version 12 or newer in the variable CLANG"
+            // Cargo shows a build script's standard error.
+            let text = format!(
+                "error: the BPF program {name} could not be compiled: {problem}\nhint: install clang and the C library's headers (Debian, Ubuntu: apt-get install clang libc6-dev), or name a clang of version 12 or newer in the variable CLANG\n"
             );
-            std::process::exit(1);
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            return ExitCode::FAILURE;
         }
         // What remains is the BTF that libbpf needs; without the tool the object is three times as large and as good.
         let _ = Command::new(&strip).arg("-g").arg(&object).status();
     }
     link_what_libelf_needs();
+    ExitCode::SUCCESS
 }
 
 fn compile(clang: &str, name: &str, object: &Path) -> Result<(), String> {

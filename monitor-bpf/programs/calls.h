@@ -20,6 +20,8 @@ enum call {
 
 /* pidfd_open has the same number in every ABI. */
 #define PIDFD_OPEN 434
+/* So has io_uring_enter. */
+#define IO_URING_ENTER 426
 
 #define PTRACE_TRACEME 0
 

@@ -32,6 +32,8 @@ struct image {
     u16 directory_length;
     u16 arguments_length;
     u16 is_cut;           /* the arguments are longer */
+    u32 links;            /* hard links of the executable: none when it has no name */
+    u32 effective_user;
 };
 
 struct escape {
@@ -54,7 +56,7 @@ enum access_way {
     ACCESS_VM_WRITE = 4,    /* process_vm_writev */
     ACCESS_DESCRIPTOR = 5,  /* pidfd_getfd */
     ACCESS_PERF = 6,        /* perf_event_open: samples hold pieces of the stack */
-    ACCESS_IO_URING = 7,    /* /proc/PID/mem by io_uring */
+    ACCESS_IO_URING = 7,    /* any file of procfs that leads to memory, by io_uring */
 };
 
 struct port {

@@ -33,7 +33,7 @@ struct pid { unsigned int level; struct hlist_head tasks[4]; struct upid numbers
 
 struct qstr { const unsigned char *name; };
 struct super_block { unsigned long s_magic; };
-struct inode { struct super_block *i_sb; void *i_private; };
+struct inode { struct super_block *i_sb; unsigned int i_nlink; void *i_private; };
 struct dentry { struct dentry *d_parent; struct qstr d_name; struct inode *d_inode; };
 struct vfsmount { struct dentry *mnt_root; };
 struct mount { struct mount *mnt_parent; struct dentry *mnt_mountpoint; struct vfsmount mnt; };
@@ -61,7 +61,7 @@ struct mm_struct {
     struct file *exe_file;
 };
 struct signal_struct { atomic_t live; };
-struct cred { kuid_t uid; };
+struct cred { kuid_t uid, euid; };
 #if defined(__TARGET_ARCH_x86)
 struct thread_info { unsigned long flags; u32 status; };
 #else
@@ -99,9 +99,6 @@ struct pt_regs { unsigned long bx, cx, dx, si, di, orig_ax; };
 struct pt_regs { u64 regs[31]; u64 orig_x0; s32 syscallno; };
 #endif
 
-/* io_uring's requests. */
-struct io_cqe { s32 fd; };
-struct io_kiocb { struct file *file; u8 opcode; struct io_cqe cqe; u64 flags; };
 
 #pragma clang attribute pop
 

@@ -6,7 +6,7 @@
 #include "events.h"
 
 /* Bytes that wait for the monitor: when it can't keep up, events are counted in `lost`. */
-#define RING_BYTES (8 << 20)
+#define RING_BYTES (4 << 20)
 /* From so many waiting bytes on the monitor is woken for every event. */
 #define RING_HIGH_WATER (1 << 20)
 /* How deep a cgroup may be. The kernel allows any depth; what is deeper is no job's. */
@@ -215,7 +215,10 @@ static __always_inline u64 append_image(struct scratch *scratch, u64 offset, str
     struct mm_struct *mm = BPF_CORE_READ(task, mm);
     struct file *executable = BPF_CORE_READ(mm, exe_file);
     struct fs_struct *fs = BPF_CORE_READ(task, fs);
-    struct image image = {};
+    struct image image = {
+        .links = BPF_CORE_READ(executable, f_inode, i_nlink),
+        .effective_user = BPF_CORE_READ(task, cred, euid.val),
+    };
     u64 begin = offset + sizeof(image), end = begin;
 
     if (executable)

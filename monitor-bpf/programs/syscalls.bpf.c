@@ -20,21 +20,16 @@ char LICENSE[] SEC("license") = "GPL";
 #define PROTOCOL_UDP 17
 #define IPV4 2
 #define IPV6 10
+/* A thread of io_uring (PF_IO_WORKER). */
+#define URING_THREAD 0x00000010
 /* How many pid namespaces a guarded process can be in, one in the other. */
 #define MAX_LEVELS 8
-/* io_uring's operations. */
-#define URING_READV 1
-#define URING_READ_FIXED 4
-#define URING_READ 22
-#define URING_READ_MULTISHOT 49
-/* REQ_F_FIXED_FILE: `fd` counts in the ring's own table of files. */
-#define URING_FIXED_FILE 1
-
 struct guard {
     u64 job;       /* whose Worker it is; 0 for what belongs to no job */
     u8 is_lethal;  /* readers are ended */
     u8 is_private; /* other guarded processes are readers like all */
     u8 pad[6];
+    u64 memory;    /* its address space, as far as it is known */
 };
 
 /* The guarded processes. */
@@ -44,6 +39,14 @@ struct {
     __type(key, u32);
     __type(value, struct guard);
 } guarded SEC(".maps");
+
+/* The address spaces of guarded processes. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1024);
+    __type(key, u64);
+    __type(value, u32);
+} guarded_memories SEC(".maps");
 
 struct thread_name {
     u32 namespace; /* the inode of the pid namespace that counts so */
@@ -169,7 +172,7 @@ static __always_inline struct file *file_of(u32 descriptor)
 }
 
 /* Looks at a file that the current process has opened or reads from. */
-static __always_inline void judge_file(struct settings *known, struct file *file, u32 call, bool is_uring)
+static __always_inline void judge_file(struct settings *known, struct file *file, u32 call)
 {
     if ((u64)BPF_CORE_READ(file, f_op) != known->memory_operations)
         return;
@@ -177,7 +180,25 @@ static __always_inline void judge_file(struct settings *known, struct file *file
     struct proc_inode *of_process = (void *)inode - bpf_core_field_offset(struct proc_inode, vfs_inode);
     u32 target = process_of(BPF_CORE_READ(of_process, pid));
     if (target)
-        judge(target, is_uring ? ACCESS_IO_URING : ACCESS_MEMORY_FILE, call);
+        judge(target, ACCESS_MEMORY_FILE, call);
+}
+
+/* The monitor opens the memory of a process that it guards, to show which address space it is. */
+static __noinline int learn_memory(struct settings *known, struct file *file)
+{
+    u32 reader = bpf_get_current_pid_tgid() >> 32;
+    if ((u64)BPF_CORE_READ(file, f_op) != known->memory_operations || !bpf_map_lookup_elem(&trusted, &reader))
+        return 0;
+    struct inode *inode = BPF_CORE_READ(file, f_inode);
+    struct proc_inode *of_process = (void *)inode - bpf_core_field_offset(struct proc_inode, vfs_inode);
+    u32 target = process_of(BPF_CORE_READ(of_process, pid));
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &target);
+    u64 memory = (u64)BPF_CORE_READ(file, private_data);
+    if (!guard || !memory)
+        return 0;
+    guard->memory = memory;
+    bpf_map_update_elem(&guarded_memories, &memory, &target, BPF_ANY);
+    return 0;
 }
 
 /* The monitor opens its own files to show which operations they have. */
@@ -239,7 +260,7 @@ int BPF_PROG(enters, struct pt_regs *registers, long number)
     struct task_struct *task = bpf_get_current_task_btf();
     bool compat = is_compat(task);
     enum call call = compat ? compat_call(number) : native_call(number);
-    if (call < CALL_READ || call > CALL_PERF)
+    if (call < CALL_PTRACE || call > CALL_PERF)
         return 0;
     u32 key = 0, target;
     struct settings *known = bpf_map_lookup_elem(&settings, &key);
@@ -248,12 +269,6 @@ int BPF_PROG(enters, struct pt_regs *registers, long number)
     u64 first = argument(registers, compat, 0), second = argument(registers, compat, 1);
     struct file *file;
     switch (call) {
-    case CALL_READ:
-    case CALL_SENDFILE:
-        file = file_of(call == CALL_READ ? first : second);
-        if (file)
-            judge_file(known, file, number, false);
-        return 0;
     case CALL_PTRACE:
         target = first == PTRACE_TRACEME ? 0 : guarded_by_number(second);
         if (target)
@@ -302,8 +317,10 @@ int BPF_PROG(leaves, struct pt_regs *registers, long result)
         return 0;
     if (known->learner && known->learner == bpf_get_current_pid_tgid() >> 32)
         learn(known, file, number);
-    if (known->is_guarding && call == CALL_OPEN)
-        judge_file(known, file, number, false);
+    if (known->is_guarding && call == CALL_OPEN) {
+        learn_memory(known, file);
+        judge_file(known, file, number);
+    }
     return 0;
 }
 
@@ -325,11 +342,20 @@ int BPF_PROG(thread_begins, struct task_struct *parent, struct task_struct *chil
     return 0;
 }
 
+static __always_inline void forget_memory(struct guard *guard)
+{
+    u64 memory = guard->memory;
+    if (memory)
+        bpf_map_delete_elem(&guarded_memories, &memory);
+    guard->memory = 0;
+}
+
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(thread_ends, struct task_struct *task)
 {
     u32 process = task->tgid;
-    if (!bpf_map_lookup_elem(&guarded, &process))
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
+    if (!guard)
         return 0;
     struct pid *pid = BPF_CORE_READ(task, thread_pid);
     u32 level = BPF_CORE_READ(pid, level);
@@ -340,8 +366,21 @@ int BPF_PROG(thread_ends, struct task_struct *task)
         bpf_map_delete_elem(&guarded_threads, &name);
     }
     /* The first thread can end before the others; its number is the process' own and stays until they have ended. */
-    if (BPF_CORE_READ(task, signal, live.counter) == 0)
+    if (BPF_CORE_READ(task, signal, live.counter) == 0) {
+        forget_memory(guard);
         bpf_map_delete_elem(&guarded, &process);
+    }
+    return 0;
+}
+
+/* Another program has another address space, and the old one's place is given to whoever comes. */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(program_changes, struct task_struct *task)
+{
+    u32 process = task->tgid;
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
+    if (guard)
+        forget_memory(guard);
     return 0;
 }
 
@@ -362,40 +401,50 @@ int BPF_PROG(signals, int signal, void *information, struct task_struct *target)
     return 0;
 }
 
-/* io_uring carries calls out without entering by a system call for each. */
-SEC("?tp_btf/io_uring_submit_req")
-int BPF_PROG(submits, struct io_kiocb *request)
+/* Somebody is about to touch an address space, in whatever way: the last moment at which a read can be stopped, and the only
+ * one at which nothing can change any more (a descriptor that another thread fills in between, io_uring's own threads). */
+SEC("tp_btf/mmap_lock_start_locking")
+int BPF_PROG(touches, struct mm_struct *memory)
 {
-    u32 key = 0;
+    struct task_struct *task = bpf_get_current_task_btf();
+    if (task->mm == memory)
+        return 0;
+    u64 address = (u64)memory;
+    u32 *target = bpf_map_lookup_elem(&guarded_memories, &address), key = 0;
     struct settings *known = bpf_map_lookup_elem(&settings, &key);
-    if (!known || !known->is_guarding)
+    if (!target || !known)
         return 0;
-    u8 operation = BPF_CORE_READ(request, opcode);
-    if (operation != URING_READV && operation != URING_READ && operation != URING_READ_FIXED &&
-        operation != URING_READ_MULTISHOT)
+    if (task->flags & URING_THREAD) {
+        judge(*target, ACCESS_IO_URING, 0);
         return 0;
-    if (BPF_CORE_READ(request, flags) & URING_FIXED_FILE)
+    }
+    struct pt_regs *registers = (void *)bpf_task_pt_regs(task);
+    bool compat = is_compat(task);
+    u32 number = call_number(registers);
+    struct file *file;
+    /* Command lines are read this way, too, so it must be known for what. */
+    switch (compat ? compat_call(number) : native_call(number)) {
+    case CALL_READ:
+        file = file_of(argument(registers, compat, 0));
+        break;
+    case CALL_SENDFILE:
+        file = file_of(argument(registers, compat, 1));
+        break;
+    case CALL_PTRACE:
+        judge(*target, ACCESS_PTRACE, number);
         return 0;
-    struct file *file = file_of(BPF_CORE_READ(request, cqe.fd));
+    case CALL_VM_READ:
+        judge(*target, ACCESS_VM_READ, number);
+        return 0;
+    case CALL_VM_WRITE:
+        judge(*target, ACCESS_VM_WRITE, number);
+        return 0;
+    default:
+        if (number == IO_URING_ENTER)
+            judge(*target, ACCESS_IO_URING, number);
+        return 0;
+    }
     if (file)
-        judge_file(known, file, operation, true);
-    return 0;
-}
-
-/* What was opened or read by io_uring, by whatever path and table of files. */
-SEC("?tp_btf/io_uring_complete")
-int BPF_PROG(completes, void *ring, struct io_kiocb *request)
-{
-    u32 key = 0;
-    struct settings *known = bpf_map_lookup_elem(&settings, &key);
-    if (!known || !known->is_guarding)
-        return 0;
-    u8 operation = BPF_CORE_READ(request, opcode);
-    if (operation != URING_READV && operation != URING_READ && operation != URING_READ_FIXED &&
-        operation != URING_READ_MULTISHOT)
-        return 0;
-    struct file *file = BPF_CORE_READ(request, file);
-    if (file)
-        judge_file(known, file, operation, true);
+        judge_file(known, file, number);
     return 0;
 }

@@ -11,14 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// The compiled programs.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/syscalls.bpf.o"));
 
-/// The programs that every kernel has a place for.
-const PROGRAMS: [&str; 5] = ["enters", "leaves", "thread_begins", "thread_ends", "signals"];
-
-/// Those of newer kernels: the program, and what is not seen without it.
-const OPTIONAL_PROGRAMS: [(&str, &str); 2] = [
-    ("submits", "reads by io_uring before they are carried out"),
-    ("completes", "reads by io_uring from files in its own table"),
-];
+/// The programs.
+const PROGRAMS: [&str; 7] =
+    ["enters", "leaves", "touches", "thread_begins", "thread_ends", "program_changes", "signals"];
 
 /// `sizeof(struct settings)`.
 const SETTINGS_LENGTH: usize = 24;
@@ -28,10 +23,9 @@ const SETTINGS_LENGTH: usize = 24;
 pub struct MemoryGuard {
     _links: Vec<Link>,
     guarded: MapHandle,
+    memories: MapHandle,
     threads: MapHandle,
     trusted: MapHandle,
-    /// What this kernel has no place for, in words.
-    unseen: Vec<String>,
     _object: Object,
 }
 
@@ -65,79 +59,46 @@ impl MemoryGuard {
         lifecycle: &Lifecycle,
         open_pidfd: impl FnOnce() -> std::io::Result<OwnedFd>,
     ) -> Result<Self, SensorError> {
-        let mut unseen = Vec::new();
-        let object = match Self::load(lifecycle, &OPTIONAL_PROGRAMS.map(|(name, _)| name)) {
-            Ok(object) => object,
-            Err(_) => {
-                // Which of them it was is tried one by one; what is not optional fails again, and is told.
-                let (have, lack): (Vec<_>, Vec<_>) = OPTIONAL_PROGRAMS
-                    .into_iter()
-                    .partition(|(name, _)| Self::load(lifecycle, &[name]).is_ok());
-                unseen.extend(lack.into_iter().map(|(_, meaning)| meaning.to_owned()));
-                let have: Vec<&str> = have.into_iter().map(|(name, _)| name).collect();
-                Self::load(lifecycle, &have)?
-            }
-        };
-        let mut links = Vec::new();
-        for name in PROGRAMS {
-            links.push(attach(&object, name)?);
-        }
-        for (name, meaning) in OPTIONAL_PROGRAMS {
-            if unseen.iter().any(|known| known == meaning) {
-                continue;
-            }
-            match attach(&object, name) {
-                Ok(link) => links.push(link),
-                Err(_) => unseen.push(meaning.to_owned()),
-            }
-        }
+        let object = load("syscalls", OBJECT, |open| {
+            share(open, "events", lifecycle.events.as_fd())?;
+            share(open, "members", lifecycle.members.as_fd())?;
+            share(open, "jobs", lifecycle.jobs().as_fd())?;
+            share(open, "lost", lifecycle.lost_map().as_fd())
+        })?;
+        let links = PROGRAMS.iter().map(|name| attach(&object, name)).collect::<Result<_, _>>()?;
         let settings = map(&object, "settings")?;
         learn(&settings, open_pidfd)?;
         Ok(Self {
             _links: links,
             guarded: map(&object, "guarded")?,
+            memories: map(&object, "guarded_memories")?,
             threads: map(&object, "guarded_threads")?,
             trusted: map(&object, "trusted")?,
-            unseen,
             _object: object,
         })
     }
 
-    fn load(lifecycle: &Lifecycle, optional: &[&str]) -> Result<Object, SensorError> {
-        load("syscalls", OBJECT, |open| {
-            share(open, "events", lifecycle.events.as_fd())?;
-            share(open, "members", lifecycle.members.as_fd())?;
-            share(open, "jobs", lifecycle.jobs().as_fd())?;
-            share(open, "lost", lifecycle.lost_map().as_fd())?;
-            for mut program in open.progs_mut() {
-                let is_wanted = program
-                    .name()
-                    .to_str()
-                    .is_some_and(|name| PROGRAMS.contains(&name) || optional.contains(&name));
-                program.set_autoload(is_wanted);
-            }
-            Ok(())
-        })
-    }
-
-    /// What this kernel gives no sight of, in words.
-    pub fn unseen(&self) -> &[String] {
-        &self.unseen
-    }
-
-    /// Guards a process, or changes how. New threads of it are followed from now on; [`MemoryGuard::name_thread`] adds those
+    /// Guards a process, or changes how. The caller must be trusted ([`MemoryGuard::trust`]). New threads of it are followed from now on; [`MemoryGuard::name_thread`] adds those
     /// that are there.
     ///
     /// # Errors
     /// [`SensorError::Map`].
     pub fn guard(&self, pid: u32, guard: Guard) -> Result<(), SensorError> {
-        let mut value = [0; 16];
+        let mut value = [0; 24];
         value[..8].copy_from_slice(&guard.job.to_ne_bytes());
         value[8] = u8::from(guard.is_lethal);
         value[9] = u8::from(guard.is_private);
         self.guarded
             .update(&pid.to_ne_bytes(), &value, MapFlags::ANY)
-            .map_err(|source| SensorError::Map { map: "guarded", source })
+            .map_err(|source| SensorError::Map { map: "guarded", source })?;
+        // The programs see this, and remember which address space it is. A process that has ended has none.
+        drop(File::open(format!("/proc/{pid}/mem")));
+        let known = self.guarded.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok().flatten();
+        let memory = known.as_deref().and_then(|value| value.get(16..24));
+        match memory {
+            Some(memory) if memory.iter().any(|byte| *byte != 0) => Ok(()),
+            _ => Err(SensorError::Blind("the memory of the process to guard")),
+        }
     }
 
     /// A thread of the guarded process `pid` has this name.
@@ -157,7 +118,11 @@ impl MemoryGuard {
 
     /// Guards a process no longer.
     pub fn release(&self, pid: u32) {
+        let value = self.guarded.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok().flatten();
         let _ = self.guarded.delete(&pid.to_ne_bytes());
+        if let Some(memory) = value.as_deref().and_then(|value| value.get(16..24)) {
+            let _ = self.memories.delete(memory);
+        }
         let of_process: Vec<Vec<u8>> = self
             .threads
             .keys()

@@ -66,6 +66,7 @@ static WARNINGS: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 /// Objects are loaded one after the other, so that warnings belong to the one that failed.
 static LOADING: Mutex<()> = Mutex::new(());
 
+#[expect(clippy::needless_pass_by_value, reason = "the type of libbpf-rs' callback")]
 fn keep_warning(_level: PrintLevel, text: String) {
     let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
     for line in text.lines().filter(|line| !line.trim().is_empty()) {

@@ -1,5 +1,6 @@
 //! `monitor.toml` and the paths below the root directory.
 
+use crate::nftables::Probed;
 use portcullis_common::policy::FailureMode;
 use portcullis_common::resolution::DefaultPolicy;
 use serde::Deserialize;
@@ -85,6 +86,11 @@ impl Paths {
         self.at("/var/lib/portcullis/spool")
     }
 
+    /// One file a job: the engines' sockets that are closed to it.
+    pub fn closed_sockets(&self) -> PathBuf {
+        self.at("/run/portcullis/closed-sockets")
+    }
+
     /// The policy of the last successful resolution, by target.
     pub fn last_known_good(&self) -> PathBuf {
         self.at("/var/lib/portcullis/last-known-good")
@@ -103,8 +109,12 @@ pub struct Config {
     pub defaults: DefaultsConfig,
     /// The resolver.
     pub dns: DnsConfig,
+    /// What of the kernel is not used.
+    pub kernel: KernelConfig,
     /// Who did what.
     pub sensors: SensorsConfig,
+    /// The Docker engine of this host.
+    pub docker: DockerConfig,
     /// What of this machine is not the job.
     pub infrastructure: InfrastructureConfig,
     /// Which GitHub the runners belong to.
@@ -186,6 +196,14 @@ impl Default for DnsConfig {
     }
 }
 
+/// `[kernel]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KernelConfig {
+    /// Mechanisms that are not used although the kernel has them, by the names of `monitor check`.
+    pub without: Vec<String>,
+}
+
 /// `[sensors]`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -205,6 +223,18 @@ pub enum SensorBackend {
     Bpf,
     /// Procfs and netlink alone.
     Procfs,
+}
+
+/// `[docker]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DockerConfig {
+    /// Whether the engine asks the monitor before it makes containers: `authorization-plugins` of its `daemon.json` must
+    /// have `portcullis` as well, and then needs the monitor for everything it does.
+    pub authorization_plugin: bool,
+    /// Whether containers that a job started go on running when it ends, as on a machine that jobs deploy to. Nobody judges
+    /// what they send then.
+    pub keep_containers: bool,
 }
 
 /// `[infrastructure]`.
@@ -325,6 +355,13 @@ impl Config {
         if let Some(unit) = self.infrastructure.units.iter().find(|unit| !is_unit_name(unit)) {
             return Err(format!(
                 "infrastructure.units has {unit:?}; name a unit such as \"ssh.service\", not a path"
+            ));
+        }
+        let is_known = |name: &&String| Probed::DISPENSABLE.contains(&name.as_str());
+        if let Some(name) = self.kernel.without.iter().find(|name| !is_known(name)) {
+            return Err(format!(
+                "kernel.without has {name:?}; what can be done without is {}",
+                Probed::DISPENSABLE.join(", ")
             ));
         }
         if self.dns.grant_grace_seconds == 0 {

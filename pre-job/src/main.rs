@@ -7,12 +7,11 @@ mod output;
 mod start_monitor;
 
 use clap::Parser;
-use portcullis_common::hook::{HookExit, HookOutput};
+use portcullis_common::hook::HookOutput;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::wire::{Answer, Call, IdTokenRequest, SOCKET_PATH};
-use portcullis_monitor_client::{ClientError, Patience, exchange};
+use portcullis_monitor_client::{ClientError, Patience, exchange, run_hook};
 use start_monitor::StartMonitor;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -40,19 +39,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
-        Ok(options) => options,
-        Err(error) => {
-            // A message that can't be printed must not turn into a panic; the exit status still says it all.
-            let _ = error.print();
-            return if error.use_stderr() { HookExit::Usage } else { HookExit::Done }.into();
-        }
-    };
-    let output = run(&options);
-    let mut standard_output = io::stdout().lock();
-    let _ = standard_output.write_all(output.text.as_bytes());
-    let _ = standard_output.flush();
-    output.exit.into()
+    run_hook(Options::try_parse(), run)
 }
 
 fn run(options: &Options) -> HookOutput {

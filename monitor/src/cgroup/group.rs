@@ -309,7 +309,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 /// The v2 group in the text of `/proc/PID/cgroup`: the line `0::PATH`.
-pub(super) fn parse_proc_cgroup(text: &[u8]) -> Option<PathBuf> {
+pub(crate) fn parse_proc_cgroup(text: &[u8]) -> Option<PathBuf> {
     text.split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(b"0::"))
         .map(|path| PathBuf::from(OsString::from_vec(path.to_vec())))

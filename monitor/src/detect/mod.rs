@@ -9,6 +9,7 @@ pub mod memory_read;
 pub mod monitor_tampering;
 pub mod privileged_container;
 pub mod reverse_shell;
+pub mod source_overwritten;
 pub mod sudo_use;
 
 use portcullis_common::event::{DetectionType, Process};

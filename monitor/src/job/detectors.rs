@@ -1,12 +1,14 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
-use super::shell_watch::{self, LookSoon, Looks, Watched};
+use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
+use super::source_watch;
 use crate::caller::{ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
 use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::{JobProcesses, ProcessChange, ProcessChangeReader, ProcessChanges};
 use crate::watch::programs::executable_links;
 use portcullis_common::event::{Feature, FeatureState, Process};
@@ -26,11 +28,15 @@ pub struct Parts {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
+    /// What the sensors in the kernel watch for this job, where there are any.
+    pub watched: Option<Arc<WatchedJob>>,
     /// Where findings go.
     pub responder: Arc<Responder>,
-    /// Asks for looks at the job's shells.
-    pub look_soon: LookSoon,
-    /// Where they are asked for.
+    /// The workspace whose source files are watched, as the Worker sees it.
+    pub workspace: Option<String>,
+    /// What is done with executed programs.
+    pub executed: Arc<Executed>,
+    /// Where looks at the job's shells are asked for.
     pub looks: Looks,
 }
 
@@ -43,11 +49,11 @@ pub struct Detectors {
 impl Detectors {
     /// Starts them. To follow a job's processes all of `/proc` is read once, so that is done beside what the hook waits
     /// for; `failed` is told what does not work.
-    pub fn start(parts: Parts, failed: impl Fn(String) + Send + 'static) -> Self {
+    pub fn start(parts: Parts, failed: impl Fn(String) + Clone + Send + 'static) -> Self {
         let changes = Arc::<OnceLock<ProcessChangeReader>>::default();
         let late = Arc::downgrade(&changes);
         let spawned = thread::Builder::new().name("detectors".to_owned()).spawn(move || {
-            let (reader, problems) = run(parts);
+            let (reader, problems) = run(parts, failed.clone());
             problems.into_iter().for_each(failed);
             if let (Some(reader), Some(changes)) = (reader, late.upgrade()) {
                 // Set once, here.
@@ -66,17 +72,38 @@ impl Detectors {
     }
 }
 
-fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, responder, look_soon, looks } = parts;
+fn run(
+    parts: Parts,
+    failed: impl Fn(String) + Send + 'static,
+) -> (Option<ProcessChangeReader>, Vec<String>) {
+    let Parts { worker, group, sensor, watched, responder, workspace, executed, looks } = parts;
     let mut problems = Vec::new();
-    let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
-    let reader = follow(&worker, &sensor, &responder, look_soon, &processes)
-        .map_err(|problem| {
-            problems.push(format!(
-                "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
-            ));
-        })
-        .ok();
+    if let Some(workspace) = workspace {
+        let watched = source_watch::Watched {
+            worker: Arc::clone(&worker),
+            sensor: Arc::clone(&sensor),
+            responder: Arc::clone(&responder),
+        };
+        if let Err(error) = source_watch::start(watched, &workspace, failed) {
+            problems.push(format!("overwritten source files can't be noticed: {error}"));
+        }
+    }
+    let mut reader = None;
+    let processes = match watched {
+        // They tell the job's observer of programs, too.
+        Some(watched) => Descent::Kernel(watched),
+        None => {
+            let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
+            reader = follow(&worker, &sensor, executed, &processes)
+                .map_err(|problem| {
+                    problems.push(format!(
+                        "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
+                    ));
+                })
+                .ok();
+            Descent::Connector(processes)
+        }
+    };
     let watched = Watched { worker, group, sensor, processes, responder };
     if let Err(error) = shell_watch::start(watched, looks) {
         problems.push(format!("reverse shells can't be looked for: {error}"));
@@ -88,18 +115,12 @@ fn run(parts: Parts) -> (Option<ProcessChangeReader>, Vec<String>) {
 fn follow(
     worker: &Worker,
     sensor: &Arc<ProcfsSensor>,
-    responder: &Arc<Responder>,
-    look_soon: LookSoon,
+    executed: Arc<Executed>,
     processes: &Arc<Mutex<Option<JobProcesses>>>,
 ) -> Result<ProcessChangeReader, String> {
     let changes = ProcessChanges::subscribe_on_machine().map_err(|error| with_causes(&error))?;
     let followed = JobProcesses::follow(worker.key(), Arc::clone(sensor.inspector()));
     *processes.lock().unwrap_or_else(PoisonError::into_inner) = Some(followed);
-    let executed = Executed {
-        job_uid: worker.uid(),
-        sensor: Arc::clone(sensor),
-        responder: Arc::clone(responder),
-    };
     let processes = Arc::clone(processes);
     changes
         .start(move |change: ProcessChange| {
@@ -108,8 +129,7 @@ fn follow(
                 processes.as_mut().and_then(|processes| processes.track(change))
             };
             if let Some(pid) = pid {
-                look_soon.executed();
-                executed.judge(pid);
+                executed.program(pid);
             }
         })
         .map_err(|error| with_causes(&error))
@@ -117,14 +137,21 @@ fn follow(
 
 /// Judges programs that processes of a job have executed. Most cost two look-ups in procfs.
 #[derive(Debug)]
-struct Executed {
-    job_uid: u32,
-    sensor: Arc<ProcfsSensor>,
-    responder: Arc<Responder>,
+pub struct Executed {
+    /// The user that the job runs as.
+    pub job_uid: u32,
+    /// Snapshots of processes.
+    pub sensor: Arc<ProcfsSensor>,
+    /// Where findings go.
+    pub responder: Arc<Responder>,
+    /// Asks for looks at the job's shells.
+    pub look_soon: LookSoon,
 }
 
 impl Executed {
-    fn judge(&self, pid: u32) {
+    /// A process of the job has executed a program.
+    pub fn program(&self, pid: u32) {
+        self.look_soon.executed();
         let Some((links, is_memfd)) = executable_links(pid) else { return };
         let uid = effective_uid(pid);
         let is_other_user = self.job_uid != 0 && uid.is_some_and(|uid| uid != self.job_uid);
@@ -196,6 +223,7 @@ fn is_detectable(detection: LockdownDetection, sensors: &[Feature]) -> bool {
         LockdownDetection::RunnerWorkerMemoryRead => sensors
             .iter()
             .any(|sensor| sensor.name == "sensor-memory" && sensor.state != FeatureState::Missing),
-        LockdownDetection::PrivilegedContainer => false,
+        // By procfs, with every kernel.
+        LockdownDetection::PrivilegedContainer => true,
     }
 }

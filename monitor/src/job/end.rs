@@ -9,11 +9,13 @@ use super::last_known_good::write_atomically;
 use crate::egress::log_prefix::RuleKind;
 use crate::nftables::Counter;
 use crate::record::reconcile::differences;
+use crate::respond::containers::JobContainers;
 use crate::store::UPLOAD_FILE;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
 };
 use portcullis_common::hook::with_causes;
+use portcullis_common::report::markdown;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -41,6 +43,10 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     // A lockdown that is under way ends first: it kills the Worker before it has written down why.
     let is_locked_down = job.responder.is_locked_down();
     kill_what_is_left(job, is_locked_down);
+    kill_containers(host, job);
+    if let Some(closed) = job.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        closed.open();
+    }
     let detectors = job.detectors.lock().unwrap_or_else(PoisonError::into_inner).take();
     let overruns = detectors.as_ref().map_or(0, Detectors::overruns);
     if overruns > 0 {
@@ -95,6 +101,9 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     if let Err(error) = job.table.remove() {
         tracing::error!(job.id = job.id(), error = %with_causes(&error), "the job's rules could not be removed");
     }
+    if let Err(error) = host.service_manager.forget(job.table.name().as_str()) {
+        tracing::error!(job.id = job.id(), error = %error, "systemd could not be told to close the socket of the job's rules");
+    }
     host.own_ports.remove(job.table.port_id());
     *job.packets.lock().unwrap_or_else(PoisonError::into_inner) = None;
     if let Some(Err(error)) = job.group.as_ref().map(crate::cgroup::JobCgroup::remove) {
@@ -148,6 +157,25 @@ fn kill_what_is_left(job: &Job, is_locked_down: bool) {
     }
 }
 
+/// Kills the containers that the job leaves behind: nobody judges them once its rules are gone.
+fn kill_containers(host: &Host, job: &Job) {
+    if host.config.docker.keep_containers {
+        return;
+    }
+    let (killed, problems) = job.containers.kill(KILL_PATIENCE);
+    if killed > 0 {
+        job.recorder.detection(DetectionEvent {
+            detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
+            evidence: format!("{killed} containers outlived the job's Worker and were killed"),
+            is_lockdown: false,
+            process: None,
+        });
+    }
+    for problem in problems {
+        job.note_gap(problem);
+    }
+}
+
 /// The kernel's counters beside the record, once the packets that are still in the kernel's queue have come through.
 fn drained_counters(job: &Job) -> Vec<RuleCounter> {
     let deadline = Instant::now() + DRAIN_PATIENCE;
@@ -191,6 +219,9 @@ pub(super) fn write_report(
     report: &portcullis_common::report::Report,
 ) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
+    // Before the other, whose presence says that the job is over. A job that was killed shows it to nobody: its completed
+    // hook does not run.
+    write_atomically(&spool.join("report.md"), markdown(report).as_bytes())?;
     write_atomically(&spool.join("report.json"), &bytes)
 }
 

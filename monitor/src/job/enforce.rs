@@ -1,18 +1,19 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
-use super::detectors::{self, Detectors};
+use super::detectors::{self, Detectors, Executed};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
 use super::sensors::{JobObserver, job_sensors};
-use super::shell_watch::{self, LookSoon, Looks};
+use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
 use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
@@ -22,6 +23,7 @@ use crate::egress::target::{
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::protect::engine_sockets::{EngineSockets, engine_ports};
 use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
@@ -120,46 +122,66 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+        state.network_namespace,
+    );
+    let containers = host.containers.of_job(known, state.started);
     let responder = Arc::new(Responder::new(Parts {
         job_id: state.id.clone(),
         policy: policy_reference(&state.resolution),
         lockdown: enforced.lockdown.clone(),
         worker: Arc::clone(&worker),
         group: group.clone(),
-        containers: Arc::new(KnownContainers::new(
-            host.hierarchy.as_ref().ok().cloned(),
-            state.cgroup.clone(),
-            state.scope,
-        )),
+        containers: Arc::<EngineContainers>::clone(&containers),
         recorder: Arc::clone(&recorder),
     }));
+    let (look_soon, looks) = shell_watch::looks();
+    let executed = Arc::new(Executed {
+        job_uid: worker.uid(),
+        sensor: Arc::clone(&sockets),
+        responder: Arc::clone(&responder),
+        look_soon: look_soon.clone(),
+    });
     let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
         Arc::new(JobObserver {
             recorder: Arc::clone(&recorder),
             responder: Arc::clone(&responder),
+            look_soon: look_soon.clone(),
+            job_uid: worker.uid(),
             trusted: host.trusted_readers(&worker),
             group: group.clone(),
             hierarchy: host.hierarchy.as_ref().ok().cloned(),
             seen: Mutex::default(),
         })
     };
-    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
+    let sensors = job_sensors(
+        host,
+        &worker,
+        group.as_ref(),
+        &enforced.lockdown,
+        state.scope,
+        sockets,
+        observer,
+    );
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
-    let (look_soon, looks) = shell_watch::looks();
     let context = Arc::new(EventContext {
-        look_soon: look_soon.clone(),
+        look_soon,
         dns_servers: servers.upstreams.clone(),
         sensor: Arc::clone(&sensors.processes),
         sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
-        policy: enforced.clone(),
+        policy: Arc::clone(&enforced),
         reference: policy_reference(&state.resolution),
         frame_senders: FrameSenders::default(),
+        containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -187,13 +209,12 @@ pub fn enforce(
     if let Some(failure) = &protection.failure {
         return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
     }
-    let installed = match rules {
-        Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
-        Rules::LeftByEarlierMonitor => {
-            InstalledTable::adopt(namespace.as_fd(), &target.table, &rules_value)
-        }
-    };
-    let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
+    let engine_sockets = close_engines(host, &state, worker.pid())?;
+    let installed = put_in_kernel(host, &namespace, rules, &rules_value);
+    if let (Err(_), Some(closed)) = (&installed, &engine_sockets) {
+        closed.open();
+    }
+    let table = Arc::new(installed?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
     forget_dns_flows_meanwhile(namespace, &state.id);
@@ -206,6 +227,8 @@ pub fn enforce(
         worker,
         group,
         responder,
+        containers,
+        engine_sockets: Mutex::new(engine_sockets),
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
@@ -223,23 +246,62 @@ pub fn enforce(
         state,
     };
     let job = Arc::new(job);
-    watch_for_findings(&job, look_soon, looks);
+    watch_for_findings(&job, executed, looks);
     Ok(Enforced { job, notices })
 }
 
+/// Puts the rules into the kernel, and their socket into the keeping of whoever restarts the monitor, where they would
+/// vanish with it.
+fn put_in_kernel(
+    host: &Host,
+    namespace: &File,
+    rules: Rules,
+    value: &RuleSet,
+) -> Result<InstalledTable, EnforceError> {
+    let kept = host.service_manager.take(value.name.as_str());
+    let is_kept = kept.is_some();
+    let table = match (rules, kept) {
+        (Rules::New, _) => InstalledTable::install(namespace.as_fd(), value),
+        (Rules::LeftByEarlierMonitor, Some(socket)) => InstalledTable::resume(socket, value),
+        (Rules::LeftByEarlierMonitor, None) => {
+            InstalledTable::adopt(namespace.as_fd(), &value.name, value)
+        }
+    }
+    .map_err(at("the rules can't be put in force"))?;
+    if value.owner == OwnerMode::Owner && !is_kept {
+        let kept = table
+            .socket()
+            .and_then(|socket| host.service_manager.keep(value.name.as_str(), socket.as_fd()));
+        if let Err(error) = kept {
+            if let Err(error) = table.remove() {
+                tracing::error!(error = %with_causes(&error), "rules could not be taken out again");
+            }
+            return Err(at("systemd can't keep the socket that owns the rules")(error));
+        }
+    }
+    Ok(table)
+}
+
 /// Starts what looks for findings in the job.
-fn watch_for_findings(job: &Arc<Job>, look_soon: LookSoon, looks: Looks) {
+fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
+        watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
-        look_soon,
+        workspace: job
+            .state
+            .context
+            .workspace
+            .clone()
+            .filter(|_| !job.enforced.disable_file_monitoring),
+        executed,
         looks,
     };
     // The job owns its detectors.
     let told = Arc::downgrade(job);
-    let started = Detectors::start(parts, move |problem| {
+    let started = Detectors::start(parts, move |problem: String| {
         if let Some(job) = told.upgrade() {
             job.note_gap(problem);
         }
@@ -261,16 +323,32 @@ fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
     }
 }
 
+/// Closes container engines to the job, when its policy says so.
+fn close_engines(
+    host: &Host,
+    state: &JobState,
+    worker: u32,
+) -> Result<Option<EngineSockets>, EnforceError> {
+    if !state.resolution.policy.disable_sudo_and_containers {
+        return Ok(None);
+    }
+    let directory = host.paths.closed_sockets();
+    EngineSockets::close(&directory, host.paths.root(), &state.id, worker, state.uid)
+        .map(Some)
+        .map_err(at("container engines can't be closed to the job as the policy demands"))
+}
+
 /// The policy with the hosts that a runner can't do without.
 fn with_github_hosts(
     host: &Host,
     policy: &EffectivePolicy,
-) -> Result<EffectivePolicy, EnforceError> {
+) -> Result<Arc<EffectivePolicy>, EnforceError> {
     let mut enforced = policy.clone();
     let hosts = github_hosts(&host.config.github.server)
         .map_err(at("github.server of monitor.toml is no host name"))?;
     enforced.allowed.extend(hosts);
-    Ok(enforced)
+    enforced.allowed.shrink_to_fit();
+    Ok(Arc::new(enforced))
 }
 
 fn read_packets(
@@ -352,6 +430,9 @@ fn target(
         let mut listeners = resolver.listens_anywhere().iter();
         listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
     };
+    if state.resolution.policy.disable_sudo_and_containers {
+        target.closed_ports = engine_ports();
+    }
     target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
@@ -374,11 +455,7 @@ fn target(
         .collect();
     target.nflog_group = nflog_group;
     target.grace = Duration::from_secs(host.config.dns.grant_grace_seconds.into());
-    // Tables that vanish with the monitor's socket would leave jobs without rules when it dies.
-    target.owner = match host.kernel.owner {
-        OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
-        OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
-    };
+    target.owner = host.owner_mode();
     target.kernel = host.kernel.kernel;
     Some(target)
 }
@@ -413,13 +490,19 @@ fn features(
             "the job's group could not be made; left-over processes can't be told apart".to_owned(),
         ),
     });
-    features.push(match host.kernel.owner {
+    features.push(match host.owner_mode() {
         OwnerMode::OwnerPersist => feature(
             "table-owner",
             FeatureState::Active,
             "only the monitor can change the rules, and they outlive it".to_owned(),
         ),
-        OwnerMode::Owner | OwnerMode::None => feature(
+        OwnerMode::Owner => feature(
+            "table-owner",
+            FeatureState::Active,
+            "only the monitor can change the rules; systemd keeps their socket while it is restarted, and they vanish when its service is stopped"
+                .to_owned(),
+        ),
+        OwnerMode::None => feature(
             "table-owner",
             FeatureState::Degraded,
             "the kernel has no persistent owned tables (6.9): root in the job can remove the rules; that is noticed and undone"
@@ -441,14 +524,12 @@ fn features(
     ));
     features.extend(protection.features);
     let policy = &state.resolution.policy;
-    let asked_for_but_missing =
-        [(policy.disable_sudo_and_containers, "disable-sudo-and-containers")];
-    for (asked, name) in asked_for_but_missing {
-        if asked {
-            let reason =
-                "the policy asks for it, and this version of the monitor can't do it".to_owned();
-            features.push(feature(name, FeatureState::Missing, reason));
-        }
+    if policy.disable_sudo_and_containers {
+        features.push(feature(
+            "disable-containers",
+            FeatureState::Active,
+            "the sockets of container engines refuse the job, as was tried".to_owned(),
+        ));
     }
     features
 }

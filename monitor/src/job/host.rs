@@ -4,17 +4,21 @@ use super::last_known_good::LastKnownGood;
 use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
 use crate::config::{Config, ConfigError, Paths, SensorBackend};
+use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
-use crate::egress::target::CgroupId;
+use crate::egress::target::{CgroupId, OwnerMode};
 use crate::nftables::{OwnPorts, Probed, probe};
+use crate::service_manager::ServiceManager;
 use crate::store::{ServedStore, keep_header};
 use crate::watch::backend::Sensors;
+use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{HostDefaults, Resolution};
 use portcullis_common::store_client::directory::DirectoryStore;
 use portcullis_common::wire::{IdTokenRequest, InfrastructureUnit};
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 /// What is the same for every job of this host.
 #[derive(Debug)]
@@ -33,8 +37,12 @@ pub struct Host {
     pub sensors: Sensors,
     /// The netlink ports of our own tables: changes by them are no tampering.
     pub own_ports: OwnPorts,
+    /// Who started the monitor, and keeps sockets over its restarts.
+    pub service_manager: ServiceManager,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
+    /// The containers of this host.
+    pub containers: Arc<Containers>,
     /// Opened when it is first needed: a directory that is missing now may be there for the next job.
     store: OnceLock<DirectoryStore>,
     /// As `store`, where the store is a server.
@@ -65,18 +73,21 @@ impl Host {
     /// # Errors
     /// When the configuration can't be used or this process may not make network namespaces; everything else that is
     /// missing shows in the posture of jobs.
-    pub fn open(paths: Paths) -> Result<Self, HostError> {
+    pub fn open(paths: Paths, service_manager: ServiceManager) -> Result<Self, HostError> {
         let config = Config::load(&paths)?;
         let hierarchy = Hierarchy::find().map_err(|error| with_causes(&error));
         let monitor_group = hierarchy.as_ref().ok().and_then(|hierarchy| {
             let group = enter_monitor_group(hierarchy);
             group.inspect_err(|error| tracing::warn!(error = %with_causes(error), "the monitor has no cgroup of its own")).ok()
         });
+        let containers = Containers::new(&paths, hierarchy.as_ref().ok().cloned());
         let host = Self {
+            containers: Arc::new(containers),
             last_known_good: LastKnownGood::at(paths.last_known_good()),
             // First, for it takes longest.
             sensors: Sensors::load(config.sensors.backend),
-            kernel: probe().map_err(HostError::Probe)?,
+            kernel: probe().map_err(HostError::Probe)?.without(&config.kernel.without),
+            service_manager,
             own_ports: OwnPorts::default(),
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
@@ -89,6 +100,16 @@ impl Host {
             host.sensors.kernel().map_err(|reason| HostError::Sensors(reason.to_owned()))?;
         }
         Ok(host)
+    }
+
+    /// Who may change the tables of a job. A table that vanishes with its owner's socket would leave the job without rules
+    /// when the monitor dies, so it needs somebody who keeps the socket.
+    pub fn owner_mode(&self) -> OwnerMode {
+        match self.kernel.owner {
+            OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
+            OwnerMode::Owner if self.service_manager.can_keep() => OwnerMode::Owner,
+            OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
+        }
     }
 
     /// Which policy applies to the job. `id_token` and `request` are for a served store: a directory of files has nobody to
@@ -172,6 +193,19 @@ impl Host {
             .collect()
     }
 
+    /// Cgroups in which nobody judges what a process sends: those of the infrastructure, and in scope `job` every one but the
+    /// jobs' own.
+    pub fn not_judged(&self, scope: EnforcementScope) -> Vec<PathBuf> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        if scope == EnforcementScope::Job {
+            return vec![hierarchy.mount_point().to_owned()];
+        }
+        let units = self.config.infrastructure_units();
+        let groups = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        let groups = groups.filter_map(|group| hierarchy.group(&group.path).ok());
+        groups.map(|group| group.directory().to_owned()).collect()
+    }
+
     /// Who may look into the memory of a job's runner.
     pub fn trusted_readers(&self, worker: &Worker) -> TrustedReaders {
         let pid = std::process::id();
@@ -181,6 +215,14 @@ impl Host {
             worker: worker.key(),
             listener: worker.listener(),
         }
+    }
+
+    /// The paths of those groups.
+    pub fn infrastructure_paths(&self) -> Vec<PathBuf> {
+        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        let units = self.config.infrastructure_units();
+        let found = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        found.map(|group| group.path).collect()
     }
 
     /// The machine's own services, for `monitor status`.

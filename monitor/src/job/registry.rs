@@ -242,6 +242,7 @@ impl Registry {
                     job.id()
                 )
             })?;
+            self.host.containers.narrow(job.id());
         }
         Ok(())
     }
@@ -268,8 +269,14 @@ impl Registry {
     fn watch(&self, enforced: Enforced) {
         let Enforced { job, notices } = enforced;
         self.jobs().insert(job.id().to_owned(), Arc::clone(&job));
+        if let Some(watched) = job.watched() {
+            let services = self.host.infrastructure_paths();
+            self.host.containers.add(Arc::new(watched), services);
+        }
         let jobs = Arc::clone(&self.jobs);
+        let containers = Arc::clone(&self.host.containers);
         let forget = move |job: &Job| {
+            containers.remove(job.id());
             jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(job.id());
         };
         self.runtime.spawn(run(Arc::clone(&self.host), job, notices, forget));

@@ -3,8 +3,11 @@
 use super::Job;
 use super::end::end;
 use super::host::Host;
+use crate::containers::facts::cgroup_of;
+use crate::containers::identity::id_in_path;
 use crate::egress::grant::Grant;
 use crate::nftables::{Change, ChangeWatcher, Notice, ObjectKind};
+use crate::sys::memory;
 use crate::sys::readiness::watch_readable;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{DetectionEvent, DetectionType, Process, RecordedDetection};
@@ -17,11 +20,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// How often repeats are written down and connections that are open but idle have their addresses prolonged. Well below
 /// the grace period, and seldom enough that an idle monitor does nothing worth measuring.
 const TICK: Duration = Duration::from_mins(1);
+
+/// When what reading and binding the policy has used and freed is given back.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// Actions of one change that its evidence lists.
 const SHOWN_ACTIONS: usize = 8;
@@ -52,6 +58,9 @@ pub async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
+    let settling = sleep(SETTLING);
+    tokio::pin!(settling);
+    let mut has_settled = false;
     loop {
         tokio::select! {
             _ = exit.wait() => break,
@@ -69,6 +78,10 @@ pub async fn run(
                     job.note_gap(format!("changes of the packet filter by others can't be noticed any more: {error}"));
                 }
             },
+            () = &mut settling, if !has_settled => {
+                has_settled = true;
+                blocking(memory::give_back).await;
+            }
             _ = tick.tick() => {
                 let (host, job) = (Arc::clone(&host), Arc::clone(&job));
                 blocking(move || keep_up(&host, &job)).await;
@@ -82,6 +95,9 @@ async fn finish(host: Arc<Host>, job: Arc<Job>, on_end: impl FnOnce(&Job) + Send
     blocking(move || {
         end(&host, &job, "the Worker has exited");
         on_end(&job);
+        // What it takes to know a job.
+        drop(job);
+        memory::give_back();
     })
     .await;
 }
@@ -137,6 +153,13 @@ async fn next_notices(tampering: &mut Option<Tampering>) -> io::Result<Vec<Notic
 /// Somebody else changed the packet filter: evidence, and our rules are put back if they suffered.
 fn tampered(job: &Job, notice: &Notice) {
     let verified = job.table.verify();
+    if let (Ok(()), Notice::Changed(change)) = (&verified, notice)
+        && !opens_addresses(job, notice)
+        && is_of_an_engine(job, change)
+    {
+        tracing::debug!(job.id = job.id(), "{}; our rules are untouched", describe(change));
+        return;
+    }
     let outcome = match &verified {
         Ok(()) if !opens_addresses(job, notice) => "our rules are untouched".to_owned(),
         Ok(()) => match job.put_rules_back() {
@@ -187,6 +210,21 @@ fn opens_addresses(job: &Job, notice: &Notice) -> bool {
         }
         Notice::Lost => true,
     }
+}
+
+/// Programs by which container engines write their own rules when they make networks and containers.
+const ENGINE_PROGRAMS: [&str; 4] = ["dockerd", "iptables", "ip6tables", "netavark"];
+
+/// Whether a change that left our rules alone is an engine's: one of its programs, and neither the job nor a container. A
+/// program that has ended already is known by its name only; it could lie, and gains nothing by it.
+fn is_of_an_engine(job: &Job, change: &Change) -> bool {
+    let is_named = change.process.as_deref().is_some_and(|name| ENGINE_PROGRAMS.contains(&name));
+    let group = change.pid.and_then(cgroup_of);
+    let is_jobs = group.is_some_and(|group| {
+        id_in_path(&group).is_some()
+            || job.group.as_ref().is_some_and(|own| group.starts_with(&own.identity().path))
+    });
+    is_named && !is_jobs
 }
 
 /// The process that made a change: as its sensor knows it, or the name and number that the kernel told.

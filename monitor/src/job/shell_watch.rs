@@ -6,10 +6,12 @@
 
 use crate::caller::{ProcessKey, Worker};
 use crate::cgroup::JobCgroup;
+use crate::detect::monitor_tampering::{Tampering, TamperingFact, monitor_tampering};
 use crate::detect::reverse_shell::flow::Flow;
 use crate::detect::reverse_shell::{Certainty, Facts, Lead, leads, reverse_shell};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::JobProcesses;
 use crate::watch::shells::{Connections, ShellSensor, is_forked_copy, sample};
 use crate::watch::sockets::SocketError;
@@ -39,12 +41,19 @@ const AFTER_CONNECTION: [Duration; 6] = [
     Duration::from_millis(300),
 ];
 
-/// A pause of this many times the last look's length follows it: looking takes at most one part in so many of a processor.
-const REST: u32 = 20;
+/// Looking takes at most one part in so many of a processor,
+const SHARE: u32 = 20;
+
+/// but for as long as this it may take all of one, after a time in which it took less: what follows a connection is looked at
+/// at once.
+const BURST: Duration = Duration::from_millis(200);
 
 /// How long a process that was forked and has executed nothing must hold the streams: a shell that is about to execute
 /// another program holds that program's streams for less.
 const FORKED_FOR: Duration = Duration::from_millis(100);
+
+/// Waking up so much later than planned is no matter of load.
+const SUSPENDED: Duration = Duration::from_secs(10);
 
 /// The most leads that are kept in mind.
 const LEAD_LIMIT: usize = 1_024;
@@ -99,6 +108,27 @@ impl LookSoon {
     }
 }
 
+/// Who follows the job's processes by descent.
+#[derive(Clone, Debug)]
+pub enum Descent {
+    /// The sensors in the kernel.
+    Kernel(Arc<WatchedJob>),
+    /// The process connector; nobody when there is none.
+    Connector(Arc<Mutex<Option<JobProcesses>>>),
+}
+
+impl Descent {
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Kernel(watched) => watched.pids(),
+            Self::Connector(processes) => {
+                let processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
+                processes.iter().flat_map(JobProcesses::pids).collect()
+            }
+        }
+    }
+}
+
 /// What a watch needs of its job.
 #[derive(Debug)]
 pub struct Watched {
@@ -108,8 +138,8 @@ pub struct Watched {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
-    /// The job's processes by descent; empty when they can't be followed.
-    pub processes: Arc<Mutex<Option<JobProcesses>>>,
+    /// The job's processes by descent.
+    pub processes: Descent,
     /// Where findings go.
     pub responder: Arc<Responder>,
 }
@@ -151,10 +181,10 @@ impl Watch {
 
     fn run(mut self, looks: &Looks) {
         let mut due = BTreeSet::from([Instant::now()]);
-        let mut not_before = Instant::now();
+        let mut budget = Budget::full(Instant::now());
         while !self.watched.worker.has_exited().unwrap_or(true) {
             let now = Instant::now();
-            let next = due.first().copied().unwrap_or(now + TICK).max(not_before);
+            let next = due.first().copied().unwrap_or(now + TICK).max(budget.not_before(now));
             match looks.queue.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(()) => {
                     let now = Instant::now();
@@ -163,12 +193,13 @@ impl Watch {
                     } else {
                         due.insert(now);
                     }
-                    thread::sleep(not_before.saturating_duration_since(now));
+                    thread::sleep(budget.not_before(now).saturating_duration_since(now));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let begin = Instant::now();
+            self.note_suspension(begin.saturating_duration_since(next));
             due = due.split_off(&begin);
             let (again, any_remote) = match self.look() {
                 Ok(seen) => seen,
@@ -182,8 +213,23 @@ impl Watch {
                 return;
             }
             let end = Instant::now();
-            not_before = end + (end - begin) * REST;
+            budget.spend(begin, end);
             due.insert(end + again.unwrap_or(TICK));
+        }
+    }
+
+    /// The monitor woke up late: it was stopped or frozen. (The clock stands still while the machine sleeps.)
+    fn note_suspension(&self, late: Duration) {
+        if late < SUSPENDED {
+            return;
+        }
+        let fact = TamperingFact {
+            tampering: Tampering::Suspended { seconds: late.as_secs() },
+            process: None,
+            is_of_job: None,
+        };
+        if let Some(finding) = monitor_tampering(&fact) {
+            self.watched.responder.answer(finding);
         }
     }
 
@@ -196,7 +242,11 @@ impl Watch {
             self.flows.clear();
             return Ok((None, false));
         }
-        let facts = self.facts(&connections)?;
+        let mut facts = self.facts(&connections)?;
+        if leads(&facts).iter().any(|lead| self.is_new(lead)) {
+            // What was read of several processes is not of one moment: it must be so twice.
+            facts = self.facts(&connections)?;
+        }
         let mut again = None;
         for lead in leads(&facts) {
             if self.told.contains(&(lead.shell, lead.socket)) {
@@ -213,11 +263,18 @@ impl Watch {
     }
 
     fn facts(&mut self, connections: &Connections) -> Result<Facts, SocketError> {
-        let followed: Vec<u32> = {
-            let processes = self.watched.processes.lock().unwrap_or_else(PoisonError::into_inner);
-            processes.iter().flat_map(JobProcesses::pids).collect()
-        };
+        let followed: Vec<u32> = { self.watched.processes.pids() };
         self.shells.facts(connections, self.watched.sensor.diagnostics(), &followed)
+    }
+
+    /// Whether the lead is seen for the first time; then it is no more.
+    fn is_new(&mut self, lead: &Lead) -> bool {
+        let key = (lead.shell, lead.socket);
+        let is_new = !self.told.contains(&key) && !self.seen.contains_key(&key);
+        if is_new {
+            self.seen.insert(key, Instant::now());
+        }
+        is_new
     }
 
     fn judge(&mut self, lead: &Lead, connections: &Connections) -> Result<Judged, SocketError> {
@@ -228,8 +285,8 @@ impl Watch {
         let key = (lead.shell, lead.socket);
         let now = Instant::now();
         let Some(first) = self.seen.get(&key).copied() else {
+            // It was not there the first time.
             self.seen.insert(key, now);
-            // What was read of several processes is not of one moment: it must be so twice.
             return Ok(Judged::LookAgain(Duration::ZERO));
         };
         if lead.certainty == Certainty::Structure {
@@ -237,19 +294,20 @@ impl Watch {
             return Ok(if held >= FORKED_FOR || !is_forked_copy(lead.shell.pid) {
                 Judged::Sure
             } else {
-                Judged::LookAgain(FORKED_FOR - held)
+                Judged::LookAgain(FORKED_FOR.saturating_sub(held))
             });
         }
         let diagnostics = self.watched.sensor.diagnostics();
         let is_sure = match sample(lead, connections, diagnostics)? {
             None => false,
-            Some(sample) => match self.flows.get_mut(&key) {
-                Some(flow) => flow.add(sample),
-                None => {
+            Some(sample) => {
+                if let Some(flow) = self.flows.get_mut(&key) {
+                    flow.add(sample)
+                } else {
                     self.flows.insert(key, Flow::new(sample));
                     false
                 }
-            },
+            }
         };
         Ok(if is_sure { Judged::Sure } else { Judged::LookAgain(FLOW_TICK) })
     }
@@ -281,6 +339,62 @@ impl Watch {
             tracing::error!(error = %with_causes(error), "reverse shells can't be looked for");
         }
         self.has_failed = true;
+    }
+}
+
+/// The time that looking may take: it grows with the time that passes, and is spent by looks.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    /// What was left at `at`; less than nothing counts as `debt`.
+    left: Duration,
+    debt: Duration,
+    at: Instant,
+}
+
+impl Budget {
+    const fn full(at: Instant) -> Self {
+        Self { left: BURST, debt: Duration::ZERO, at }
+    }
+
+    /// Takes in a look.
+    fn spend(&mut self, begin: Instant, end: Instant) {
+        let earned = begin.saturating_duration_since(self.at) / SHARE;
+        let has = (self.left + earned.saturating_sub(self.debt)).min(BURST);
+        let owes = self.debt.saturating_sub(earned);
+        let cost = end.saturating_duration_since(begin) + owes;
+        self.left = has.saturating_sub(cost);
+        self.debt = cost.saturating_sub(has);
+        self.at = end;
+    }
+
+    /// When the next look may begin.
+    fn not_before(&self, now: Instant) -> Instant {
+        now.max(self.at + self.debt * SHARE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_is_bounded_in_the_long_run_and_quick_at_first() {
+        let begin = Instant::now();
+        let mut budget = Budget::full(begin);
+        let look = Duration::from_millis(10);
+        let (mut now, mut looks) = (begin, 0_u32);
+        while now < begin + Duration::from_secs(60) {
+            now = budget.not_before(now);
+            budget.spend(now, now + look);
+            now += look;
+            looks += 1;
+            if looks == 15 {
+                assert!(now - begin < BURST, "the first looks follow each other at once");
+            }
+        }
+        let share = look * looks / 60;
+        assert!(share < Duration::from_millis(60), "{share:?} a second");
+        assert!(share > Duration::from_millis(40), "{share:?} a second");
     }
 }
 

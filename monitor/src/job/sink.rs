@@ -4,6 +4,7 @@ use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
 use super::shell_watch::LookSoon;
+use crate::containers::Containers;
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::log_prefix::{LogPrefix, Path};
@@ -41,13 +42,15 @@ pub struct EventContext {
     /// Where events go.
     pub recorder: Arc<Recorder>,
     /// The policy as it is enforced.
-    pub policy: EffectivePolicy,
+    pub policy: Arc<EffectivePolicy>,
     /// How events name it.
     pub reference: PolicyReference,
     /// Who has sent frames that bypass IP.
     pub frame_senders: FrameSenders,
     /// Asks for a look at the job's shells when a connection is made.
     pub look_soon: LookSoon,
+    /// How containers are called.
+    pub containers: Arc<Containers>,
 }
 
 impl EventContext {
@@ -72,8 +75,11 @@ impl EventContext {
         if prefix.path == Path::Output && prefix.kind.verdict() == Verdict::Blocked {
             self.refuse(packet);
         }
-        let event =
+        let mut event =
             network_event(&packet.headers, &prefix, name, process, &self.policy, &self.reference);
+        if prefix.path == Path::Forward {
+            event.container = self.containers.name_of(packet.headers.source);
+        }
         self.recorder.network(event);
     }
 
@@ -89,7 +95,7 @@ impl EventContext {
 
     fn observation(&self, observation: &DnsObservation) {
         let outcome = &observation.outcome;
-        for address in &outcome.answered {
+        for address in outcome.answered.iter() {
             if !outcome.granted.contains(address) {
                 self.book.learn(*address, &outcome.name, &outcome.cname_chain);
             }

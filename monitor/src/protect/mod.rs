@@ -2,11 +2,12 @@
 //! read its memory any more, and, where the policy disables sudo, nothing below it gains rights by a setuid program.
 //!
 //! The Worker runs already, and is not ours to start, so the calls are made inside of it, by ptrace ([`inject`]). That is all
-//! that ptrace is used for: the job itself is never traced, for strace, gdb and LeakSanitizer in it must work. What was done
+//! that ptrace is used for: the job itself is never traced, for strace, gdb and `LeakSanitizer` in it must work. What was done
 //! is looked up in procfs afterwards; only that counts.
 
 mod code;
 mod diagnostics;
+pub mod engine_sockets;
 mod inject;
 mod registers;
 #[cfg(test)]

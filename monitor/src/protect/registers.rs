@@ -86,11 +86,8 @@ pub(super) fn is_outside_of_calls(_: &Registers) -> bool {
 
 /// The first instruction in `code` that makes a system call, as an offset.
 pub(super) fn find_instruction(code: &[u8]) -> Option<usize> {
-    let places = code.windows(INSTRUCTION.len()).enumerate();
-    places
-        .filter(|(offset, _)| offset % ALIGNMENT == 0)
-        .find(|(_, bytes)| *bytes == INSTRUCTION)
-        .map(|(offset, _)| offset)
+    let mut places = code.windows(INSTRUCTION.len()).enumerate().step_by(ALIGNMENT);
+    places.find(|(_, bytes)| *bytes == INSTRUCTION).map(|(offset, _)| offset)
 }
 
 #[cfg(test)]

@@ -1,17 +1,20 @@
 //! The containers that a job has started by a daemon, outside of the job's own cgroup. (Those of a rootless engine are in
 //! it.)
 //!
-//! In scope `host` every container that was started since the job was bound is the job's: the machine has one runner. A
-//! cgroup's id grows with each one that is made, so that a group with a higher id than the job's was made later; this needs
-//! no memory and holds over a restart of the monitor. In scope `job` a container's cgroup does not say who asked for it;
+//! In scope `host` every container that was started since the job was bound, by an engine in the Worker's own network
+//! namespace, is the job's: the machine has one runner. A cgroup's id grows with each one that is made, so that a group with
+//! a higher id than the job's was made later; this needs no memory and holds over a restart of the monitor. In scope `job` a container's cgroup does not say who asked for it;
 //! whoever knows (an engine's events, a sensor of container starts) adds it with [`KnownContainers::add`].
 
+use crate::caller::table::NetworkNamespaceId;
+use crate::caller::{ProcFs, ProcessTable};
 use crate::cgroup::{Cgroup, CgroupIdentity, Hierarchy};
 use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,18 +41,22 @@ pub trait JobContainers: fmt::Debug + Send + Sync {
 pub struct KnownContainers {
     hierarchy: Option<Hierarchy>,
     job: Option<CgroupIdentity>,
-    scope: EnforcementScope,
+    /// In scope `job`.
+    is_narrow: AtomicBool,
+    network_namespace: NetworkNamespaceId,
     added: Mutex<Vec<CgroupIdentity>>,
 }
 
 impl KnownContainers {
-    /// Of the job with the group `job`.
+    /// Of the job with the group `job`, whose Worker lives in `network_namespace`.
     pub fn new(
         hierarchy: Option<Hierarchy>,
         job: Option<CgroupIdentity>,
         scope: EnforcementScope,
+        network_namespace: NetworkNamespaceId,
     ) -> Self {
-        Self { hierarchy, job, scope, added: Mutex::default() }
+        let is_narrow = AtomicBool::new(scope == EnforcementScope::Job);
+        Self { hierarchy, job, is_narrow, network_namespace, added: Mutex::default() }
     }
 
     /// Adds a container that the job has started.
@@ -60,18 +67,42 @@ impl KnownContainers {
         }
     }
 
+    /// Which groups are the job's containers now.
+    pub fn identities(&self) -> Vec<CgroupIdentity> {
+        self.groups().iter().map(|group| group.identity().clone()).collect()
+    }
+
+    /// Only containers that are added are the job's, from now on: another runner of this host has started a job.
+    pub fn narrow(&self) {
+        self.is_narrow.store(true, Ordering::Relaxed);
+    }
+
+    /// Kills the containers of these groups and waits for at most `patience`. How many there were, and what did not work, in
+    /// words.
+    pub fn kill_groups(
+        &self,
+        wanted: &[CgroupIdentity],
+        patience: Duration,
+    ) -> (usize, Vec<String>) {
+        let Some(hierarchy) = &self.hierarchy else { return (0, Vec::new()) };
+        let groups: Vec<Cgroup> =
+            wanted.iter().filter_map(|identity| still(hierarchy, identity)).collect();
+        kill_all(&groups, patience)
+    }
+
     /// The groups of the job's containers that are there now.
     fn groups(&self) -> Vec<Cgroup> {
         let Some(hierarchy) = &self.hierarchy else { return Vec::new() };
         let added = self.added.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut groups: Vec<Cgroup> = added
-            .iter()
-            .filter_map(|known| {
-                hierarchy.group(&known.path).ok().filter(|group| group.identity() == known)
-            })
-            .collect();
-        if let (EnforcementScope::Host, Some(job)) = (self.scope, &self.job) {
-            groups.extend(started_since(hierarchy, job));
+        let mut groups: Vec<Cgroup> =
+            added.iter().filter_map(|known| still(hierarchy, known)).collect();
+        if let (false, Some(job)) = (self.is_narrow.load(Ordering::Relaxed), &self.job) {
+            let is_ours = |group: &Cgroup| started_from(group) == Some(self.network_namespace);
+            groups.extend(
+                started_since(hierarchy, job)
+                    .into_iter()
+                    .filter(|group| !added.contains(group.identity()) && is_ours(group)),
+            );
         }
         groups
     }
@@ -79,28 +110,45 @@ impl KnownContainers {
 
 impl JobContainers for KnownContainers {
     fn kill(&self, patience: Duration) -> (usize, Vec<String>) {
-        let groups = self.groups();
-        let mut problems = Vec::new();
-        for group in &groups {
-            if let Err(error) = group.kill() {
-                problems.push(format!(
-                    "the container {} could not be killed: {}",
-                    group.identity().path.display(),
-                    with_causes(&error)
-                ));
-            }
-        }
-        for group in &groups {
-            if !group.wait_empty(patience).unwrap_or(false) {
-                problems.push(format!(
-                    "the container {} was still there {} s after it was killed",
-                    group.identity().path.display(),
-                    patience.as_secs()
-                ));
-            }
-        }
-        (groups.len(), problems)
+        kill_all(&self.groups(), patience)
     }
+}
+
+/// The group of this identity, unless it is gone.
+fn still(hierarchy: &Hierarchy, identity: &CgroupIdentity) -> Option<Cgroup> {
+    hierarchy.group(&identity.path).ok().filter(|group| group.identity() == identity)
+}
+
+fn kill_all(groups: &[Cgroup], patience: Duration) -> (usize, Vec<String>) {
+    let mut problems = Vec::new();
+    for group in groups {
+        if let Err(error) = group.kill() {
+            problems.push(format!(
+                "the container {} could not be killed: {}",
+                group.identity().path.display(),
+                with_causes(&error)
+            ));
+        }
+    }
+    for group in groups {
+        if !group.wait_empty(patience).unwrap_or(false) {
+            problems.push(format!(
+                "the container {} was still there {} s after it was killed",
+                group.identity().path.display(),
+                patience.as_secs()
+            ));
+        }
+    }
+    (groups.len(), problems)
+}
+
+/// The network namespace of the engine that started a container: that of the parent of its first process, which is the
+/// engine's shim or monitor. `None` when nobody lives in the container.
+fn started_from(group: &Cgroup) -> Option<NetworkNamespaceId> {
+    let members = group.processes_recursive().ok()?;
+    let parents = members.iter().filter_map(|pid| ProcFs.process(*pid)).map(|entry| entry.parent);
+    let outside = parents.into_iter().find(|parent| !members.contains(parent))?;
+    ProcFs.network_namespace(outside)
 }
 
 /// The groups of containers that were made after the job's group.

@@ -117,6 +117,21 @@ impl Responder {
         decision
     }
 
+    /// Records the finding and kills nothing, whatever the policy says: it can't be told whether it is this job's.
+    pub fn record_only(&self, finding: Finding) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = state.counts.entry(finding.detection).or_default();
+        *count += 1;
+        if *count <= RECORDED_OF_TYPE {
+            self.record(finding, None);
+        }
+    }
+
+    /// Whether the policy kills the job for this detection.
+    pub fn would_lock_down(&self, detection: DetectionType) -> bool {
+        decide(detection, &self.lockdown) == Decision::Lockdown
+    }
+
     /// Whether the job was killed by a lockdown. Waits for an answer that is under way.
     pub fn is_locked_down(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).is_locked_down
@@ -133,20 +148,21 @@ impl Responder {
             Some(outcome) => format!("{}; {outcome}", finding.evidence),
             None => finding.evidence,
         };
-        match outcome {
-            Some(_) => tracing::error!(
+        if outcome.is_some() {
+            tracing::error!(
                 job.id = self.job_id,
                 policy = self.policy.name,
-                detection = ?finding.detection,
+                detection = type_name(finding.detection),
                 evidence,
                 "lockdown: the job was killed"
-            ),
-            None => tracing::warn!(
+            );
+        } else {
+            tracing::warn!(
                 job.id = self.job_id,
-                detection = ?finding.detection,
+                detection = type_name(finding.detection),
                 evidence,
                 "detection"
-            ),
+            );
         }
         self.recorder.detection(DetectionEvent {
             detection: finding.detection,

@@ -42,6 +42,21 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Duplicates a descriptor of the process that `pidfd` stands for; the copy is ours and close-on-exec.
+///
+/// # Errors
+/// `EBADF` when the process has no such descriptor, `EPERM` when it may not be looked into, `ESRCH` when it is gone.
+pub fn duplicate(pidfd: BorrowedFd<'_>, descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_getfd takes three integers and touches no memory of ours; the pidfd is borrowed and thus open.
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), descriptor, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let copy = RawFd::try_from(copy).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Whether the process has exited: a pidfd becomes readable then, reaped or not.
 ///
 /// # Errors

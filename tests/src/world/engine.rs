@@ -24,9 +24,10 @@ pub(super) const DOCKER_GROUP: u32 = 12_100;
 pub const IMAGE: &str = "box";
 
 /// The programs of [`IMAGE`].
-pub const CONTAINER_TOOLS: [&str; 19] = [
-    "cat", "chmod", "cp", "grep", "id", "ip", "ls", "mkdir", "mount", "nc", "nslookup", "ping",
-    "ping6", "sh", "sleep", "tail", "touch", "true", "wget",
+pub const CONTAINER_TOOLS: &[&str] = &[
+    "cat", "chmod", "chroot", "cp", "echo", "grep", "id", "ip", "ls", "mkdir", "mknod", "mount",
+    "nc", "nslookup", "ping", "ping6", "seq", "sh", "sleep", "tail", "test", "tftp", "timeout",
+    "touch", "true", "wget",
 ];
 
 /// The networks of `docker0`; others are the engine's own choice.
@@ -39,6 +40,8 @@ pub struct DockerOptions {
     pub authorization_plugins: Vec<String>,
     /// Further arguments of `dockerd`.
     pub arguments: Vec<String>,
+    /// Listens where nobody looks for an engine; its clients have `DOCKER_HOST`, see [`Docker::host_variable`].
+    pub is_hidden: bool,
 }
 
 /// A running Docker engine; it and its containers end with the handle.
@@ -48,6 +51,7 @@ pub struct Docker {
     log: Arc<Mutex<String>>,
     client: HostCommand,
     socket: PathBuf,
+    host: String,
 }
 
 impl Docker {
@@ -58,7 +62,10 @@ impl Docker {
         let configuration = directory.join("daemon.json");
         let plugins = serde_json::json!({ "authorization-plugins": options.authorization_plugins });
         write_in_one_step(&configuration, &plugins.to_string())?;
-        let socket = world.root().join("run/docker.sock");
+        let name = if options.is_hidden { "engine/docker.sock" } else { "docker.sock" };
+        let socket = world.root().join("run").join(name);
+        fs::create_dir_all(world.root().join("run/engine"))?;
+        let host = format!("unix:///run/{name}");
         let service = world.cgroup.child("docker.service")?;
         let mut process = world
             .command("/usr/sbin/dockerd")
@@ -67,7 +74,7 @@ impl Docker {
             .arg(directory.join("docker"))
             .arg("--config-file")
             .arg(&configuration)
-            .args(["--host", "unix:///run/docker.sock", "--pidfile", "/run/docker.pid"])
+            .args(["--host", &host, "--pidfile", "/run/docker.pid"])
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
             .args(["--cgroup-parent", &format!("/{}/docker", world.id)])
             .args(["--ipv6", "--fixed-cidr-v6", FIXED_V6, "--ip6tables", "--experimental"])
@@ -77,18 +84,24 @@ impl Docker {
         if let Some(errors) = process.child().stderr.take() {
             read_into(errors, Arc::clone(&log))?;
         }
-        let client = world.command("docker");
-        let mut docker = Self { process, log, client, socket };
+        let client = world.command("docker").env("DOCKER_HOST", &host);
+        let mut docker = Self { process, log, client, socket, host };
         docker.wait_until_ready()?;
         let pack =
             format!("tar -C '{}' -c . | docker import - {IMAGE} >/dev/null", image.display());
-        world.command("sh").args(["-c", &pack]).text().context("the image can't be made")?;
+        let sh = world.command("sh").env("DOCKER_HOST", &docker.host);
+        sh.args(["-c", &pack]).text().context("the image can't be made")?;
         Ok(docker)
     }
 
     /// The engine's socket.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// What `DOCKER_HOST` must be for its clients.
+    pub fn host_variable(&self) -> &str {
+        &self.host
     }
 
     /// The engine's process id.
@@ -145,7 +158,7 @@ impl Podman {
         let configuration = directory.join("containers.conf");
         let text = format!(
             "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n[engine]\ncgroup_manager = \
-             \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"crun\"\n[network]\nnetwork_config_dir = \"{}\"\n",
+             \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n[network]\nnetwork_config_dir = \"{}\"\n",
             directory.join("cni").display()
         );
         write_in_one_step(&configuration, &text)?;

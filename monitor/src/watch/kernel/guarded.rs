@@ -2,6 +2,7 @@
 
 use crate::caller::ProcessKey;
 use portcullis_common::hook::with_causes;
+use portcullis_monitor_bpf::SensorError;
 use portcullis_monitor_bpf::guard::{Guard, MemoryGuard, ThreadName};
 use std::collections::HashMap;
 use std::fs;
@@ -31,13 +32,10 @@ struct OfJob {
 }
 
 impl Guarded {
-    pub(super) fn new(guard: MemoryGuard) -> Self {
-        Self { guard, jobs: Mutex::default() }
-    }
-
-    /// What this kernel gives no sight of, in words.
-    pub fn unseen(&self) -> &[String] {
-        self.guard.unseen()
+    /// The monitor itself may read: it looks at processes, and changes a Worker once by ptrace.
+    pub(super) fn new(guard: MemoryGuard) -> Result<Self, SensorError> {
+        guard.trust(std::process::id())?;
+        Ok(Self { guard, jobs: Mutex::default() })
     }
 
     /// Guards a job's Worker and Listener, and the monitor while there is a job. Readers are ended when `is_lethal`.
@@ -81,10 +79,8 @@ impl Guarded {
         let pid = std::process::id();
         if jobs.is_empty() {
             self.guard.release(pid);
-            self.guard.distrust(pid);
             return Ok(());
         }
-        self.guard.trust(pid).map_err(|error| with_causes(&error))?;
         let is_lethal = jobs.values().any(|job| job.is_lethal);
         self.guard_process(pid, Guard { job: 0, is_lethal, is_private: true })
     }
