@@ -19,6 +19,7 @@ use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, ScopeKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 const TAG: &str = "compatibility";
 
@@ -53,7 +54,8 @@ struct CompatiblePolicy {
 }
 
 fn compatible(owner: &str, policy: &EffectivePolicy) -> CompatiblePolicy {
-    let texts = |rules: &[Rule]| rules.iter().map(|rule| rule.text.clone()).collect();
+    let texts =
+        |rules: &[Arc<Rule>]| rules.iter().map(|rule| rule.text.to_string()).collect();
     CompatiblePolicy {
         owner: owner.to_owned(),
         policy_name: policy.name.clone(),
