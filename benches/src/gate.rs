@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Where the measured server is: an address of the world's internet that nothing else uses.
 pub(crate) const SERVER: &str = "203.0.113.200";
@@ -23,6 +24,14 @@ pub(crate) struct Gate {
     pub(crate) client: PathBuf,
 }
 
+/// A job that ran.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) result: JobResult,
+    /// From the start of its Listener to the Listener's end: what somebody who waits for the job waits.
+    pub(crate) wall: Duration,
+}
+
 impl Gate {
     /// Builds the world and starts the monitor. `endpoints` are allowed beside the measured server.
     pub(crate) fn new(world: World, endpoints: &[String]) -> Result<Self> {
@@ -36,28 +45,29 @@ impl Gate {
 
     /// Runs a script as a job behind the gate, or as the same job without hooks.
     pub(crate) fn run(&self, script: &str, is_gated: bool) -> Result<JobResult> {
-        self.run_job(
-            &Job::script(&script.replace("$CLIENT", &self.client.display().to_string())),
-            is_gated,
-        )
+        let script = script.replace("$CLIENT", &self.client.display().to_string());
+        Ok(self.run_job(&Job::script(&script), is_gated)?.result)
     }
 
     /// Runs a job behind the gate, or the same job without hooks.
-    pub(crate) fn run_job(&self, job: &Job, is_gated: bool) -> Result<JobResult> {
+    pub(crate) fn run_job(&self, job: &Job, is_gated: bool) -> Result<Run> {
         if is_gated {
             self.world.install_hooks()?;
         } else {
             self.world.runner(0).set_hooks(None, None)?;
         }
+        let started = Instant::now();
         let result = self.world.runner(0).run(job)?;
+        let wall = started.elapsed();
         ensure!(
             result.outcome == JobOutcome::Success,
             "the measured job failed:\n{}\n{}",
             result.log(),
             self.monitor.log()
         );
+        // The monitor cleans up once the job is over for its runner, which does not wait for it.
         self.monitor.wait_until_idle()?;
-        Ok(result)
+        Ok(Run { result, wall })
     }
 
     /// The numbers that a script printed, one a line.

@@ -18,7 +18,10 @@ struct Options {
     only: Vec<String>,
 }
 
-type Measurement = (&'static str, fn() -> Result<Vec<Row>>);
+/// Tells each row as it is found.
+type Found<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
+
+type Measurement = (&'static str, fn(Found<'_>) -> Result<()>);
 
 const MEASUREMENTS: [Measurement; 7] = [
     ("pre-job", measure::pre_job),
@@ -36,12 +39,12 @@ fn main() -> Result<()> {
     let mut out = io::stdout().lock();
     for (name, measurement) in MEASUREMENTS {
         if options.only.is_empty() || options.only.iter().any(|only| only == name) {
-            let found = measurement()?;
-            for row in &found {
-                writeln!(out, "{}", result::line(row))?;
-            }
-            out.flush()?;
-            rows.extend(found);
+            measurement(&mut |row| {
+                writeln!(out, "{}", result::line(&row))?;
+                out.flush()?;
+                rows.push(row);
+                Ok(())
+            })?;
         }
     }
     writeln!(out, "\n{}", result::table(&rows))?;

@@ -372,7 +372,7 @@ pub struct PostureEvent {
 }
 
 /// A stage in a job's life.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobStage {
     /// A policy was bound to the Worker.

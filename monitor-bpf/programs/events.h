@@ -32,6 +32,8 @@ struct image {
     u16 directory_length;
     u16 arguments_length;
     u16 is_cut;           /* the arguments are longer */
+    u32 links;            /* hard links of the executable: none when it has no name */
+    u32 effective_user;
 };
 
 struct escape {

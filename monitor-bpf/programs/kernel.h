@@ -33,7 +33,7 @@ struct pid { unsigned int level; struct hlist_head tasks[4]; struct upid numbers
 
 struct qstr { const unsigned char *name; };
 struct super_block { unsigned long s_magic; };
-struct inode { struct super_block *i_sb; void *i_private; };
+struct inode { struct super_block *i_sb; unsigned int i_nlink; void *i_private; };
 struct dentry { struct dentry *d_parent; struct qstr d_name; struct inode *d_inode; };
 struct vfsmount { struct dentry *mnt_root; };
 struct mount { struct mount *mnt_parent; struct dentry *mnt_mountpoint; struct vfsmount mnt; };
@@ -61,7 +61,7 @@ struct mm_struct {
     struct file *exe_file;
 };
 struct signal_struct { atomic_t live; };
-struct cred { kuid_t uid; };
+struct cred { kuid_t uid, euid; };
 #if defined(__TARGET_ARCH_x86)
 struct thread_info { unsigned long flags; u32 status; };
 #else

@@ -14,6 +14,14 @@ struct {
     __type(value, u64);
 } workers SEC(".maps");
 
+/* Processes of jobs that are outside of their job's cgroup now. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 65536);
+    __type(key, u32);
+    __type(value, u64);
+} escaped SEC(".maps");
+
 struct environment_event {
     struct event event;
     u32 length;
@@ -35,6 +43,8 @@ static __always_inline void tell_escape(struct task_struct *task, struct members
     told.escape.by = by;
     told.escape.is_birth = is_birth;
     member->has_escaped = 1;
+    u32 process = told.event.process;
+    bpf_map_update_elem(&escaped, &process, &member->job, BPF_ANY);
     send(&told, sizeof(told), true);
 }
 
@@ -52,6 +62,10 @@ int BPF_PROG(process_forks, struct task_struct *parent, struct task_struct *chil
         return 0;
     struct event told = {};
     describe(&told, EVENT_FORK, child, member->job);
+    if (member->has_escaped) {
+        u32 process = child->tgid;
+        bpf_map_update_elem(&escaped, &process, &member->job, BPF_ANY);
+    }
     /* `CLONE_PARENT` gives the child another parent than who made it. */
     told.parent = parent->tgid;
     told.parent_start = BPF_CORE_READ(parent, group_leader, start_boottime);
@@ -101,6 +115,8 @@ int BPF_PROG(process_exits, struct task_struct *task)
     struct membership *member = bpf_task_storage_get(&members, task, 0, 0);
     if (!member || BPF_CORE_READ(task, signal, live.counter) > 0)
         return 0;
+    u32 process = task->tgid;
+    bpf_map_delete_elem(&escaped, &process);
     struct event told = {};
     describe(&told, EVENT_EXIT, task, member->job);
     send(&told, sizeof(told), false);
@@ -118,6 +134,8 @@ int BPF_PROG(process_moves, struct cgroup *destination, const char *path, struct
         return 0;
     }
     if (member && member->job == job) {
+        u32 process = task->tgid;
+        bpf_map_delete_elem(&escaped, &process);
         member->has_escaped = 0;
         return 0;
     }
@@ -125,4 +143,13 @@ int BPF_PROG(process_moves, struct cgroup *destination, const char *path, struct
     if (member && !member->has_escaped)
         tell_escape(task, member, now, bpf_get_current_pid_tgid() >> 32, false);
     return 0;
+}
+
+/* On cgroups whose packets are not judged: what left a job for one of them makes no socket there. A socket belongs for good
+ * to the cgroup that it was made in, so moving the process back would come too late for it. */
+SEC("cgroup/sock_create")
+int makes_socket_outside(struct bpf_sock *socket)
+{
+    u32 process = bpf_get_current_pid_tgid() >> 32;
+    return bpf_map_lookup_elem(&escaped, &process) ? 0 : 1;
 }

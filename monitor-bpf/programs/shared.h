@@ -215,7 +215,10 @@ static __always_inline u64 append_image(struct scratch *scratch, u64 offset, str
     struct mm_struct *mm = BPF_CORE_READ(task, mm);
     struct file *executable = BPF_CORE_READ(mm, exe_file);
     struct fs_struct *fs = BPF_CORE_READ(task, fs);
-    struct image image = {};
+    struct image image = {
+        .links = BPF_CORE_READ(executable, f_inode, i_nlink),
+        .effective_user = BPF_CORE_READ(task, cred, euid.val),
+    };
     u64 begin = offset + sizeof(image), end = begin;
 
     if (executable)

@@ -52,6 +52,10 @@ pub struct Image {
     pub directory: String,
     /// The arguments, cut at 4 KiB.
     pub arguments: Vec<String>,
+    /// Hard links of the executable: none for one that has no name in any directory.
+    pub links: u32,
+    /// The effective user id.
+    pub effective_uid: u32,
 }
 
 /// A process in a cgroup that is not its job's.
@@ -172,12 +176,14 @@ impl Image {
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let lengths = [reader.u16()?, reader.u16()?, reader.u16()?];
         reader.u16()?;
+        let (links, effective_uid) = (reader.u32()?, reader.u32()?);
         let [executable, directory, arguments] = lengths.map(usize::from);
         let executable = path(reader.take(executable)?);
         let directory = path(reader.take(directory)?);
         // A working directory without components is the root.
         let directory = if directory.is_empty() { "/".to_owned() } else { directory };
-        Some(Self { executable, directory, arguments: arguments_of(reader.take(arguments)?) })
+        let arguments = arguments_of(reader.take(arguments)?);
+        Some(Self { executable, directory, arguments, links, effective_uid })
     }
 }
 

@@ -4,6 +4,7 @@ use crate::event::Event;
 use crate::object::{SensorError, attach, load, map};
 use crate::ring::{Ring, RingReader};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
@@ -26,7 +27,13 @@ pub struct Lifecycle {
     /// Maps that the memory guard shares.
     pub(crate) events: MapHandle,
     pub(crate) members: MapHandle,
-    _object: Object,
+    object: Object,
+}
+
+/// See [`Lifecycle::refuse_escaped`].
+#[derive(Debug)]
+pub struct EscapeBarrier {
+    _link: Link,
 }
 
 impl Lifecycle {
@@ -53,7 +60,7 @@ impl Lifecycle {
             lost: map(&object, "lost")?,
             events: map(&object, "events")?,
             members: map(&object, "members")?,
-            _object: object,
+            object,
         })
     }
 
@@ -69,6 +76,20 @@ impl Lifecycle {
             .update(&worker.to_ne_bytes(), &token, MapFlags::ANY)
             .map_err(failed("workers"))?;
         self.jobs.update(&group.to_ne_bytes(), &token, MapFlags::ANY).map_err(failed("jobs"))
+    }
+
+    /// From now on a process that has left its job's cgroup makes no socket in this cgroup, an open directory, or below it
+    /// (`EPERM`). Ends when the link is dropped.
+    ///
+    /// # Errors
+    /// [`SensorError::Attach`].
+    pub fn refuse_escaped(&self, group: BorrowedFd<'_>) -> Result<EscapeBarrier, SensorError> {
+        const PROGRAM: &str = "makes_socket_outside";
+        let program = self.object.progs_mut().find(|program| program.name() == PROGRAM);
+        let program = program.ok_or(SensorError::Foreign(PROGRAM))?;
+        let link = program.attach_cgroup(group.as_raw_fd());
+        let failed = |source| SensorError::Attach { program: PROGRAM.to_owned(), source };
+        link.map(|link| EscapeBarrier { _link: link }).map_err(failed)
     }
 
     /// Nothing of the job is looked for any more.

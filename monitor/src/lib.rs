@@ -19,5 +19,7 @@ pub mod protect;
 pub mod record;
 pub mod respond;
 pub mod server;
+pub mod service_manager;
+pub mod store;
 pub mod sys;
 pub mod watch;

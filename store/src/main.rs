@@ -1,8 +1,7 @@
 //! `portcullis`: the policy store's server, and the operator's command line.
 
 use clap::Parser as _;
-use portcullis_common::hook::with_causes;
-use portcullis_store::command::{Command, Options};
+use portcullis_store::command::{Options, exit_code};
 use std::io::Write as _;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -20,19 +19,12 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let is_server = matches!(options.command, Command::Serve(_) | Command::Migrate(_));
-    start_logging(is_server);
+    start_logging(options.is_server());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error)),
     };
-    let result = runtime.block_on(async {
-        match &options.command {
-            Command::Serve(serve) => serve.run().await,
-            Command::Migrate(migrate) => migrate.run().await,
-        }
-    });
-    match result {
+    match runtime.block_on(options.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
@@ -50,8 +42,8 @@ fn start_logging(is_server: bool) {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    let text = with_causes(error.as_ref());
+    let (status, text) = exit_code(error);
     // Standard error may be closed; the exit status still says it.
-    let _ = writeln!(std::io::stderr(), "error: {text}");
-    ExitCode::FAILURE
+    let _ = writeln!(std::io::stderr(), "{text}");
+    ExitCode::from(status)
 }

@@ -37,20 +37,18 @@ pub struct Metrics {
     durations: Family<RouteLabels, Histogram>,
     /// Policies as they were last seen.
     pub policies: Gauge,
-    /// Events stored.
-    pub events: Counter,
     /// Notifications that were given up.
     pub dead_notifications: Counter,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// The numbers of a server whose store counts `events`.
+    pub fn new(events: &Counter) -> Self {
         let mut registry = Registry::with_prefix("portcullis_store");
         let requests = Family::default();
         let durations =
             Family::<RouteLabels, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
-        let (policies, events, dead_notifications) =
-            (Gauge::default(), Counter::default(), Counter::default());
+        let (policies, dead_notifications) = (Gauge::default(), Counter::default());
         registry.register("requests", "Requests answered", requests.clone());
         registry.register("request_duration_seconds", "How long answers took", durations.clone());
         registry.register("policies", "Policies", policies.clone());
@@ -60,11 +58,9 @@ impl Default for Metrics {
             "Notifications given up",
             dead_notifications.clone(),
         );
-        Self { registry, requests, durations, policies, events, dead_notifications }
+        Self { registry, requests, durations, policies, dead_notifications }
     }
-}
 
-impl Metrics {
     /// Counts a request. `route` is the pattern, so that there are only as many as there are routes.
     pub fn request(&self, route: &str, method: &Method, status: StatusCode, duration: Duration) {
         // A method can be any word; only those that are served get a series of their own.

@@ -2,7 +2,7 @@
 
 use crate::api::{self, Api};
 use crate::configuration::Configuration;
-use crate::database::{NewAuditEntry, StoredToken};
+use crate::database::{NewAuditEntry, Retention, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
 use crate::metrics::Metrics;
 use crate::service::{Store, now};
@@ -23,6 +23,9 @@ const DRAIN_TIME: Duration = Duration::from_secs(20);
 
 /// Pause between two rounds of what has to be done now and then.
 const UPKEEP_PAUSE: Duration = Duration::from_secs(30);
+
+/// Rounds of upkeep between two looks at what is too old: an hour.
+const RETENTION_ROUNDS: u32 = 120;
 
 /// A server that is running.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     };
     let store = Arc::new(Store::open(configuration).await?);
     let first_token = first_token(&store).await?;
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(Metrics::new(&store.events));
     let Api { router, routes, limits, .. } = api::api(&store, &metrics);
     let listener =
         TcpListener::bind(listen).with_context(|| format!("{listen} can't be listened on"))?;
@@ -77,8 +80,15 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     };
     let kept = Arc::clone(&store);
     let upkeep = tokio::spawn(async move {
+        let mut rounds: u32 = 0;
         loop {
             tokio::time::sleep(UPKEEP_PAUSE).await;
+            if rounds.is_multiple_of(RETENTION_ROUNDS)
+                && let Err(error) = remove_old(&kept).await
+            {
+                tracing::warn!(error = %format!("{error:#}"), "what is too old could not be removed");
+            }
+            rounds = rounds.wrapping_add(1);
             limits.forget_idle();
             if let Err(error) = keep_up(&kept).await {
                 tracing::warn!(error = %format!("{error:#}"), "the store could not be tidied up");
@@ -92,6 +102,21 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     });
     tracing::info!(listen = %address, database = store.database.kind(), version = env!("CARGO_PKG_VERSION"), "the store listens");
     Ok(Running { address, store, first_token, routes, handle, server, upkeep })
+}
+
+/// Removes what is older than the configuration keeps, in portions between which others get their turn.
+async fn remove_old(store: &Store) -> anyhow::Result<()> {
+    let kept = &store.configuration.retention;
+    let before = |days: u32| (now() - Duration::from_hours(24) * days).as_millisecond();
+    let retention = Retention {
+        events_before_ms: before(kept.events_days),
+        jobs_before_ms: before(kept.jobs_days),
+        audit_before_ms: before(kept.audit_days),
+    };
+    while store.database.remove_old(&retention).await? {
+        tokio::task::yield_now().await;
+    }
+    Ok(())
 }
 
 async fn keep_up(store: &Store) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ use super::error::{NameError, NameProblem};
 use idna::AsciiDenyList;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The longest label in bytes (RFC 1035 §2.3.4).
 pub const MAX_LABEL_BYTES: usize = 63;
@@ -15,7 +16,7 @@ pub const MAX_NAME_BYTES: usize = 253;
 ///
 /// Labels consist of ASCII letters, digits, hyphens and underscores (`_dmarc`, `foo-.github.io` exist in the wild).
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct DnsName(String);
+pub struct DnsName(Arc<str>);
 
 impl DnsName {
     /// Makes a name from text: any letter case, Unicode or A-labels, with or without the trailing dot.
@@ -47,7 +48,7 @@ impl DnsName {
         if name.len() > MAX_NAME_BYTES {
             return Err(NameError { offset: MAX_NAME_BYTES, problem: NameProblem::TooLong });
         }
-        Ok(Self(name.to_ascii_lowercase()))
+        Ok(Self(name.to_ascii_lowercase().into()))
     }
 
     /// Makes a name from the labels of a DNS message, the root label left out.
@@ -72,12 +73,17 @@ impl DnsName {
         if name.is_empty() {
             return Err(NameError { offset: 0, problem: NameProblem::Empty });
         }
-        Ok(Self(name))
+        Ok(Self(name.into()))
     }
 
     /// The name as text: `registry.npmjs.org`.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name as text that can be kept at no cost.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 
     /// The labels, the most specific first: `registry`, `npmjs`, `org`.
@@ -87,7 +93,7 @@ impl DnsName {
 
     /// Whether this name lies below `parent` by at least one whole label.
     pub fn is_below(&self, parent: &Self) -> bool {
-        self.0.strip_suffix(&parent.0).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+        self.0.strip_suffix(&*parent.0).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
     }
 
     /// Whether the last label reads as a number, which a resolver takes for an IPv4 address (WHATWG URL, "ends in a number").

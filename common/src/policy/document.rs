@@ -6,6 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// A policy as its author writes it. A key that is absent says nothing: `extends` may bring it.
 ///
@@ -131,7 +132,7 @@ impl JsonSchema for JsonPolicyDocument {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct WrittenEndpoint {
     /// The text: `GitHub.com`.
-    text: String,
+    text: Arc<str>,
     /// What it means: `github.com:443`.
     endpoint: Endpoint,
 }
@@ -142,12 +143,17 @@ impl WrittenEndpoint {
     /// # Errors
     /// When the text is no endpoint.
     pub fn new(text: &str) -> Result<Self, EndpointError> {
-        Ok(Self { endpoint: text.parse()?, text: text.to_owned() })
+        Ok(Self { endpoint: text.parse()?, text: text.into() })
     }
 
     /// The text as it was written.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The text, shared.
+    pub(crate) fn shared_text(&self) -> Arc<str> {
+        Arc::clone(&self.text)
     }
 
     /// What it means.
@@ -158,7 +164,7 @@ impl WrittenEndpoint {
 
 impl From<Endpoint> for WrittenEndpoint {
     fn from(endpoint: Endpoint) -> Self {
-        Self { text: endpoint.to_string(), endpoint }
+        Self { text: endpoint.to_string().into(), endpoint }
     }
 }
 

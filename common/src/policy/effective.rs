@@ -5,6 +5,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 /// The name of the built-in policy that allows nothing and audits.
 pub const DEFAULT_AUDIT: &str = "default-audit";
@@ -45,7 +46,7 @@ impl EffectivePolicy {
     /// It depends on everything that changes what is enforced, and on nothing that does not: order and spelling of
     /// endpoints, descriptions, the documents they come from.
     pub fn content_version(&self) -> String {
-        let endpoints = |rules: &[Rule]| -> BTreeSet<String> {
+        let endpoints = |rules: &[Arc<Rule>]| -> BTreeSet<String> {
             rules.iter().map(|rule| rule.endpoint.to_string()).collect()
         };
         let detections: BTreeSet<_> = self.lockdown.detections.iter().collect();

@@ -232,20 +232,22 @@ fn unite(
 fn rules<'a>(
     documents: impl Iterator<Item = &'a PolicyDocument>,
     list: fn(&PolicyDocument) -> Option<&super::EndpointList>,
-) -> Vec<Rule> {
+) -> Vec<Arc<Rule>> {
     let mut seen: HashSet<&Endpoint> = HashSet::new();
     let mut rules = Vec::new();
     for document in documents {
+        let policy: Arc<str> = document.name.as_str().into();
         for written in list(document).into_iter().flat_map(|list| &list.0) {
             if seen.insert(written.endpoint()) {
-                rules.push(Rule {
+                rules.push(Arc::new(Rule {
                     endpoint: written.endpoint().clone(),
-                    text: written.text().to_owned(),
-                    policy: document.name.as_str().to_owned(),
-                });
+                    text: written.shared_text(),
+                    policy: Arc::clone(&policy),
+                }));
             }
         }
     }
+    rules.shrink_to_fit();
     rules
 }
 

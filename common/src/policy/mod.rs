@@ -12,6 +12,7 @@ use crate::endpoint::Endpoint;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 pub use attachment::{Attachment, AttachmentError};
 pub use attachment::{is_cluster, scope_name};
@@ -83,9 +84,9 @@ pub struct Rule {
     /// What is allowed or denied.
     pub endpoint: Endpoint,
     /// The endpoint as its author wrote it: `*.npmjs.org:443`.
-    pub text: String,
+    pub text: Arc<str>,
     /// The policy the endpoint stands in; differs from the effective policy's name when it came by `extends`.
-    pub policy: String,
+    pub policy: Arc<str>,
 }
 
 impl fmt::Display for Rule {
@@ -104,10 +105,11 @@ pub struct EffectivePolicy {
     pub version: String,
     /// What happens to calls that nothing allows.
     pub egress: EgressMode,
-    /// What may be reached; united over `extends`, without duplicates, in order of first mention.
-    pub allowed: Vec<Rule>,
+    /// What may be reached; united over `extends`, without duplicates, in order of first mention. Rules are shared: there can
+    /// be tens of thousands, and a job's resolver, rules and events all need them.
+    pub allowed: Vec<Arc<Rule>>,
     /// What must not be reached, also in audit mode; wins over `allowed`.
-    pub denied: Vec<Rule>,
+    pub denied: Vec<Arc<Rule>>,
     /// Whether a blocked call also fails the job.
     pub fail_on_block: bool,
     /// Whether setuid programs stop working for the job.

@@ -3,6 +3,7 @@ use crate::job_context::JobContext;
 use crate::policy::{EgressMode, parse_documents};
 use proptest::prelude::*;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 fn set(yaml: &str) -> PolicySet {
     PolicySet::new(parse_documents("policies.yaml", yaml.as_bytes()).unwrap())
@@ -196,7 +197,7 @@ allowed-endpoints: [root.test]
 lockdown-mode: {enabled: true, detections: [Reverse-Shell]}
 ");
     let leaf = set.library().effective("leaf").unwrap().unwrap();
-    let shown = |rules: &[crate::policy::Rule]| {
+    let shown = |rules: &[Arc<crate::policy::Rule>]| {
         rules.iter().map(|r| format!("{}@{}", r.text, r.policy)).collect::<Vec<_>>()
     };
     // Visited: leaf, left, root, right. `root` is met below `left`, before `right`.
@@ -326,7 +327,7 @@ proptest! {
             }
             let policy = set.library().effective(&format!("p{start}")).unwrap().unwrap();
             let mut expected: Vec<String> = reachable.iter().map(|index| format!("h{index}.test")).collect();
-            let mut found: Vec<String> = policy.allowed.iter().map(|rule| rule.text.clone()).collect();
+            let mut found: Vec<String> = policy.allowed.iter().map(|rule| rule.text.to_string()).collect();
             prop_assert_eq!(&found[0], &format!("h{start}.test"));
             expected.sort();
             found.sort();

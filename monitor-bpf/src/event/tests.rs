@@ -23,6 +23,7 @@ fn image(executable: &[u8], directory: &[u8], arguments: &[u8]) -> Vec<u8> {
         bytes.extend(u16::try_from(part.len()).unwrap().to_ne_bytes());
     }
     bytes.extend([0, 0]);
+    bytes.extend([1_u32, 1001].map(u32::to_ne_bytes).concat());
     bytes.extend([executable, directory, arguments].concat());
     bytes
 }
@@ -35,6 +36,7 @@ fn an_exec_is_read() {
     assert_eq!((subject.start_ticks(), ticks(subject.parent_start)), (425, 100));
     assert_eq!((image.executable.as_str(), image.directory.as_str()), ("/usr/bin/curl", "/"));
     assert_eq!(image.arguments, ["curl", "", "https://ok.test"]);
+    assert_eq!((image.links, image.effective_uid), (1, 1001));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 use super::callers::callers;
 use super::events::on_host;
+use super::watch::is_caller;
 use super::{Containers, WatchedJob, facts};
 use crate::caller::{ProcFs, ProcessTable};
 use crate::detect::privileged_container::request::EngineCall;
@@ -51,6 +52,7 @@ const DETECTION: DetectionType = DetectionType::Lockdown(LockdownDetection::Priv
 /// What the engine asks (`authorization.Request` of moby).
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
+#[expect(clippy::struct_field_names, reason = "the names are the engine's")]
 struct Question {
     request_method: String,
     #[serde(rename = "RequestURI", alias = "RequestUri")]
@@ -254,7 +256,7 @@ fn who_asks(
     let kinds: Vec<Caller> = connected
         .iter()
         .map(|pid| {
-            let job = jobs.iter().position(|job| containers.is_caller(job, Some(&[*pid])));
+            let job = jobs.iter().position(|job| is_caller(job, Some(&[*pid])));
             if job.is_some() {
                 process = Some(*pid);
             }

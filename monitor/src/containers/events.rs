@@ -5,6 +5,7 @@ use super::engine::Engine;
 use super::facts::describe;
 use super::identity::{Description, in_words};
 use super::ownership::{Owner, View, owner};
+use super::watch::{callers, is_caller};
 use super::{Containers, WatchedJob};
 use crate::detect::privileged_container::json::Json;
 use crate::detect::privileged_container::request::{
@@ -89,13 +90,13 @@ fn judge(containers: &Containers, json: &Json, description: &Description) {
     if !jobs.iter().any(is_concerning) {
         return;
     }
-    let callers = containers.callers();
+    let callers = callers();
     let views: Vec<View> = jobs
         .iter()
         .map(|job| View {
             in_group: false,
             is_younger: description.created.is_none_or(|created| created >= job.started),
-            is_caller: containers.is_caller(job, callers.as_deref()),
+            is_caller: is_caller(job, callers.as_deref()),
             is_restarted: false,
             scope: job.scope(),
         })
@@ -135,8 +136,10 @@ pub(super) fn on_host(named: &[NamedPath]) -> Vec<HostPath> {
         .map(|named| {
             let path = resolve(&named.path);
             // Whose a directory is that the engine will make says who could have made it.
-            let existing =
-                path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+            let existing = path
+                .ancestors()
+                .find(|ancestor| ancestor.exists())
+                .unwrap_or_else(|| Path::new("/"));
             let metadata = fs::metadata(existing).ok();
             describe(path.clone(), named.read_only, metadata.as_ref())
         })
@@ -146,7 +149,7 @@ pub(super) fn on_host(named: &[NamedPath]) -> Vec<HostPath> {
 fn resolve(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
         if let Ok(resolved) = fs::canonicalize(ancestor) {
-            let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
+            let rest = path.strip_prefix(ancestor).unwrap_or_else(|_| Path::new(""));
             return if rest.as_os_str().is_empty() { resolved } else { resolved.join(rest) };
         }
     }

@@ -5,6 +5,7 @@ use crate::detect::privileged_container::{ContainerFacts, HostPath, PathKind};
 use procfs::process::Process;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -190,17 +191,38 @@ pub fn fingerprint(contained: &Contained) -> Option<String> {
     )
 }
 
-/// The network namespace of whoever made the container that the process is in: its first ancestor outside of `group`, a
-/// runtime's shim. Engines of another network than the Worker's, in other pods of the same node, work for others.
-pub fn maker_network(pid: u32, group: &Path) -> Option<String> {
+/// Whoever made the container that the process is in: its first ancestor in another mount namespace, a runtime's shim.
+fn maker(pid: u32) -> Option<u32> {
+    let inside = mount_namespace(pid)?;
     let mut current = pid;
     for _ in 0..ANCESTOR_LIMIT {
-        if cgroup_of(current).is_none_or(|path| !path.starts_with(group)) {
-            return network_namespace(current);
-        }
         current = ProcFs.process(current)?.parent;
+        if mount_namespace(current)? != inside {
+            return Some(current);
+        }
     }
     None
+}
+
+/// The network namespace of whoever made the container that the process is in. Engines of another network than the Worker's,
+/// in other pods of the same node, work for others.
+pub fn maker_network(pid: u32) -> Option<String> {
+    network_namespace(maker(pid)?)
+}
+
+/// The id of the container that the process is in, from the command line of whoever made it: where containers have no
+/// cgroups of their own in version 2.
+pub fn id_by_maker(pid: u32) -> Option<String> {
+    let words = fs::read(format!("/proc/{}/cmdline", maker(pid)?)).ok()?;
+    let mut words =
+        words.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok());
+    words.find(|word| super::identity::is_id(word)).map(str::to_owned)
+}
+
+/// Whether the process calls itself one of these names, which is quickly told: what else it takes is looked at only then.
+pub fn is_called(pid: u32, names: &[&str]) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm"))
+        .is_ok_and(|name| names.contains(&name.trim_end()))
 }
 
 /// The process's cgroup v2.
@@ -274,7 +296,6 @@ fn unescape(text: &str) -> PathBuf {
         rest = if value.is_some() { after.get(3..).unwrap_or(&[]) } else { after };
         out.push(value.unwrap_or(*first));
     }
-    use std::os::unix::ffi::OsStringExt;
     PathBuf::from(std::ffi::OsString::from_vec(out))
 }
 

@@ -21,7 +21,12 @@ pub fn id_in_path(group: &Path) -> Option<&str> {
 fn id_in_name(name: &str) -> Option<&str> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     let id = name.rsplit_once(['-', ':']).map_or(name, |(_, id)| id);
-    (id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+    is_id(id).then_some(id)
+}
+
+/// Whether this is a container's id as engines make them.
+pub fn is_id(text: &str) -> bool {
+    text.len() == ID_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// What an engine says of a container.

@@ -68,13 +68,25 @@ pub struct WatchedJob {
     pub responder: Arc<Responder>,
     /// The containers that are known to be its.
     pub containers: Arc<killing::EngineContainers>,
+    /// Called whenever processes are looked at.
+    pub keep_up: KeepUp,
 }
 
 impl WatchedJob {
     /// A job; `None` when its Worker is gone.
     pub fn new(parts: JobParts) -> Option<Self> {
-        let JobParts { id, worker, uid, executable, group, started, scope, responder, containers } =
-            parts;
+        let JobParts {
+            id,
+            worker,
+            uid,
+            executable,
+            group,
+            started,
+            scope,
+            responder,
+            containers,
+            keep_up,
+        } = parts;
         Some(Self {
             reference: Reference::of(worker.pid)?,
             own: own_of(uid, &executable),
@@ -85,6 +97,7 @@ impl WatchedJob {
             started,
             responder,
             containers,
+            keep_up,
         })
     }
 
@@ -125,6 +138,24 @@ pub struct JobParts {
     pub responder: Arc<Responder>,
     /// The job's containers.
     pub containers: Arc<killing::EngineContainers>,
+    /// Called whenever processes are looked at.
+    pub keep_up: KeepUp,
+}
+
+/// What is done for a job whenever processes are looked at.
+pub struct KeepUp(Box<dyn Fn() + Send + Sync>);
+
+impl KeepUp {
+    /// Calls `work`.
+    pub fn new(work: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Box::new(work))
+    }
+}
+
+impl std::fmt::Debug for KeepUp {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("KeepUp")
+    }
 }
 
 /// The runner's root directory and its user's home.

@@ -96,9 +96,10 @@ impl Containers {
                 continue;
             }
             let Some(group) = facts::cgroup_of(pid) else { continue };
-            let Some(id) = identity::id_in_path(&group) else { continue };
+            let by_group = identity::id_in_path(&group).map(str::to_owned);
+            let Some(id) = by_group.or_else(|| facts::id_by_maker(pid)) else { continue };
             // Engines of other networks give the same addresses.
-            let maker = facts::maker_network(pid, &group);
+            let maker = facts::maker_network(pid);
             if maker.is_none_or(|maker| !hosts.contains(&maker)) {
                 continue;
             }
@@ -108,7 +109,7 @@ impl Containers {
             else {
                 continue;
             };
-            let name = identity::in_words(Some(id), self.description(id).as_deref());
+            let name = identity::in_words(Some(&id), self.description(&id).as_deref());
             for link in links.iter().filter(|link| !link.is_loopback) {
                 for address in &link.addresses {
                     self.names.note(*address, name.clone());

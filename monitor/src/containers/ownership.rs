@@ -7,6 +7,7 @@ use portcullis_common::event::EnforcementScope;
 
 /// What is known of a container from the point of view of one job.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct View {
     /// The container's cgroup is the job's, or below it.
     pub in_group: bool,

@@ -7,7 +7,7 @@
 use super::facts::{self, Contained, Seen, fingerprint, gather, look, mount_namespace};
 use super::identity::{id_in_path, in_words};
 use super::ownership::{Owner, View, owner};
-use super::{Containers, WatchedJob, callers};
+use super::{Containers, WatchedJob};
 use crate::caller::{ProcFs, ProcessTable};
 use crate::detect::privileged_container::{
     ContainerFacts, Subject, finding, privileges_of_process,
@@ -16,6 +16,7 @@ use crate::watch::bounded::BoundedCache;
 use crate::watch::process::ProcessInspector;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use portcullis_common::event::EnforcementScope;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -147,6 +148,9 @@ impl Watcher {
     }
 
     fn look_at_all(&mut self, jobs: &[Arc<WatchedJob>]) {
+        for job in jobs {
+            (job.keep_up.0)();
+        }
         let mut known: Vec<String> =
             [1, std::process::id()].into_iter().filter_map(mount_namespace).collect();
         known.extend(jobs.iter().map(|job| job.reference.namespaces().name("mnt").to_owned()));
@@ -184,7 +188,8 @@ impl Watcher {
         if self.judged.get(&fingerprint).is_some() {
             return;
         }
-        let id = id_in_path(&contained.cgroup).map(str::to_owned);
+        let by_group = id_in_path(&contained.cgroup).map(str::to_owned);
+        let id = by_group.or_else(|| facts::id_by_maker(contained.key.pid));
         let Some(facts) = gather(&contained, &first.reference, id.as_deref()) else { return };
         self.judged.insert(fingerprint, ());
         self.judge(&contained, facts, id.as_deref(), jobs);
@@ -244,8 +249,11 @@ impl Containers {
     ) -> Owner {
         let group =
             self.hierarchy.as_ref().and_then(|hierarchy| hierarchy.group(&contained.cgroup).ok());
-        let callers = self.callers();
-        let maker = facts::maker_network(contained.key.pid, &contained.cgroup);
+        // With one runner only a container that was there before raises the question.
+        let is_asked =
+            created.is_some() || jobs.iter().any(|job| job.scope() == EnforcementScope::Job);
+        let callers = is_asked.then(callers).flatten();
+        let maker = facts::maker_network(contained.key.pid);
         let views: Vec<View> = jobs
             .iter()
             .map(|job| {
@@ -260,7 +268,7 @@ impl Containers {
                 View {
                     in_group,
                     is_younger: is_younger && is_of_host,
-                    is_caller: self.is_caller(job, callers.as_deref()),
+                    is_caller: is_caller(job, callers.as_deref()),
                     is_restarted: created.is_some_and(|created| created < job.started),
                     scope: job.scope(),
                 }
@@ -276,27 +284,6 @@ impl Containers {
         owner
     }
 
-    /// Those who are connected to an engine; `None` when that is not known.
-    pub(super) fn callers(&self) -> Option<Vec<u32>> {
-        let engines = engine_processes();
-        let mut found = Vec::new();
-        for engine in engines {
-            found.extend(callers::callers(engine)?);
-        }
-        Some(found)
-    }
-
-    /// Whether a process of the job is among the callers. A container of the job that has the engine's socket is one.
-    pub(super) fn is_caller(&self, job: &WatchedJob, callers: Option<&[u32]>) -> bool {
-        let Some(callers) = callers else { return false };
-        callers.iter().any(|pid| {
-            facts::cgroup_of(*pid).is_some_and(|path| {
-                job.group.as_ref().is_some_and(|own| path.starts_with(&own.path))
-                    || job.containers.holds(&path)
-            })
-        })
-    }
-
     /// The cgroup of a service of this machine that the path lies in.
     pub(super) fn service_of(&self, path: &Path) -> Option<String> {
         let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
@@ -307,12 +294,34 @@ impl Containers {
     }
 }
 
+/// Those who are connected to an engine; `None` when that is not known.
+pub(super) fn callers() -> Option<Vec<u32>> {
+    let engines = engine_processes();
+    let mut found = Vec::new();
+    for engine in engines {
+        found.extend(super::callers::callers(engine)?);
+    }
+    Some(found)
+}
+
+/// Whether a process of the job is among the callers. A container of the job that has the engine's socket is one.
+pub(super) fn is_caller(job: &WatchedJob, callers: Option<&[u32]>) -> bool {
+    let Some(callers) = callers else { return false };
+    callers.iter().any(|pid| {
+        facts::cgroup_of(*pid).is_some_and(|path| {
+            job.group.as_ref().is_some_and(|own| path.starts_with(&own.path))
+                || job.containers.holds(&path)
+        })
+    })
+}
+
 /// The processes of Docker engines on this host: root's, of that name.
 fn engine_processes() -> Vec<u32> {
     let is_engine = |pid: &u32| {
-        ProcFs.process(*pid).is_some_and(|process| {
-            process.uid == 0 && process.executable_name().is_some_and(|name| name == "dockerd")
-        })
+        facts::is_called(*pid, &["dockerd"])
+            && ProcFs.process(*pid).is_some_and(|process| {
+                process.uid == 0 && process.executable_name().is_some_and(|name| name == "dockerd")
+            })
     };
     ProcFs.pids().into_iter().filter(is_engine).collect()
 }

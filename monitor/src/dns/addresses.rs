@@ -171,7 +171,7 @@ mod tests {
             host: Host::Network(network),
             ports: PortRange::ALL,
         };
-        (network, Arc::new(Rule { endpoint, text: text.to_owned(), policy: "p".to_owned() }))
+        (network, Arc::new(Rule { endpoint, text: text.into(), policy: "p".into() }))
     }
 
     proptest! {
@@ -205,7 +205,7 @@ mod tests {
                     Ipv6Addr::from_bits(network.addr().to_bits() ^ u128::from(noise)).into(),
                 None => IpAddr::from(Ipv4Addr::LOCALHOST),
             };
-            let mut found: Vec<_> = index.find(address).map(|rule| rule.text.clone()).collect();
+            let mut found: Vec<_> = index.find(address).map(|rule| rule.text.to_string()).collect();
             let mut expected: Vec<_> = networks
                 .iter()
                 .filter(|network| network.contains(&address))

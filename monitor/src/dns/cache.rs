@@ -37,9 +37,9 @@ impl CachedAnswer {
 #[derive(Debug)]
 pub struct Cache {
     limits: CacheLimits,
-    entries: HashMap<Box<[u8]>, CachedAnswer>,
+    entries: HashMap<Arc<[u8]>, CachedAnswer>,
     /// Keys in the order of their insertion; one whose generation is not the entry's is of an entry that was replaced.
-    queue: VecDeque<(Box<[u8]>, u64)>,
+    queue: VecDeque<(Arc<[u8]>, u64)>,
     generation: u64,
     bytes: usize,
 }
@@ -82,11 +82,12 @@ impl Cache {
         }
         self.generation += 1;
         let generation = self.generation;
-        self.queue.push_back((key.into(), generation));
+        let key: Arc<[u8]> = key.into();
+        self.queue.push_back((Arc::clone(&key), generation));
         let entry =
             CachedAnswer { body, outcome, stored: now, expires: now + lifetime, generation, size };
         self.bytes += size;
-        self.entries.insert(key.into(), entry);
+        self.entries.insert(key, entry);
         self.trim_queue();
     }
 
@@ -132,10 +133,10 @@ mod tests {
     fn outcome(name: &str) -> Arc<DnsOutcome> {
         Arc::new(DnsOutcome {
             verdict: Verdict::Allowed,
-            name: name.to_owned(),
-            query_type: "A".to_owned(),
-            granted: Vec::new(),
-            answered: Vec::new(),
+            name: name.into(),
+            query_type: "A".into(),
+            granted: Arc::default(),
+            answered: Arc::default(),
             cname_chain: Vec::new(),
             reason: Reason::Local,
             response_code: "NOERROR",

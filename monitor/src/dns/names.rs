@@ -1,7 +1,7 @@
 //! The policy's endpoints, indexed so that judging a name costs as many look-ups as the name has labels.
 
 use super::addresses::NetworkIndex;
-use portcullis_common::endpoint::{Host, PortRange, Protocol};
+use portcullis_common::endpoint::{DnsName, Host, PortRange, Protocol};
 use portcullis_common::policy::Rule;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -34,33 +34,26 @@ pub enum NameVerdict {
     NotListed,
 }
 
-/// The rules that a name leads to.
-#[derive(Debug, Default)]
-struct Listed {
-    /// Rules for the name itself.
-    exact: Vec<Entry>,
-    /// Rules for every name below it.
-    below: Vec<Entry>,
-}
-
-/// One rule of the index.
+/// One rule that a name leads to.
 #[derive(Clone, Debug)]
 struct Entry {
     denied: bool,
+    /// Whether it is for every name below this one, instead of for the name itself.
+    below: bool,
     rule: Arc<Rule>,
 }
 
 /// The index: names with their rules, and the addresses that the policy names itself.
 #[derive(Debug, Default)]
 pub struct NamePolicy {
-    names: HashMap<Arc<str>, Listed>,
+    names: HashMap<Arc<str>, Vec<Entry>>,
     allowed_networks: NetworkIndex,
     denied_networks: NetworkIndex,
 }
 
 impl NamePolicy {
     /// Indexes a policy's endpoints.
-    pub fn compile(allowed: &[Rule], denied: &[Rule]) -> Self {
+    pub fn compile(allowed: &[Arc<Rule>], denied: &[Arc<Rule>]) -> Self {
         let mut policy = Self::default();
         for rule in allowed {
             policy.add(rule, false);
@@ -71,23 +64,24 @@ impl NamePolicy {
         policy
     }
 
-    fn add(&mut self, rule: &Rule, denied: bool) {
-        let rule = Arc::new(rule.clone());
+    fn add(&mut self, rule: &Arc<Rule>, denied: bool) {
+        let rule = Arc::clone(rule);
         let networks = if denied { &mut self.denied_networks } else { &mut self.allowed_networks };
         match &rule.endpoint.host {
-            Host::Address(address) => networks.insert((*address).into(), Arc::clone(&rule)),
-            Host::Network(network) => networks.insert(*network, Arc::clone(&rule)),
+            Host::Address(address) => networks.insert((*address).into(), rule),
+            Host::Network(network) => networks.insert(*network, rule),
             Host::Name(name) => {
-                self.listed(name.as_str()).exact.push(Entry { denied, rule: Arc::clone(&rule) });
+                self.listed(name).push(Entry { denied, below: false, rule: Arc::clone(&rule) });
             }
             Host::Wildcard(base) => {
-                self.listed(base.as_str()).below.push(Entry { denied, rule: Arc::clone(&rule) });
+                self.listed(base).push(Entry { denied, below: true, rule: Arc::clone(&rule) });
             }
         }
     }
 
-    fn listed(&mut self, name: &str) -> &mut Listed {
-        self.names.entry(Arc::from(name)).or_default()
+    fn listed(&mut self, name: &DnsName) -> &mut Vec<Entry> {
+        // Most names have one rule.
+        self.names.entry(name.shared()).or_insert_with(|| Vec::with_capacity(1))
     }
 
     /// Judges `name`: lower case, without a trailing dot, its labels free of dots (a checked
@@ -97,17 +91,19 @@ impl NamePolicy {
         let mut exact = false;
         let mut wildcard = None;
         if let Some(listed) = self.names.get(name) {
-            exact = listed.exact.iter().any(|entry| !entry.denied);
-            matching.extend(&listed.exact);
+            let itself = || listed.iter().filter(|entry| !entry.below);
+            exact = itself().any(|entry| !entry.denied);
+            matching.extend(itself());
         }
         let mut rest = name;
         while let Some((_, parent)) = rest.split_once('.') {
             rest = parent;
             if let Some((base, listed)) = self.names.get_key_value(parent) {
-                if wildcard.is_none() && listed.below.iter().any(|entry| !entry.denied) {
+                let below = || listed.iter().filter(|entry| entry.below);
+                if wildcard.is_none() && below().any(|entry| !entry.denied) {
                     wildcard = Some(Arc::clone(base));
                 }
-                matching.extend(&listed.below);
+                matching.extend(below());
             }
         }
         let denied = || matching.iter().filter(|entry| entry.denied).map(|entry| &entry.rule);

@@ -2,6 +2,7 @@
 
 use portcullis_common::event::{Process, Verdict};
 use portcullis_common::policy::Rule;
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -89,20 +90,21 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What was decided about a question. Shared by all queries that one answer serves.
+/// What was decided about a question. Shared by all queries that one answer serves, and remembered with it: names and
+/// addresses are kept once.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DnsOutcome {
     /// What became of the query.
     pub verdict: Verdict,
     /// The name asked for, lower case, escaped as RFC 4343 §2.1 says when it has unusual bytes; empty when the message could
     /// not be read so far.
-    pub name: String,
+    pub name: Arc<str>,
     /// The type: `A`, `AAAA`, `TXT`, `TYPE4711`; empty when the message could not be read so far.
-    pub query_type: String,
+    pub query_type: Cow<'static, str>,
     /// The addresses that were granted.
-    pub granted: Vec<IpAddr>,
+    pub granted: Arc<[IpAddr]>,
     /// The addresses in the answer; more than were granted when the policy audits.
-    pub answered: Vec<IpAddr>,
+    pub answered: Arc<[IpAddr]>,
     /// The names between the question and the addresses.
     pub cname_chain: Vec<String>,
     /// Why.

@@ -5,6 +5,7 @@
 
 use portcullis_common::endpoint::{Endpoint, EndpointError};
 use portcullis_common::policy::Rule;
+use std::sync::Arc;
 
 /// The policy that these rules say they come from.
 pub const POLICY_NAME: &str = "github-infrastructure";
@@ -40,7 +41,7 @@ const RESULT_ACCOUNTS: std::ops::RangeInclusive<u32> = 0..=19;
 ///
 /// # Errors
 /// When `server` is no host name.
-pub fn github_hosts(server: &str) -> Result<Vec<Rule>, EndpointError> {
+pub fn github_hosts(server: &str) -> Result<Vec<Arc<Rule>>, EndpointError> {
     let texts: Vec<String> = if server.eq_ignore_ascii_case(CLOUD) {
         let results =
             RESULT_ACCOUNTS.map(|n| format!("productionresultssa{n}.blob.core.windows.net:443"));
@@ -52,7 +53,7 @@ pub fn github_hosts(server: &str) -> Result<Vec<Rule>, EndpointError> {
         .into_iter()
         .map(|text| {
             let endpoint = text.parse::<Endpoint>()?;
-            Ok(Rule { endpoint, text, policy: POLICY_NAME.to_owned() })
+            Ok(Arc::new(Rule { endpoint, text: text.into(), policy: POLICY_NAME.into() }))
         })
         .collect()
 }
@@ -85,16 +86,16 @@ mod tests {
         let wildcards: Vec<&str> = rules
             .iter()
             .filter(|rule| matches!(rule.endpoint.host, Host::Wildcard(_)))
-            .map(|rule| rule.text.as_str())
+            .map(|rule| &*rule.text)
             .collect();
         assert_eq!(wildcards, ["*.actions.githubusercontent.com:443"]);
-        assert!(rules.iter().all(|rule| rule.policy == POLICY_NAME));
+        assert!(rules.iter().all(|rule| &*rule.policy == POLICY_NAME));
     }
 
     #[test]
     fn an_enterprise_server_has_names_of_its_own() {
         let rules = github_hosts("git.example.com").unwrap();
-        let texts: Vec<&str> = rules.iter().map(|rule| rule.text.as_str()).collect();
+        let texts: Vec<&str> = rules.iter().map(|rule| &*rule.text).collect();
         assert_eq!(
             texts,
             ["git.example.com:443", "api.git.example.com:443", "codeload.git.example.com:443"]

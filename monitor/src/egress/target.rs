@@ -144,6 +144,8 @@ pub struct EnforcementTarget {
     pub resolver: ResolverPorts,
     /// Where it listens, on every address, for what containers and other network namespaces ask.
     pub container_resolver: ResolverPorts,
+    /// TCP ports of this host that the job may not connect to by loopback: container engines.
+    pub closed_ports: Vec<u16>,
     /// Interfaces through which packets leave the machine.
     pub uplinks: Vec<Uplink>,
     /// The runner's own connections at binding.
@@ -186,6 +188,7 @@ impl EnforcementTarget {
             upstream_source_ports: Vec::new(),
             resolver: ResolverPorts::default(),
             container_resolver: ResolverPorts::default(),
+            closed_ports: Vec::new(),
             uplinks: Vec::new(),
             adopted_flows: Vec::new(),
             container_bridges: Vec::new(),

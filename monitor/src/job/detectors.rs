@@ -1,6 +1,6 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
-use super::shell_watch::{self, LookSoon, Looks, Watched};
+use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
 use super::source_watch;
 use crate::caller::{ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
@@ -8,6 +8,7 @@ use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::{JobProcesses, ProcessChange, ProcessChangeReader, ProcessChanges};
 use crate::watch::programs::executable_links;
 use portcullis_common::event::{Feature, FeatureState, Process};
@@ -27,14 +28,14 @@ pub struct Parts {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
+    /// What the sensors in the kernel watch for this job, where there are any.
+    pub watched: Option<Arc<WatchedJob>>,
     /// Where findings go.
     pub responder: Arc<Responder>,
     /// The workspace whose source files are watched, as the Worker sees it.
     pub workspace: Option<String>,
     /// What is done with executed programs.
     pub executed: Arc<Executed>,
-    /// Whether somebody else tells of executed programs: then the job's processes need not be followed here.
-    pub are_executions_told: bool,
     /// Where looks at the job's shells are asked for.
     pub looks: Looks,
 }
@@ -75,8 +76,7 @@ fn run(
     parts: Parts,
     failed: impl Fn(String) + Send + 'static,
 ) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, responder, workspace, executed, are_executions_told, looks } =
-        parts;
+    let Parts { worker, group, sensor, watched, responder, workspace, executed, looks } = parts;
     let mut problems = Vec::new();
     if let Some(workspace) = workspace {
         let watched = source_watch::Watched {
@@ -88,17 +88,21 @@ fn run(
             problems.push(format!("overwritten source files can't be noticed: {error}"));
         }
     }
-    let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
-    let reader = if are_executions_told {
-        None
-    } else {
-        follow(&worker, &sensor, executed, &processes)
-            .map_err(|problem| {
-                problems.push(format!(
-                    "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
-                ));
-            })
-            .ok()
+    let mut reader = None;
+    let processes = match watched {
+        // They tell the job's observer of programs, too.
+        Some(watched) => Descent::Kernel(watched),
+        None => {
+            let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
+            reader = follow(&worker, &sensor, executed, &processes)
+                .map_err(|problem| {
+                    problems.push(format!(
+                        "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
+                    ));
+                })
+                .ok();
+            Descent::Connector(processes)
+        }
     };
     let watched = Watched { worker, group, sensor, processes, responder };
     if let Err(error) = shell_watch::start(watched, looks) {

@@ -10,6 +10,7 @@ use crate::egress::log_prefix::RuleKind;
 use crate::nftables::Counter;
 use crate::record::reconcile::differences;
 use crate::respond::containers::JobContainers;
+use crate::store::UPLOAD_FILE;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
 };
@@ -43,6 +44,9 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     let is_locked_down = job.responder.is_locked_down();
     kill_what_is_left(job, is_locked_down);
     kill_containers(host, job);
+    if let Some(closed) = job.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        closed.open();
+    }
     let detectors = job.detectors.lock().unwrap_or_else(PoisonError::into_inner).take();
     let overruns = detectors.as_ref().map_or(0, Detectors::overruns);
     if overruns > 0 {
@@ -97,6 +101,9 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     if let Err(error) = job.table.remove() {
         tracing::error!(job.id = job.id(), error = %with_causes(&error), "the job's rules could not be removed");
     }
+    if let Err(error) = host.service_manager.forget(job.table.name().as_str()) {
+        tracing::error!(job.id = job.id(), error = %error, "systemd could not be told to close the socket of the job's rules");
+    }
     host.own_ports.remove(job.table.port_id());
     *job.packets.lock().unwrap_or_else(PoisonError::into_inner) = None;
     if let Some(Err(error)) = job.group.as_ref().map(crate::cgroup::JobCgroup::remove) {
@@ -105,6 +112,7 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     if let Err(error) = fs::remove_dir_all(host.paths.jobs().join(job.id())) {
         tracing::error!(job.id = job.id(), error = %error, "the job's state could not be removed");
     }
+    host.wake_uploads();
     prune_spool(&host.paths.spool(), KEPT_JOBS, KEPT_BYTES);
     let totals = job.recorder.totals();
     tracing::info!(
@@ -226,7 +234,8 @@ fn prune_spool(spool: &Path, kept_jobs: usize, kept_bytes: u64) {
         // A job without a report still runs, or waits to be taken over.
         .filter(|path| path.join("report.json").exists())
         .collect();
-    jobs.sort();
+    // Those that wait to be uploaded count as the newest: what the store has can go first.
+    jobs.sort_by_cached_key(|path| (path.join(UPLOAD_FILE).exists(), path.clone()));
     let (mut count, mut bytes) = (0, 0);
     for job in jobs.iter().rev() {
         let files = fs::read_dir(job).into_iter().flatten().flatten();

@@ -23,6 +23,7 @@ use crate::egress::target::{
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::protect::engine_sockets::{EngineSockets, engine_ports};
 use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
@@ -148,14 +149,23 @@ pub fn enforce(
         Arc::new(JobObserver {
             recorder: Arc::clone(&recorder),
             responder: Arc::clone(&responder),
-            executed: Arc::clone(&executed),
+            look_soon: look_soon.clone(),
+            job_uid: worker.uid(),
             trusted: host.trusted_readers(&worker),
             group: group.clone(),
             hierarchy: host.hierarchy.as_ref().ok().cloned(),
             seen: Mutex::default(),
         })
     };
-    let sensors = job_sensors(host, &worker, group.as_ref(), &enforced.lockdown, sockets, observer);
+    let sensors = job_sensors(
+        host,
+        &worker,
+        group.as_ref(),
+        &enforced.lockdown,
+        state.scope,
+        sockets,
+        observer,
+    );
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
@@ -168,7 +178,7 @@ pub fn enforce(
         sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
-        policy: enforced.clone(),
+        policy: Arc::clone(&enforced),
         reference: policy_reference(&state.resolution),
         frame_senders: FrameSenders::default(),
         containers: Arc::clone(&host.containers),
@@ -199,13 +209,12 @@ pub fn enforce(
     if let Some(failure) = &protection.failure {
         return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
     }
-    let installed = match rules {
-        Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
-        Rules::LeftByEarlierMonitor => {
-            InstalledTable::adopt(namespace.as_fd(), &target.table, &rules_value)
-        }
-    };
-    let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
+    let engine_sockets = close_engines(host, &state, worker.pid())?;
+    let installed = put_in_kernel(host, &namespace, rules, &rules_value);
+    if let (Err(_), Some(closed)) = (&installed, &engine_sockets) {
+        closed.open();
+    }
+    let table = Arc::new(installed?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
     forget_dns_flows_meanwhile(namespace, &state.id);
@@ -219,6 +228,7 @@ pub fn enforce(
         group,
         responder,
         containers,
+        engine_sockets: Mutex::new(engine_sockets),
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
@@ -240,12 +250,45 @@ pub fn enforce(
     Ok(Enforced { job, notices })
 }
 
+/// Puts the rules into the kernel, and their socket into the keeping of whoever restarts the monitor, where they would
+/// vanish with it.
+fn put_in_kernel(
+    host: &Host,
+    namespace: &File,
+    rules: Rules,
+    value: &RuleSet,
+) -> Result<InstalledTable, EnforceError> {
+    let kept = host.service_manager.take(value.name.as_str());
+    let is_kept = kept.is_some();
+    let table = match (rules, kept) {
+        (Rules::New, _) => InstalledTable::install(namespace.as_fd(), value),
+        (Rules::LeftByEarlierMonitor, Some(socket)) => InstalledTable::resume(socket, value),
+        (Rules::LeftByEarlierMonitor, None) => {
+            InstalledTable::adopt(namespace.as_fd(), &value.name, value)
+        }
+    }
+    .map_err(at("the rules can't be put in force"))?;
+    if value.owner == OwnerMode::Owner && !is_kept {
+        let kept = table
+            .socket()
+            .and_then(|socket| host.service_manager.keep(value.name.as_str(), socket.as_fd()));
+        if let Err(error) = kept {
+            if let Err(error) = table.remove() {
+                tracing::error!(error = %with_causes(&error), "rules could not be taken out again");
+            }
+            return Err(at("systemd can't keep the socket that owns the rules")(error));
+        }
+    }
+    Ok(table)
+}
+
 /// Starts what looks for findings in the job.
 fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
+        watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
         workspace: job
             .state
@@ -254,7 +297,6 @@ fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
             .clone()
             .filter(|_| !job.enforced.disable_file_monitoring),
         executed,
-        are_executions_told: job.sensors.watched.is_some(),
         looks,
     };
     // The job owns its detectors.
@@ -281,16 +323,32 @@ fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
     }
 }
 
+/// Closes container engines to the job, when its policy says so.
+fn close_engines(
+    host: &Host,
+    state: &JobState,
+    worker: u32,
+) -> Result<Option<EngineSockets>, EnforceError> {
+    if !state.resolution.policy.disable_sudo_and_containers {
+        return Ok(None);
+    }
+    let directory = host.paths.closed_sockets();
+    EngineSockets::close(&directory, host.paths.root(), &state.id, worker, state.uid)
+        .map(Some)
+        .map_err(at("container engines can't be closed to the job as the policy demands"))
+}
+
 /// The policy with the hosts that a runner can't do without.
 fn with_github_hosts(
     host: &Host,
     policy: &EffectivePolicy,
-) -> Result<EffectivePolicy, EnforceError> {
+) -> Result<Arc<EffectivePolicy>, EnforceError> {
     let mut enforced = policy.clone();
     let hosts = github_hosts(&host.config.github.server)
         .map_err(at("github.server of monitor.toml is no host name"))?;
     enforced.allowed.extend(hosts);
-    Ok(enforced)
+    enforced.allowed.shrink_to_fit();
+    Ok(Arc::new(enforced))
 }
 
 fn read_packets(
@@ -372,6 +430,9 @@ fn target(
         let mut listeners = resolver.listens_anywhere().iter();
         listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
     };
+    if state.resolution.policy.disable_sudo_and_containers {
+        target.closed_ports = engine_ports();
+    }
     target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
@@ -394,11 +455,7 @@ fn target(
         .collect();
     target.nflog_group = nflog_group;
     target.grace = Duration::from_secs(host.config.dns.grant_grace_seconds.into());
-    // Tables that vanish with the monitor's socket would leave jobs without rules when it dies.
-    target.owner = match host.kernel.owner {
-        OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
-        OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
-    };
+    target.owner = host.owner_mode();
     target.kernel = host.kernel.kernel;
     Some(target)
 }
@@ -433,13 +490,19 @@ fn features(
             "the job's group could not be made; left-over processes can't be told apart".to_owned(),
         ),
     });
-    features.push(match host.kernel.owner {
+    features.push(match host.owner_mode() {
         OwnerMode::OwnerPersist => feature(
             "table-owner",
             FeatureState::Active,
             "only the monitor can change the rules, and they outlive it".to_owned(),
         ),
-        OwnerMode::Owner | OwnerMode::None => feature(
+        OwnerMode::Owner => feature(
+            "table-owner",
+            FeatureState::Active,
+            "only the monitor can change the rules; systemd keeps their socket while it is restarted, and they vanish when its service is stopped"
+                .to_owned(),
+        ),
+        OwnerMode::None => feature(
             "table-owner",
             FeatureState::Degraded,
             "the kernel has no persistent owned tables (6.9): root in the job can remove the rules; that is noticed and undone"
@@ -463,9 +526,9 @@ fn features(
     let policy = &state.resolution.policy;
     if policy.disable_sudo_and_containers {
         features.push(feature(
-            "disable-sudo-and-containers",
-            FeatureState::Missing,
-            "this version of the monitor disables sudo, and does not close the container engines' sockets to the job".to_owned(),
+            "disable-containers",
+            FeatureState::Active,
+            "the sockets of container engines refuse the job, as was tried".to_owned(),
         ));
     }
     features

@@ -7,7 +7,7 @@ use crate::egress::grant::{Grant, GrantError, GrantSink};
 use portcullis_common::endpoint::{PortRange, Protocol};
 use portcullis_common::policy::Rule;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
@@ -22,8 +22,8 @@ const MAX_ADDRESSES: usize = 65_536;
 /// The most names that are remembered for one address, newest first. Content networks put many names on one address.
 const MAX_NAMES_PER_ADDRESS: usize = 16;
 
-/// A name that our resolver gave an address for.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+/// A name that our resolver gave an address for, as a line of the book's file.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct NamedAddress {
     /// The address.
     pub address: IpAddr,
@@ -38,7 +38,7 @@ pub struct NamedAddress {
 }
 
 /// What a name opened at an address.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Opened {
     /// `tcp`, `udp` or `icmp`.
     pub protocol: String,
@@ -50,14 +50,6 @@ pub struct Opened {
     pub rule: String,
 }
 
-impl Opened {
-    fn covers(&self, protocol: &str, port: Option<u16>) -> bool {
-        let is_echo = self.protocol == "icmp" && matches!(protocol, "icmp" | "icmpv6");
-        let is_port = port.is_some_and(|port| self.first_port <= port && port <= self.last_port);
-        is_echo || self.protocol == protocol && is_port
-    }
-}
-
 /// The names of a job's addresses; kept in a file beside the job's state, so that a restarted monitor knows them.
 #[derive(Debug)]
 pub struct GrantBook {
@@ -67,9 +59,86 @@ pub struct GrantBook {
 
 #[derive(Debug)]
 struct State {
-    by_address: HashMap<IpAddr, Vec<NamedAddress>>,
-    known: HashSet<NamedAddress>,
+    /// The names of each address, the newest last.
+    by_address: HashMap<IpAddr, Vec<Name>>,
     file: File,
+}
+
+/// A name of an address, in as few bytes as it takes: a job can have tens of thousands.
+#[derive(Debug)]
+struct Name {
+    name: Arc<str>,
+    cname_chain: Box<[String]>,
+    opened: Option<Opening>,
+}
+
+/// What a name opened.
+#[derive(Debug)]
+struct Opening {
+    protocol: Protocol,
+    ports: PortRange,
+    /// The endpoint responsible.
+    rule: Arc<Rule>,
+}
+
+impl Opening {
+    fn covers(&self, protocol: &str, port: Option<u16>) -> bool {
+        match self.protocol {
+            Protocol::Icmp => matches!(protocol, "icmp" | "icmpv6"),
+            _ => {
+                protocol_name(self.protocol) == protocol
+                    && port.is_some_and(|port| self.ports.contains(port))
+            }
+        }
+    }
+
+    /// Back from a line of the file; `None` for one that this version did not write.
+    fn read(opened: &Opened) -> Option<Self> {
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp]
+            .into_iter()
+            .find(|protocol| protocol_name(*protocol) == opened.protocol)?;
+        let text = opened.rule.as_str();
+        let rule = Rule { endpoint: text.parse().ok()?, text: text.into(), policy: "".into() };
+        let ports = PortRange::new(opened.first_port, opened.last_port)?;
+        Some(Self { protocol, ports, rule: Arc::new(rule) })
+    }
+}
+
+impl Name {
+    /// Whether both say the same to a reader of events.
+    fn is_same(&self, other: &Self) -> bool {
+        let opened = |name: &Self| {
+            let opening = name.opened.as_ref()?;
+            Some((opening.protocol, opening.ports, Arc::clone(&opening.rule.text)))
+        };
+        self.name == other.name
+            && self.cname_chain == other.cname_chain
+            && opened(self) == opened(other)
+    }
+
+    /// Back from a line of the file; `None` for one that this version did not write.
+    fn read(line: NamedAddress) -> Option<Self> {
+        let opened = match &line.opened {
+            None => None,
+            Some(opened) => Some(Opening::read(opened)?),
+        };
+        Some(Self { name: line.name.into(), cname_chain: line.cname_chain.into(), opened })
+    }
+
+    /// As it is told, and written to the file.
+    fn at(&self, address: IpAddr) -> NamedAddress {
+        NamedAddress {
+            address,
+            name: self.name.to_string(),
+            cname_chain: self.cname_chain.to_vec(),
+            opened: self.opened.as_ref().map(|opening| Opened {
+                protocol: protocol_name(opening.protocol).to_owned(),
+                first_port: opening.ports.first(),
+                last_port: opening.ports.last(),
+                rule: opening.rule.text.to_string(),
+            }),
+        }
+    }
 }
 
 impl GrantBook {
@@ -84,12 +153,15 @@ impl GrantBook {
             .append(true)
             .mode(0o600)
             .open(directory.join("names.ndjson"))?;
-        let mut state = State { by_address: HashMap::new(), known: HashSet::new(), file };
+        let mut state = State { by_address: HashMap::new(), file };
         let reader = BufReader::new(state.file.try_clone()?).take(64 * 1024 * 1024);
         for line in reader.lines() {
             // A line that a crash left unfinished names one address less; the address itself is in the kernel.
-            if let Ok(entry) = serde_json::from_str::<NamedAddress>(&line?) {
-                state.remember(entry);
+            if let Ok(line) = serde_json::from_str::<NamedAddress>(&line?)
+                && let address = line.address
+                && let Some(name) = Name::read(line)
+            {
+                state.remember(address, name);
             }
         }
         Ok(Self { kernel, state: Mutex::new(state) })
@@ -97,13 +169,8 @@ impl GrantBook {
 
     /// Remembers a name that was answered without opening anything.
     pub fn learn(&self, address: IpAddr, name: &str, cname_chain: &[String]) {
-        let entry = NamedAddress {
-            address,
-            name: name.to_owned(),
-            cname_chain: cname_chain.to_vec(),
-            opened: None,
-        };
-        self.lock().add(entry);
+        let name = Name { name: name.into(), cname_chain: cname_chain.into(), opened: None };
+        self.lock().add(address, name);
     }
 
     /// The name that opened `protocol` and `port` at `address`, the newest; or, when none did, the newest name that was
@@ -111,11 +178,10 @@ impl GrantBook {
     pub fn find(&self, address: IpAddr, protocol: &str, port: Option<u16>) -> Option<NamedAddress> {
         let state = self.lock();
         let names = state.by_address.get(&address)?;
-        let opens = |entry: &&NamedAddress| {
-            entry.opened.as_ref().is_some_and(|opened| opened.covers(protocol, port))
-        };
+        let opens =
+            |name: &&Name| name.opened.as_ref().is_some_and(|opened| opened.covers(protocol, port));
         let newest_first = || names.iter().rev();
-        newest_first().find(opens).or_else(|| newest_first().next()).cloned()
+        newest_first().find(opens).or_else(|| newest_first().next()).map(|name| name.at(address))
     }
 
     /// A grant like the one that opened the ports at the address, for addresses that are still in use.
@@ -127,22 +193,20 @@ impl GrantBook {
         lifetime: Duration,
     ) -> Option<Grant> {
         let state = self.lock();
-        let wanted = protocol_name(protocol);
-        let entry = state.by_address.get(&address)?.iter().rev().find(|entry| {
-            entry.opened.as_ref().is_some_and(|opened| {
-                opened.protocol == wanted
-                    && (opened.first_port, opened.last_port) == (ports.first(), ports.last())
-            })
-        })?;
-        let text = entry.opened.as_ref()?.rule.clone();
-        let rule = Rule { endpoint: text.parse().ok()?, text, policy: String::new() };
+        let opened_it = |opening: &Opening| opening.protocol == protocol && opening.ports == ports;
+        let name = state
+            .by_address
+            .get(&address)?
+            .iter()
+            .rev()
+            .find(|name| name.opened.as_ref().is_some_and(opened_it))?;
         Some(Grant {
             address,
             protocol,
             ports,
-            name: entry.name.parse().ok()?,
+            name: name.name.parse().ok()?,
             cname_chain: Vec::new(),
-            rule: Arc::new(rule),
+            rule: Arc::clone(&name.opened.as_ref()?.rule),
             lifetime,
         })
     }
@@ -157,7 +221,7 @@ impl GrantSink for GrantBook {
         // The book first: a packet can be on its way as soon as the kernel knows the address.
         let mut state = self.lock();
         for grant in grants {
-            state.add(entry(grant));
+            state.add(grant.address, name_of(grant));
         }
         drop(state);
         self.kernel.grant(grants)
@@ -172,47 +236,45 @@ fn protocol_name(protocol: Protocol) -> &'static str {
     }
 }
 
-fn entry(grant: &Grant) -> NamedAddress {
-    NamedAddress {
-        address: grant.address,
-        name: grant.name.as_str().to_owned(),
+fn name_of(grant: &Grant) -> Name {
+    Name {
+        name: grant.name.shared(),
         cname_chain: grant.cname_chain.iter().map(|name| name.as_str().to_owned()).collect(),
-        opened: Some(Opened {
-            protocol: protocol_name(grant.protocol).to_owned(),
-            first_port: grant.ports.first(),
-            last_port: grant.ports.last(),
-            rule: grant.rule.text.clone(),
+        opened: Some(Opening {
+            protocol: grant.protocol,
+            ports: grant.ports,
+            rule: Arc::clone(&grant.rule),
         }),
     }
 }
 
 impl State {
-    /// Remembers an entry and writes it down when it is new.
-    fn add(&mut self, entry: NamedAddress) {
-        if self.known.contains(&entry) {
+    /// Remembers a name and writes it down when it is new.
+    fn add(&mut self, address: IpAddr, name: Name) {
+        let known = self.by_address.get(&address);
+        if known.is_some_and(|names| names.iter().any(|known| known.is_same(&name))) {
             return;
         }
-        if let Ok(mut line) = serde_json::to_vec(&entry) {
+        if let Ok(mut line) = serde_json::to_vec(&name.at(address)) {
             line.push(b'\n');
             // Without the line a restarted monitor knows the address but not the name: worth a word, not a failure.
             if let Err(error) = self.file.write_all(&line) {
                 tracing::warn!(error = %error, "the name of an address could not be kept for a restart");
             }
         }
-        self.remember(entry);
+        self.remember(address, name);
     }
 
-    fn remember(&mut self, entry: NamedAddress) {
-        if self.by_address.len() >= MAX_ADDRESSES && !self.by_address.contains_key(&entry.address) {
+    fn remember(&mut self, address: IpAddr, name: Name) {
+        if self.by_address.len() >= MAX_ADDRESSES && !self.by_address.contains_key(&address) {
             return;
         }
-        let names = self.by_address.entry(entry.address).or_default();
+        // Most addresses have one name for ever.
+        let names = self.by_address.entry(address).or_insert_with(|| Vec::with_capacity(1));
         if names.len() >= MAX_NAMES_PER_ADDRESS {
-            let oldest = names.remove(0);
-            self.known.remove(&oldest);
+            names.remove(0);
         }
-        names.push(entry.clone());
-        self.known.insert(entry);
+        names.push(name);
     }
 }
 
@@ -245,8 +307,8 @@ mod tests {
             cname_chain: vec!["edge.cdn.test".parse().unwrap()],
             rule: Arc::new(Rule {
                 endpoint: text.parse::<Endpoint>().unwrap(),
-                text,
-                policy: "p".to_owned(),
+                text: text.into(),
+                policy: "p".into(),
             }),
             lifetime: Duration::from_mins(1),
         }
@@ -279,7 +341,8 @@ mod tests {
         for number in 0..=MAX_NAMES_PER_ADDRESS {
             book.grant(&[grant(&format!("n{number}.test"), 443)]).unwrap();
         }
-        assert_eq!(book.lock().known.len(), MAX_NAMES_PER_ADDRESS);
+        let names: usize = book.lock().by_address.values().map(Vec::len).sum();
+        assert_eq!(names, MAX_NAMES_PER_ADDRESS);
         assert_eq!(name_at(&book, 443).unwrap(), format!("n{MAX_NAMES_PER_ADDRESS}.test"));
     }
 }

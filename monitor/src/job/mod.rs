@@ -27,11 +27,12 @@ pub mod state;
 use crate::caller::{ProcFs, Worker, survey_runners};
 use crate::cgroup::{CgroupIdentity, Hierarchy, JobCgroup};
 use crate::containers::killing::EngineContainers;
-use crate::containers::{JobParts, WatchedJob};
+use crate::containers::{JobParts, KeepUp, WatchedJob};
 use crate::dns::Resolver;
 use crate::egress::target::CgroupId;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
+use crate::protect::engine_sockets::EngineSockets;
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
 use crate::respond::Responder;
@@ -59,7 +60,7 @@ pub struct Job {
     /// What is known of it on disk, too.
     state: JobState,
     /// The policy with GitHub's own hosts, as it is enforced.
-    enforced: EffectivePolicy,
+    enforced: Arc<EffectivePolicy>,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
     /// Groups of other runners' jobs that are younger than this job's group.
@@ -79,6 +80,8 @@ pub struct Job {
     detectors: Mutex<Option<detectors::Detectors>>,
     /// The containers that it has started.
     containers: Arc<EngineContainers>,
+    /// What of container engines is closed to it.
+    engine_sockets: Mutex<Option<EngineSockets>>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Gaps found since.
@@ -116,8 +119,14 @@ impl Job {
     }
 
     /// The job as the watcher of containers sees it; `None` when its Worker is gone.
-    fn watched(&self) -> Option<WatchedJob> {
+    fn watched(self: &Arc<Self>) -> Option<WatchedJob> {
+        let job = Arc::downgrade(self);
         WatchedJob::new(JobParts {
+            keep_up: KeepUp::new(move || {
+                if let Some(job) = job.upgrade() {
+                    job.renew_engine_sockets();
+                }
+            }),
             id: self.state.id.clone(),
             worker: self.state.worker,
             uid: self.state.uid,
@@ -128,6 +137,27 @@ impl Job {
             responder: Arc::clone(&self.responder),
             containers: Arc::clone(&self.containers),
         })
+    }
+
+    /// Closes the sockets that an engine has made anew.
+    fn renew_engine_sockets(&self) {
+        let mut sockets = self.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(closed) = sockets.as_mut() else { return };
+        let outcome = closed.renew();
+        drop(sockets);
+        match outcome {
+            Ok(0) => {}
+            Ok(_) => self.note_gap(
+                "a container engine opened a socket while the job ran; it was closed to the job within a second".to_owned(),
+            ),
+            Err(error) => {
+                // Told once: it is tried again twice a second.
+                let problem = format!("a container engine is open to the job: {}", with_causes(&error));
+                if !self.gaps().contains(&problem) {
+                    self.note_gap(problem);
+                }
+            }
+        }
     }
 
     /// The posture now: the rules are read back for it.

@@ -11,6 +11,7 @@ use portcullis_common::event::{Direction, DnsEvent, NetworkEvent, PolicyReferenc
 use portcullis_common::policy::{EffectivePolicy, Rule};
 use portcullis_common::report::FRAME_RULE;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What stands for the absence of a rule.
 pub const NO_RULE: &str = "no endpoint allows it";
@@ -109,9 +110,9 @@ pub fn dns_event(
     let outcome: &DnsOutcome = &observation.outcome;
     DnsEvent {
         verdict: outcome.verdict,
-        name: outcome.name.clone(),
-        query_type: outcome.query_type.clone(),
-        addresses: outcome.granted.clone(),
+        name: outcome.name.to_string(),
+        query_type: outcome.query_type.to_string(),
+        addresses: outcome.granted.to_vec(),
         cname_chain: outcome.cname_chain.clone(),
         rule: outcome.reason.to_string(),
         response_code: outcome.response_code.to_owned(),
@@ -128,11 +129,16 @@ pub fn is_no_call(outcome: &DnsOutcome) -> bool {
 }
 
 /// The first rule with an address or network that covers the destination.
-fn rule_for(rules: &[Rule], protocol: u8, address: IpAddr, port: Option<u16>) -> Option<String> {
+fn rule_for(
+    rules: &[Arc<Rule>],
+    protocol: u8,
+    address: IpAddr,
+    port: Option<u16>,
+) -> Option<String> {
     rules
         .iter()
         .find(|rule| covers(&rule.endpoint, protocol, address, port))
-        .map(|rule| rule.text.clone())
+        .map(|rule| rule.text.to_string())
 }
 
 fn covers(endpoint: &Endpoint, protocol: u8, address: IpAddr, port: Option<u16>) -> bool {

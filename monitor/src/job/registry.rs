@@ -19,7 +19,9 @@ use portcullis_common::event::{
 };
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
-use portcullis_common::wire::{Answer, Call, Explained, Refusal, RefusalKind, Status};
+use portcullis_common::wire::{
+    Answer, Call, Explained, IdTokenRequest, Refusal, RefusalKind, Status,
+};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -68,27 +70,28 @@ impl Registry {
         by_group.or_else(by_worker).cloned()
     }
 
-    fn start_job(&self, caller: &Peer, context: JobContext) -> Answer {
+    fn start_job(
+        &self,
+        caller: &Peer,
+        context: JobContext,
+        id_token: Option<String>,
+        id_token_request: Option<&IdTokenRequest>,
+    ) -> Answer {
         let started = Instant::now();
         if let Err(error) = context.validate() {
             return refuse(RefusalKind::BadRequest, with_causes(&error), None);
         }
+        // Who calls is looked at twice: before the store is asked, so that nobody but a runner's job makes this host ask, and
+        // under the lock, which is not held meanwhile, for a store that is slow must not hold up the other runners.
+        if let Err(answer) = self.unbound(caller, &context) {
+            return answer;
+        }
+        let asked = self.host.resolve(&context, id_token, id_token_request);
         let _binding = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
-        let lineage = match lineage(&ProcFs, caller.key()) {
-            Ok(lineage) => lineage,
-            Err(error) => return not_a_job(&error),
+        let candidate = match self.unbound(caller, &context) {
+            Ok(candidate) => candidate,
+            Err(answer) => return answer,
         };
-        if let Some(job) = self.job_of(caller, &lineage) {
-            return again(&job, &context, caller);
-        }
-        if let Some(job) = self.unenforced_job(&lineage) {
-            return job.started();
-        }
-        let candidate = match lineage.worker() {
-            Ok(candidate) => candidate.clone(),
-            Err(error) => return not_a_job(&error),
-        };
-        let asked = self.host.resolve(&context);
         if let Ok(resolution) = &asked
             && let Err(error) = self.host.last_known_good.save(&context, resolution)
         {
@@ -97,6 +100,19 @@ impl Registry {
         let host_mode = self.host.config.defaults.on_failure;
         let choice = choose(&context, asked, host_mode, &self.host.last_known_good);
         self.bind_and_enforce(&candidate, context, choice, started)
+    }
+
+    /// The Worker of a caller that nothing is bound to yet, or what the caller is answered.
+    #[expect(clippy::result_large_err, reason = "the answer goes to the caller as it is")]
+    fn unbound(&self, caller: &Peer, context: &JobContext) -> Result<WorkerCandidate, Answer> {
+        let lineage = lineage(&ProcFs, caller.key()).map_err(|error| not_a_job(&error))?;
+        if let Some(job) = self.job_of(caller, &lineage) {
+            return Err(again(&job, context, caller));
+        }
+        if let Some(job) = self.unenforced_job(&lineage) {
+            return Err(job.started());
+        }
+        lineage.worker().cloned().map_err(|error| not_a_job(&error))
     }
 
     fn bind_and_enforce(
@@ -110,6 +126,7 @@ impl Registry {
         let origin = choice.origin.clone();
         let mode = choice.on_failure;
         let resolution = choice.resolution.clone();
+        self.host.announce(&id, &context, &resolution);
         match self.try_enforce(&id, candidate, context, choice, started) {
             Ok(job) => match origin {
                 Origin::Closed { problem } => refuse(
@@ -301,7 +318,7 @@ impl Registry {
     }
 
     fn explain(&self, context: &JobContext) -> Answer {
-        match self.host.resolve(context) {
+        match self.host.resolve(context, None, None) {
             Ok(resolution) => Answer::Explained(Explained {
                 policy: resolution.policy.name,
                 policy_version: resolution.policy.version,
@@ -318,8 +335,9 @@ impl Registry {
 impl Requests for Registry {
     fn answer(&self, caller: &Peer, call: Call) -> Answer {
         match call {
-            // The token is for a served store; a directory of files has nobody to verify it.
-            Call::StartJob { context, id_token: _ } => self.start_job(caller, context),
+            Call::StartJob { context, id_token, id_token_request } => {
+                self.start_job(caller, context, id_token, id_token_request.as_ref())
+            }
             Call::FinishJob {} => self.finish_job(caller),
             Call::Status {} => self.status(),
             Call::Explain { context } => self.explain(&context),

@@ -7,6 +7,7 @@ use crate::containers::facts::cgroup_of;
 use crate::containers::identity::id_in_path;
 use crate::egress::grant::Grant;
 use crate::nftables::{Change, ChangeWatcher, Notice, ObjectKind};
+use crate::sys::memory;
 use crate::sys::readiness::watch_readable;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{DetectionEvent, DetectionType, Process, RecordedDetection};
@@ -19,11 +20,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// How often repeats are written down and connections that are open but idle have their addresses prolonged. Well below
 /// the grace period, and seldom enough that an idle monitor does nothing worth measuring.
 const TICK: Duration = Duration::from_mins(1);
+
+/// When what reading and binding the policy has used and freed is given back.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// Actions of one change that its evidence lists.
 const SHOWN_ACTIONS: usize = 8;
@@ -54,6 +58,9 @@ pub async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
+    let settling = sleep(SETTLING);
+    tokio::pin!(settling);
+    let mut has_settled = false;
     loop {
         tokio::select! {
             _ = exit.wait() => break,
@@ -71,6 +78,10 @@ pub async fn run(
                     job.note_gap(format!("changes of the packet filter by others can't be noticed any more: {error}"));
                 }
             },
+            () = &mut settling, if !has_settled => {
+                has_settled = true;
+                blocking(memory::give_back).await;
+            }
             _ = tick.tick() => {
                 let (host, job) = (Arc::clone(&host), Arc::clone(&job));
                 blocking(move || keep_up(&host, &job)).await;
@@ -84,6 +95,9 @@ async fn finish(host: Arc<Host>, job: Arc<Job>, on_end: impl FnOnce(&Job) + Send
     blocking(move || {
         end(&host, &job, "the Worker has exited");
         on_end(&job);
+        // What it takes to know a job.
+        drop(job);
+        memory::give_back();
     })
     .await;
 }

@@ -1,19 +1,21 @@
 //! The sensors of one job: gathered in one place, and what they find made into events and answers.
 
-use super::detectors::Executed;
 use super::host::Host;
+use super::shell_watch::LookSoon;
 use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::cgroup::{Hierarchy, JobCgroup};
 use crate::detect::cgroup_escape::{Membership, cgroup_escape};
+use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::memory_read::{
     AccessOutcome, MemoryAccess, MemoryAccessKind, MemoryTarget, TrustedReaders, memory_read,
 };
+use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::record::recorder::Recorder;
 use crate::respond::Responder;
 use crate::watch::attribution::{ProcessSensor, ProcfsSensor};
 use crate::watch::backend::fallback_features;
-use crate::watch::kernel::{BpfSensor, JobToWatch, KernelObserver, WatchedJob};
-use portcullis_common::event::{DetectionType, Feature, Process};
+use crate::watch::kernel::{BpfSensor, JobToWatch, KernelObserver, Unusual, WatchedJob};
+use portcullis_common::event::{DetectionType, EnforcementScope, Feature, Process};
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::{LockdownDetection, LockdownMode};
 use portcullis_monitor_bpf::event::{Access, AccessWay, Escape};
@@ -43,6 +45,7 @@ pub fn job_sensors(
     worker: &Worker,
     group: Option<&JobCgroup>,
     lockdown: &LockdownMode,
+    scope: EnforcementScope,
     sockets: Arc<ProcfsSensor>,
     observer: impl FnOnce(&JobCgroup) -> Arc<dyn KernelObserver>,
 ) -> JobSensors {
@@ -65,6 +68,7 @@ pub fn job_sensors(
         listener: worker.listener(),
         is_reader_ended: crate::respond::decide(detection, lockdown)
             == crate::respond::Decision::Lockdown,
+        not_judged: host.not_judged(scope),
     };
     match sensors.watch(job, group, observer(group)) {
         Ok(watched) => {
@@ -85,8 +89,10 @@ pub struct JobObserver {
     pub recorder: Arc<Recorder>,
     /// Where findings go.
     pub responder: Arc<Responder>,
-    /// Judges executed programs.
-    pub executed: Arc<Executed>,
+    /// Asks for looks at the job's shells.
+    pub look_soon: LookSoon,
+    /// The user of the job's Worker.
+    pub job_uid: u32,
     /// Who may read.
     pub trusted: TrustedReaders,
     /// The job's group.
@@ -115,10 +121,21 @@ impl JobObserver {
 
 impl KernelObserver for JobObserver {
     fn executed(&self, process: Process) {
-        if let Some(pid) = process.pid {
-            self.executed.program(pid);
-        }
+        self.look_soon.executed();
         self.recorder.process(process);
+    }
+
+    fn unusual(&self, execution: Unusual) {
+        let Unusual { process, links, effective_uid, uid_before } = execution;
+        let is_memfd =
+            links == 0 && process.exe.as_deref().is_some_and(|exe| exe.starts_with("/memfd:"));
+        let execution = Execution { process: process.clone(), links: links.into(), is_memfd };
+        let credentials =
+            Credentials { process, job_uid: self.job_uid, effective_uid, parent_uid: uid_before };
+        let findings = [fileless_execution(&execution), sudo_use(&credentials)];
+        for finding in findings.into_iter().flatten() {
+            self.responder.answer(finding);
+        }
     }
 
     fn escaped(&self, process: Process, escape: Escape, mover: Option<Process>) {

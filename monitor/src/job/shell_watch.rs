@@ -11,6 +11,7 @@ use crate::detect::reverse_shell::flow::Flow;
 use crate::detect::reverse_shell::{Certainty, Facts, Lead, leads, reverse_shell};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::JobProcesses;
 use crate::watch::shells::{Connections, ShellSensor, is_forked_copy, sample};
 use crate::watch::sockets::SocketError;
@@ -107,6 +108,27 @@ impl LookSoon {
     }
 }
 
+/// Who follows the job's processes by descent.
+#[derive(Clone, Debug)]
+pub enum Descent {
+    /// The sensors in the kernel.
+    Kernel(Arc<WatchedJob>),
+    /// The process connector; nobody when there is none.
+    Connector(Arc<Mutex<Option<JobProcesses>>>),
+}
+
+impl Descent {
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Kernel(watched) => watched.pids(),
+            Self::Connector(processes) => {
+                let processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
+                processes.iter().flat_map(JobProcesses::pids).collect()
+            }
+        }
+    }
+}
+
 /// What a watch needs of its job.
 #[derive(Debug)]
 pub struct Watched {
@@ -116,8 +138,8 @@ pub struct Watched {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
-    /// The job's processes by descent; empty when they can't be followed.
-    pub processes: Arc<Mutex<Option<JobProcesses>>>,
+    /// The job's processes by descent.
+    pub processes: Descent,
     /// Where findings go.
     pub responder: Arc<Responder>,
 }
@@ -241,10 +263,7 @@ impl Watch {
     }
 
     fn facts(&mut self, connections: &Connections) -> Result<Facts, SocketError> {
-        let followed: Vec<u32> = {
-            let processes = self.watched.processes.lock().unwrap_or_else(PoisonError::into_inner);
-            processes.iter().flat_map(JobProcesses::pids).collect()
-        };
+        let followed: Vec<u32> = { self.watched.processes.pids() };
         self.shells.facts(connections, self.watched.sensor.diagnostics(), &followed)
     }
 

@@ -42,7 +42,7 @@ pub struct EventContext {
     /// Where events go.
     pub recorder: Arc<Recorder>,
     /// The policy as it is enforced.
-    pub policy: EffectivePolicy,
+    pub policy: Arc<EffectivePolicy>,
     /// How events name it.
     pub reference: PolicyReference,
     /// Who has sent frames that bypass IP.
@@ -95,7 +95,7 @@ impl EventContext {
 
     fn observation(&self, observation: &DnsObservation) {
         let outcome = &observation.outcome;
-        for address in &outcome.answered {
+        for address in outcome.answered.iter() {
             if !outcome.granted.contains(address) {
                 self.book.learn(*address, &outcome.name, &outcome.cname_chain);
             }

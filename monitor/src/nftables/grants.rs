@@ -33,37 +33,57 @@ const NEGLIGIBLE: Duration = Duration::from_secs(1);
 
 /// When each grant that we opened ends, so that a grant never shortens another one of the same address.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(HashMap<(String, Vec<u8>), Instant>);
+pub(super) struct Ledger(HashMap<String, HashMap<Box<[u8]>, Instant>>);
 
 impl Ledger {
     /// Notes what a set held when it was read.
     pub(super) fn note(&mut self, set: &str, elements: &[FoundElement], now: Instant) {
         for element in elements {
             if let Some(remaining) = element.remaining {
-                self.0.insert((set.to_owned(), element.key.clone()), now + remaining);
+                self.insert(set, &element.key, now + remaining);
             }
         }
     }
 
     /// Whether we ever opened this.
     pub(super) fn knows(&self, set: &str, key: &[u8]) -> bool {
-        self.0.contains_key(&(set.to_owned(), key.to_owned()))
+        self.end(set, key).is_some()
     }
 
     /// What is open in a set at `now`.
     pub(super) fn open(&self, set: &str, now: Instant) -> Vec<FoundElement> {
-        let of_set = self.0.iter().filter(|((name, _), end)| name == set && **end > now);
-        of_set
-            .map(|((_, key), end)| FoundElement {
-                key: key.clone(),
+        let ends = self.0.get(set).into_iter().flatten();
+        ends.filter(|(_, end)| **end > now)
+            .map(|(key, end)| FoundElement {
+                key: key.to_vec(),
                 end: None,
                 remaining: Some(end.saturating_duration_since(now)),
             })
             .collect()
     }
 
+    fn insert(&mut self, set: &str, key: &[u8], end: Instant) {
+        if !self.0.contains_key(set) {
+            self.0.insert(set.to_owned(), HashMap::new());
+        }
+        if let Some(ends) = self.0.get_mut(set) {
+            ends.insert(key.into(), end);
+        }
+    }
+
+    /// When the element ends.
+    fn end(&self, set: &str, key: &[u8]) -> Option<Instant> {
+        self.0.get(set)?.get(key).copied()
+    }
+
+    fn len(&self) -> usize {
+        self.0.values().map(HashMap::len).sum()
+    }
+
     fn forget_ended(&mut self, now: Instant) {
-        self.0.retain(|_, end| *end > now);
+        for ends in self.0.values_mut() {
+            ends.retain(|_, end| *end > now);
+        }
     }
 }
 
@@ -83,8 +103,9 @@ impl Additions {
         for grant in grants {
             let sets = sets_of(grant, rules)?;
             let key = (sets.granted.clone(), grant_key(grant, sets.class));
-            let open =
-                ledger.0.get(&key).map_or(Duration::ZERO, |end| end.saturating_duration_since(now));
+            let open = ledger
+                .end(&key.0, &key.1)
+                .map_or(Duration::ZERO, |end| end.saturating_duration_since(now));
             if grant.lifetime > open.saturating_add(NEGLIGIBLE) || open.is_zero() {
                 let lifetime = additions.entry(key).or_insert(grant.lifetime);
                 *lifetime = grant.lifetime.max(*lifetime);
@@ -125,10 +146,12 @@ impl Additions {
 
     /// Notes that they are open.
     pub(super) fn done(self, ledger: &mut Ledger, now: Instant, limit: usize) {
-        if ledger.0.len() > limit {
+        if ledger.len() > limit {
             ledger.forget_ended(now);
         }
-        ledger.0.extend(self.0.into_iter().map(|(key, lifetime)| (key, now + lifetime)));
+        for ((set, key), lifetime) in self.0 {
+            ledger.insert(&set, &key, now + lifetime);
+        }
     }
 }
 

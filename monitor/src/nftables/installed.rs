@@ -142,6 +142,18 @@ impl InstalledTable {
         Ok(())
     }
 
+    /// The same for tables that are owned by a socket of an earlier monitor.
+    ///
+    /// # Errors
+    /// When the kernel refused.
+    pub fn remove_kept(socket: OwnedFd, name: &TableName) -> Result<(), InstallError> {
+        let mut socket = NetfilterSocket::resume(socket).map_err(InstallError::Socket)?;
+        for family in [TableFamily::Inet, TableFamily::Netdev] {
+            remove_table(&mut socket, family, name)?;
+        }
+        Ok(())
+    }
+
     fn new(socket: NetfilterSocket, rules: &RuleSet) -> Self {
         let port_id = socket.port_id();
         let state = State { socket, rules: rules.clone(), ledger: Ledger::default() };

@@ -7,6 +7,7 @@
 
 mod code;
 mod diagnostics;
+pub mod engine_sockets;
 mod inject;
 mod registers;
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! The recorder of a job: one place that writes its events, counts repeats, and makes its report.
 
 use super::event_log::{EventLog, MAX_BYTES};
-use super::repeats::{MAX_KEYS, Repeats};
+use super::interner::Interner;
+use super::repeats::{MAX_KEYS, Noted, Repeats};
+use super::singles::{Singles, Waiting};
 use super::summary::{ReportHeader, Summary};
 use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
-    DetectionEvent, DnsEvent, EventKind, JobEvent, NetworkEvent, Posture, PostureEvent, Process,
-    ProcessEvent, Verdict,
+    DetectionEvent, DetectionType, DnsEvent, EventKind, JobEvent, JobStage, NetworkEvent, Posture,
+    PostureEvent, Process, ProcessEvent, Verdict,
 };
 use portcullis_common::report::Report;
 use std::io;
@@ -26,28 +28,59 @@ struct State {
     log: EventLog,
     summary: Summary,
     network: Repeats<NetworkKey, NetworkEvent>,
+    network_texts: Interner,
     dns: Repeats<DnsKey, DnsEvent>,
+    detections: Singles<DetectionType, DetectionEvent>,
+    stages: Singles<JobStage, JobEvent>,
+    postures: Singles<(), PostureEvent>,
     processes: Repeats<ExecKey, Process>,
+    dns_texts: Interner,
 }
 
-/// Calls that are equal in this are repeats of each other.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+/// Calls that are equal in this are repeats of each other. Texts are numbers of an [`Interner`]: thousands of calls have the
+/// same.
+#[derive(Debug, Eq, Hash, PartialEq)]
 struct NetworkKey {
     verdict: Verdict,
-    protocol: String,
+    protocol: u32,
     address: IpAddr,
     port: Option<u16>,
     process: ProcessKey,
-    rule: String,
+    rule: u32,
 }
 
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+impl NetworkKey {
+    fn of(event: &NetworkEvent, texts: &mut Interner) -> Self {
+        Self {
+            verdict: event.verdict,
+            protocol: texts.number(&event.protocol),
+            address: event.address,
+            port: event.port,
+            process: ProcessKey::of(event.process.as_ref(), texts),
+            rule: texts.number(&event.rule),
+        }
+    }
+}
+
+#[derive(Debug, Eq, Hash, PartialEq)]
 struct DnsKey {
     verdict: Verdict,
-    name: String,
-    query_type: String,
+    name: Box<str>,
+    query_type: u32,
     process: ProcessKey,
-    rule: String,
+    rule: u32,
+}
+
+impl DnsKey {
+    fn of(event: &DnsEvent, texts: &mut Interner) -> Self {
+        Self {
+            verdict: event.verdict,
+            name: event.name.as_str().into(),
+            query_type: texts.number(&event.query_type),
+            process: ProcessKey::of(event.process.as_ref(), texts),
+            rule: texts.number(&event.rule),
+        }
+    }
 }
 
 /// Executions that are equal in this are repeats of each other: a loop that starts the same program again and again.
@@ -60,13 +93,34 @@ struct ExecKey {
     parent: Option<String>,
 }
 
-/// A process for good: a pid alone is used again.
-type ProcessKey = (Option<u32>, Option<u64>, Option<String>);
+impl ExecKey {
+    fn of(process: &Process) -> Self {
+        Self {
+            exe: process.exe.clone(),
+            argv: process.argv.clone(),
+            uid: process.uid,
+            step: process.step.clone(),
+            parent: process.ancestors.first().map(|parent| parent.exe.clone()),
+        }
+    }
+}
 
-fn process_key(process: Option<&Process>) -> ProcessKey {
-    process.map_or((None, None, None), |process| {
-        (process.pid, process.start_time, process.exe.clone())
-    })
+/// A process for good: a pid alone is used again.
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct ProcessKey {
+    pid: Option<u32>,
+    start_time: Option<u64>,
+    exe: Option<u32>,
+}
+
+impl ProcessKey {
+    fn of(process: Option<&Process>, texts: &mut Interner) -> Self {
+        Self {
+            pid: process.and_then(|process| process.pid),
+            start_time: process.and_then(|process| process.start_time),
+            exe: process.and_then(|process| process.exe.as_deref()).map(|exe| texts.number(exe)),
+        }
+    }
 }
 
 impl Recorder {
@@ -82,101 +136,105 @@ impl Recorder {
             log,
             summary,
             network: Repeats::new(MAX_KEYS),
+            network_texts: Interner::default(),
             dns: Repeats::new(MAX_KEYS),
+            dns_texts: Interner::default(),
             processes: Repeats::new(MAX_KEYS),
+            detections: Singles::default(),
+            stages: Singles::default(),
+            postures: Singles::default(),
         };
         Ok(Self { state: Mutex::new(state) })
     }
 
     /// A call to a destination; repeats are counted.
     pub fn network(&self, event: NetworkEvent) {
-        let key = NetworkKey {
-            verdict: event.verdict,
-            protocol: event.protocol.clone(),
-            address: event.address,
-            port: event.port,
-            process: process_key(event.process.as_ref()),
-            rule: event.rule.clone(),
-        };
         let state = &mut *self.lock();
-        let packets = event.packets;
-        let mut late = Vec::new();
-        let first =
-            state.network.note(key, event, packets, |event, packets| late.push((event, packets)));
-        for (event, packets) in late {
-            state.write(EventKind::Network(NetworkEvent { packets, ..event }));
+        let mut noted = state.note_network(&event);
+        if noted == Noted::Full {
+            state.write_network_repeats(Repeats::empty);
+            state.network_texts.clear();
+            noted = state.note_network(&event);
         }
-        if let Some(event) = first {
+        if noted != Noted::Repeat {
             state.write(EventKind::Network(event));
         }
     }
 
     /// A query; repeats are counted.
     pub fn dns(&self, event: DnsEvent) {
-        let key = DnsKey {
-            verdict: event.verdict,
-            name: event.name.clone(),
-            query_type: event.query_type.clone(),
-            process: process_key(event.process.as_ref()),
-            rule: event.rule.clone(),
-        };
         let state = &mut *self.lock();
-        let count = event.count;
-        let mut late = Vec::new();
-        let first = state.dns.note(key, event, count, |event, count| late.push((event, count)));
-        for (event, count) in late {
-            state.write(EventKind::Dns(DnsEvent { count, ..event }));
+        let mut noted = state.note_dns(&event);
+        if noted == Noted::Full {
+            state.write_dns_repeats(Repeats::empty);
+            state.dns_texts.clear();
+            noted = state.note_dns(&event);
         }
-        if let Some(event) = first {
+        if noted != Noted::Repeat {
             state.write(EventKind::Dns(event));
         }
     }
 
     /// A program was executed; repeats are counted.
     pub fn process(&self, process: Process) {
-        let key = ExecKey {
-            exe: process.exe.clone(),
-            argv: process.argv.clone(),
-            uid: process.uid,
-            step: process.step.clone(),
-            parent: process.ancestors.first().map(|parent| parent.exe.clone()),
-        };
         let state = &mut *self.lock();
-        let mut late = Vec::new();
-        let first =
-            state.processes.note(key, process, 1, |process, count| late.push((process, count)));
-        for (process, count) in late {
-            state.write(EventKind::Process(ProcessEvent { process, count }));
+        let mut noted = state.note_process(&process);
+        if noted == Noted::Full {
+            state.write_process_repeats(Repeats::empty);
+            noted = state.note_process(&process);
         }
-        if let Some(process) = first {
+        if noted != Noted::Repeat {
             state.write(EventKind::Process(ProcessEvent { process, count: 1 }));
         }
     }
 
-    /// A detection.
+    /// A detection. Of each type the first ones are written, and then how many more there were; one that the job was killed
+    /// for always is.
     pub fn detection(&self, event: DetectionEvent) {
-        self.lock().write(EventKind::Detection(event));
+        let state = &mut *self.lock();
+        let kind = event.detection;
+        let now = if event.is_lockdown { Some(event) } else { state.detections.note(kind, event) };
+        if let Some(event) = now {
+            state.write(EventKind::Detection(event));
+        }
     }
 
-    /// What is in force changed, or a gap was found.
+    /// What is in force changed, or a gap was found; the same holds for many of these.
     pub fn posture(&self, reason: String, posture: Posture) {
-        self.lock().write(EventKind::Posture(PostureEvent { reason, posture }));
+        let state = &mut *self.lock();
+        if let Some(event) = state.postures.note((), PostureEvent { reason, posture }) {
+            state.write(EventKind::Posture(event));
+        }
     }
 
-    /// A stage in the job's life.
+    /// A stage in the job's life; the same holds for many of these.
     pub fn job(&self, event: JobEvent) {
-        self.lock().write(EventKind::Job(event));
+        let state = &mut *self.lock();
+        if event.stage == JobStage::Ended {
+            state.write_singles();
+            return state.write(EventKind::Job(event));
+        }
+        if let Some(event) = state.stages.note(event.stage, event) {
+            state.write(EventKind::Job(event));
+        }
     }
 
-    /// Writes the repeats that wait.
+    /// Writes everything that waits: repeats, and how many events of a kind there were more.
     pub fn write_repeats(&self) {
-        self.lock().write_repeats();
+        let state = &mut *self.lock();
+        state.write_repeats();
+        state.write_singles();
     }
 
     /// Whether repeats wait to be written.
     pub fn has_repeats(&self) -> bool {
         let state = self.lock();
-        state.network.is_waiting() || state.dns.is_waiting() || state.processes.is_waiting()
+        state.network.is_waiting()
+            || state.dns.is_waiting()
+            || state.processes.is_waiting()
+            || state.detections.is_waiting()
+            || state.stages.is_waiting()
+            || state.postures.is_waiting()
     }
 
     /// The report of everything recorded so far.
@@ -243,17 +301,66 @@ impl State {
         self.log.append(Timestamp::now(), kind);
     }
 
-    fn write_repeats(&mut self) {
-        let mut late = Vec::new();
-        self.network.collect(|event, packets| {
-            late.push(EventKind::Network(NetworkEvent { packets, ..event }));
-        });
-        self.dns.collect(|event, count| late.push(EventKind::Dns(DnsEvent { count, ..event })));
-        self.processes.collect(|process, count| {
-            late.push(EventKind::Process(ProcessEvent { process, count }));
-        });
+    /// A report does not wait for these: a job can ask for as many reports as it likes.
+    fn write_singles(&mut self) {
+        let told = |count: u64, what: &str| format!("{count} more like this; the last: {what}");
+        let mut late: Vec<EventKind> = Vec::new();
+        for Waiting { count, last } in self.detections.collect() {
+            let evidence = told(count, &last.evidence);
+            late.push(EventKind::Detection(DetectionEvent { evidence, ..last }));
+        }
+        for Waiting { count, last } in self.stages.collect() {
+            let reason = told(count, &last.reason);
+            late.push(EventKind::Job(JobEvent { reason, ..last }));
+        }
+        for Waiting { count, last } in self.postures.collect() {
+            let reason = told(count, &last.reason);
+            late.push(EventKind::Posture(PostureEvent { reason, ..last }));
+        }
         for kind in late {
             self.write(kind);
         }
     }
+
+    fn note_network(&mut self, event: &NetworkEvent) -> Noted {
+        let key = NetworkKey::of(event, &mut self.network_texts);
+        self.network.note(key, event.packets, || event.clone())
+    }
+
+    fn note_dns(&mut self, event: &DnsEvent) -> Noted {
+        let key = DnsKey::of(event, &mut self.dns_texts);
+        self.dns.note(key, event.count, || event.clone())
+    }
+
+    fn note_process(&mut self, process: &Process) -> Noted {
+        self.processes.note(ExecKey::of(process), 1, || process.clone())
+    }
+
+    fn write_process_repeats(&mut self, take: TakeProcesses) {
+        for (process, count) in take(&mut self.processes) {
+            self.write(EventKind::Process(ProcessEvent { process, count }));
+        }
+    }
+
+    fn write_network_repeats(&mut self, take: TakeNetwork) {
+        for (event, packets) in take(&mut self.network) {
+            self.write(EventKind::Network(NetworkEvent { packets, ..event }));
+        }
+    }
+
+    fn write_dns_repeats(&mut self, take: TakeDns) {
+        for (event, count) in take(&mut self.dns) {
+            self.write(EventKind::Dns(DnsEvent { count, ..event }));
+        }
+    }
+
+    fn write_repeats(&mut self) {
+        self.write_network_repeats(Repeats::take);
+        self.write_dns_repeats(Repeats::take);
+        self.write_process_repeats(Repeats::take);
+    }
 }
+
+type TakeNetwork = fn(&mut Repeats<NetworkKey, NetworkEvent>) -> Vec<(NetworkEvent, u64)>;
+type TakeDns = fn(&mut Repeats<DnsKey, DnsEvent>) -> Vec<(DnsEvent, u64)>;
+type TakeProcesses = fn(&mut Repeats<ExecKey, Process>) -> Vec<(Process, u64)>;

@@ -6,13 +6,15 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// How many different calls are remembered. Beyond that the oldest knowledge is given up, and a repeat is written again.
-pub const MAX_KEYS: usize = 8_192;
+/// How many different calls are remembered: as many as a hash table of 8 192 places takes. Beyond that the knowledge so far
+/// is given up, and a repeat is written again.
+pub const MAX_KEYS: usize = 7_168;
 
-/// What has been seen, and how often since it was last written.
+/// What has been seen, and how often since it was last written. Of a call that was not repeated only the key is kept, for
+/// its event is written already.
 #[derive(Debug)]
 pub struct Repeats<K, E> {
-    seen: HashMap<K, Waiting<E>>,
+    seen: HashMap<K, Option<Box<Waiting<E>>>>,
     max_keys: usize,
 }
 
@@ -22,51 +24,59 @@ struct Waiting<E> {
     count: u64,
 }
 
-impl<K: Eq + Hash, E: Clone> Repeats<K, E> {
+/// What a call was to the memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Noted {
+    /// The first of its kind: it must be written now.
+    First,
+    /// It is counted, and written later.
+    Repeat,
+    /// The memory is full of other calls. It was not taken: [`Repeats::empty`] makes room.
+    Full,
+}
+
+impl<K: Eq + Hash, E> Repeats<K, E> {
     /// An empty memory for at most `max_keys` different calls.
     pub fn new(max_keys: usize) -> Self {
         Self { seen: HashMap::new(), max_keys }
     }
 
-    /// Counts `count` more of `key`. The event comes back when it is the first of its kind and must be written now.
-    ///
-    /// When the memory is full everything that waits is handed to `overflow` first, with its number.
-    pub fn note(
-        &mut self,
-        key: K,
-        event: E,
-        count: u64,
-        mut overflow: impl FnMut(E, u64),
-    ) -> Option<E> {
+    /// Notes `count` more of `key`; `event` is called for the first repeat, and is what stands for all of them.
+    pub fn note(&mut self, key: K, count: u64, event: impl FnOnce() -> E) -> Noted {
         if let Some(waiting) = self.seen.get_mut(&key) {
-            waiting.count += count;
-            return None;
+            waiting.get_or_insert_with(|| Box::new(Waiting { event: event(), count: 0 })).count +=
+                count;
+            return Noted::Repeat;
         }
         if self.seen.len() >= self.max_keys {
-            self.collect(&mut overflow);
-            self.seen.clear();
+            return Noted::Full;
         }
-        self.seen.insert(key, Waiting { event: event.clone(), count: 0 });
-        Some(event)
+        self.seen.insert(key, None);
+        Noted::First
     }
 
-    /// Hands everything that waits to `write`, with its number.
-    pub fn collect(&mut self, mut write: impl FnMut(E, u64)) {
-        for waiting in self.seen.values_mut().filter(|waiting| waiting.count > 0) {
-            write(waiting.event.clone(), waiting.count);
-            waiting.count = 0;
-        }
+    /// Takes everything that waits, with its number.
+    pub fn take(&mut self) -> Vec<(E, u64)> {
+        let waiting = self.seen.values_mut().filter_map(Option::take);
+        waiting.map(|waiting| (waiting.event, waiting.count)).collect()
+    }
+
+    /// Takes everything that waits and forgets all calls.
+    pub fn empty(&mut self) -> Vec<(E, u64)> {
+        let waiting = self.take();
+        self.seen.clear();
+        waiting
     }
 
     /// Whether anything waits.
     pub fn is_waiting(&self) -> bool {
-        self.seen.values().any(|waiting| waiting.count > 0)
+        self.seen.values().any(Option::is_some)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Repeats;
+    use super::{Noted, Repeats};
     use proptest::prelude::*;
 
     proptest! {
@@ -78,15 +88,23 @@ mod tests {
             let mut repeats = Repeats::new(max_keys);
             let mut written = std::collections::BTreeMap::<u8, u64>::new();
             for (key, count) in &calls {
-                let mut late = Vec::new();
-                if let Some(event) = repeats.note(*key, *key, *count, |event, count| late.push((event, count))) {
-                    late.push((event, *count));
+                let mut events = Vec::new();
+                let mut noted = repeats.note(*key, *count, || *key);
+                if noted == Noted::Full {
+                    events = repeats.empty();
+                    noted = repeats.note(*key, *count, || *key);
                 }
-                for (event, count) in late {
+                prop_assert_ne!(noted, Noted::Full);
+                if noted == Noted::First {
+                    events.push((*key, *count));
+                }
+                for (event, count) in events {
                     *written.entry(event).or_default() += count;
                 }
             }
-            repeats.collect(|event, count| *written.entry(event).or_default() += count);
+            for (event, count) in repeats.take() {
+                *written.entry(event).or_default() += count;
+            }
             let mut expected = std::collections::BTreeMap::<u8, u64>::new();
             for (key, count) in calls {
                 *expected.entry(key).or_default() += count;

@@ -8,8 +8,9 @@ use portcullis_common::event::{
 use portcullis_common::policy::EgressMode;
 use portcullis_common::report::{Destination, FRAME_RULE, Report, endpoint};
 use portcullis_common::resolution::Identity;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 /// How many different rows are kept. More are counted as left out: a job that calls a million addresses must not take
 /// the monitor's memory with it.
@@ -42,6 +43,8 @@ pub struct ReportHeader {
 #[derive(Debug, Default)]
 pub struct Summary {
     rows: HashMap<RowKey, Row>,
+    /// The texts that rows share.
+    texts: HashSet<Arc<str>>,
     left_out: u64,
     left_out_blocked: bool,
     detections: Vec<DetectionEvent>,
@@ -53,11 +56,11 @@ pub struct Summary {
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct RowKey {
-    endpoint: String,
+    endpoint: Box<str>,
     verdict: Verdict,
-    process: String,
-    step: String,
-    rule: String,
+    process: Arc<str>,
+    step: Arc<str>,
+    rule: Arc<str>,
     /// Calls from outside are reported, but they are no calls of the job.
     is_inbound: bool,
 }
@@ -115,11 +118,11 @@ impl Summary {
             .rows
             .iter()
             .map(|(key, row)| Destination {
-                endpoint: key.endpoint.clone(),
+                endpoint: key.endpoint.to_string(),
                 verdict: key.verdict,
-                process: key.process.clone(),
-                step: key.step.clone(),
-                rule: key.rule.clone(),
+                process: key.process.to_string(),
+                step: key.step.to_string(),
+                rule: key.rule.to_string(),
                 count: row.count(),
             })
             .collect();
@@ -155,11 +158,11 @@ impl Summary {
         *self.packets.entry(rule_kind(event)).or_default() += event.packets;
         let (process, step) = who(event.process.as_ref());
         let key = RowKey {
-            endpoint: endpoint(event),
+            endpoint: endpoint(event).into(),
             verdict: event.verdict,
-            process,
-            step,
-            rule: event.rule.clone(),
+            process: self.text(&process),
+            step: self.text(&step),
+            rule: self.text(&event.rule),
             is_inbound: event.direction == Direction::Inbound,
         };
         if let Some(row) = self.row(key) {
@@ -174,11 +177,11 @@ impl Summary {
         }
         let (process, step) = who(event.process.as_ref());
         let key = RowKey {
-            endpoint: event.name.clone(),
+            endpoint: event.name.as_str().into(),
             verdict: event.verdict,
-            process,
-            step,
-            rule: event.rule.clone(),
+            process: self.text(&process),
+            step: self.text(&step),
+            rule: self.text(&event.rule),
             is_inbound: false,
         };
         if let Some(row) = self.row(key) {
@@ -204,7 +207,16 @@ impl Summary {
             self.left_out_blocked |= key.verdict == Verdict::Blocked && !key.is_inbound;
             return None;
         }
+        if !self.rows.contains_key(&key) {
+            // Only now: the texts of rows that are left out are not kept either.
+            self.texts.extend([&key.process, &key.step, &key.rule].map(Arc::clone));
+        }
         Some(self.rows.entry(key).or_default())
+    }
+
+    /// A text as rows share it.
+    fn text(&self, text: &str) -> Arc<str> {
+        self.texts.get(text).map_or_else(|| text.into(), Arc::clone)
     }
 }
 

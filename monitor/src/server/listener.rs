@@ -2,7 +2,6 @@
 
 use crate::config::Paths;
 use crate::containers::authorization;
-use crate::sys::activation;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -41,12 +40,16 @@ pub enum ListenError {
 }
 
 impl Listener {
-    /// Takes the sockets that systemd passed, or makes `/run/portcullis/monitor.sock`, and `/run/docker/plugins/portcullis.sock`
+    /// Takes the sockets that systemd `passed`, or makes `/run/portcullis/monitor.sock`, and `/run/docker/plugins/portcullis.sock`
     /// when `is_docker_plugin`.
     ///
     /// # Errors
     /// When another monitor runs there, or the socket can't be made.
-    pub fn open(paths: &Paths, is_docker_plugin: bool) -> Result<Self, ListenError> {
+    pub fn open(
+        paths: &Paths,
+        is_docker_plugin: bool,
+        passed: Vec<(String, UnixListener)>,
+    ) -> Result<Self, ListenError> {
         let run = paths.run();
         DirBuilder::new()
             .recursive(true)
@@ -56,9 +59,8 @@ impl Listener {
         let lock = lock(run.join("monitor.lock"))?;
         let path = paths.socket();
         let failed = |source| ListenError::Failed { path: path.clone(), source };
-        let (mut plugins, mut passed): (Vec<_>, Vec<_>) = activation::listening_sockets()
-            .into_iter()
-            .partition(|(name, _)| name == authorization::DESCRIPTOR_NAME);
+        let (mut plugins, mut passed): (Vec<_>, Vec<_>) =
+            passed.into_iter().partition(|(name, _)| name == authorization::DESCRIPTOR_NAME);
         let socket = match passed.pop() {
             Some((_, socket)) => socket,
             // Runners are ordinary users; who is calling is found out from the kernel, not by file permissions.

@@ -188,7 +188,7 @@ impl DnsObserver for Observer {
 }
 
 /// A rule for `host`, TCP port 443.
-pub(crate) fn rule(host: &str) -> Rule {
+pub(crate) fn rule(host: &str) -> Arc<Rule> {
     let name = |text: &str| DnsName::new(text).unwrap();
     let parsed = match (host.strip_prefix("*."), host.parse(), host.parse()) {
         (_, Ok(address), _) => Host::Address(address),
@@ -197,11 +197,11 @@ pub(crate) fn rule(host: &str) -> Rule {
         (None, ..) => Host::Name(name(host)),
     };
     let ports = PortRange::single(443).unwrap();
-    Rule {
+    Arc::new(Rule {
         endpoint: Endpoint { protocol: Protocol::Tcp, host: parsed, ports },
-        text: host.to_owned(),
-        policy: "node-build".to_owned(),
-    }
+        text: host.into(),
+        policy: "node-build".into(),
+    })
 }
 
 /// A resolver and everything around it.

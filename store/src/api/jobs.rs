@@ -74,7 +74,7 @@ async fn events(
     let batch = read_batch(&id, text)?;
     match store.database.store_events(&id, host_id, &batch).await? {
         Intake::Stored { last_seq, new } => {
-            store.stored_events(new);
+            store.events.inc_by(new);
             Ok(Answer(Accepted { last_seq }))
         }
         Intake::Gap { expected } => {

@@ -5,7 +5,9 @@
 
 pub mod access;
 mod audit;
+mod baselines;
 mod bundle;
+mod compatibility;
 pub mod describe;
 pub mod extract;
 mod health;
@@ -167,6 +169,8 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     audit::routes(&mut routes);
     jobs::routes(&mut routes);
     runs::routes(&mut routes);
+    baselines::routes(&mut routes);
+    compatibility::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;
     let document = Arc::new(document.finish());
     let shown = Arc::clone(&document);

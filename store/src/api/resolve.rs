@@ -119,18 +119,8 @@ fn cluster(called: &Called, asked: Option<String>) -> ApiResult<Option<String>> 
 
 /// Verifies a token and notes that it was used for this job.
 async fn verify(store: &Store, token: &str, context: &JobContext) -> ApiResult<()> {
-    let claims = store.verifier.verify(token, context).await.map_err(|error| match error {
-        IdentityError::KeysUnavailable { .. } => {
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string())
-                .hint("the store must reach the issuer to verify jobs")
-                .retry_after(10)
-        }
-        IdentityError::Token(_) | IdentityError::Contradiction { .. } => {
-            ApiError::new(StatusCode::FORBIDDEN, "identity-refused", error.to_string()).hint(
-                "the job is not what it says it is, or its clock or the store's audience is wrong",
-            )
-        }
-    })?;
+    let claims =
+        store.verifier.verify(token, context).await.map_err(|error| identity_error(&error))?;
     // Legs of a matrix share run and key, and differ by their runner.
     let job = format!(
         "{}/{}/{}/{}/{}",
@@ -149,4 +139,20 @@ async fn verify(store: &Store, token: &str, context: &JobContext) -> ApiResult<(
         "identity-refused",
         "the id token was used for another job already",
     ))
+}
+
+/// What a caller is told whose token does not verify it.
+pub(super) fn identity_error(error: &IdentityError) -> ApiError {
+    match error {
+        IdentityError::KeysUnavailable { .. } => {
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string())
+                .hint("the store must reach the issuer to verify jobs")
+                .retry_after(10)
+        }
+        IdentityError::Token(_) | IdentityError::Contradiction { .. } => {
+            ApiError::new(StatusCode::FORBIDDEN, "identity-refused", error.to_string()).hint(
+                "the job is not what it says it is, or its clock or the store's audience is wrong",
+            )
+        }
+    }
 }

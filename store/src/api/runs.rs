@@ -268,14 +268,7 @@ async fn destinations(
     Params(params): Params<DestinationParams>,
 ) -> ApiResult<Answer<Page<DestinationSummary>>> {
     let limit = page_size(params.limit);
-    let after = match params.cursor.as_deref().map(|cursor| cursor.split_once(' ')) {
-        None => None,
-        Some(Some((verdict, endpoint))) => {
-            let verdict = number(Some(verdict))?.unwrap_or_default();
-            Some((endpoint.to_owned(), verdict))
-        }
-        Some(None) => return Err(ApiError::bad_request("the cursor is none of this list")),
-    };
+    let after = destination_cursor(params.cursor.as_deref())?;
     let filter = DestinationFilter {
         organization: lower(params.organization),
         repository: lower(params.repository),
@@ -286,9 +279,29 @@ async fn destinations(
         since_ms: params.since.map(Timestamp::as_millisecond),
         ..DestinationFilter::default()
     };
-    let mut items = store.database.destinations(&filter, asked(limit)).await?;
+    let items = store.database.destinations(&filter, asked(limit)).await?;
+    Ok(Answer(destination_page(items, limit)))
+}
+
+/// A cursor of a list of destinations: the verdict's number and the endpoint of the last one.
+pub(super) fn destination_cursor(cursor: Option<&str>) -> ApiResult<Option<(String, i16)>> {
+    match cursor.map(|cursor| cursor.split_once(' ')) {
+        None => Ok(None),
+        Some(Some((verdict, endpoint))) => {
+            let verdict = number(Some(verdict))?.unwrap_or_default();
+            Ok(Some((endpoint.to_owned(), verdict)))
+        }
+        Some(None) => Err(ApiError::bad_request("the cursor is none of this list")),
+    }
+}
+
+/// The page of destinations that were read, one more than it has.
+pub(super) fn destination_page(
+    mut items: Vec<DestinationSummary>,
+    limit: usize,
+) -> Page<DestinationSummary> {
     let has_more = items.len() > limit;
     items.truncate(limit);
     let last = items.last().map(|item| format!("{} {}", verdict_code(item.verdict), item.endpoint));
-    Ok(Answer(Page { items, next_cursor: has_more.then_some(last).flatten() }))
+    Page { items, next_cursor: has_more.then_some(last).flatten() }
 }

@@ -53,8 +53,8 @@ pub fn lint(policy: &EffectivePolicy) -> Vec<LintFinding> {
 
 fn allowed(policy: &EffectivePolicy, index: usize, rule: &Rule) -> Vec<LintFinding> {
     let mut findings = Vec::new();
-    let text = Some(rule.text.as_str());
-    let place = if rule.policy == policy.name {
+    let text = Some(&*rule.text);
+    let place = if *rule.policy == *policy.name {
         String::new()
     } else {
         format!(" (from policy `{}`)", rule.policy)

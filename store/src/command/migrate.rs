@@ -6,7 +6,7 @@ use clap::Args;
 
 /// Bring the database's schema up to date, and do nothing else.
 #[derive(Args, Debug)]
-pub struct Migrate {
+pub(super) struct Migrate {
     #[command(flatten)]
     configuration: ConfigurationOptions,
 }
@@ -16,7 +16,7 @@ impl Migrate {
     ///
     /// # Errors
     /// When the database can't be used.
-    pub async fn run(&self) -> anyhow::Result<()> {
+    pub(super) async fn run(&self) -> anyhow::Result<()> {
         let configuration = self.configuration.load()?;
         let database = Database::open(&configuration.database.url, 2).await?;
         tracing::info!(database = database.kind(), "the schema is up to date");

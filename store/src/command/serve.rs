@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Serve the API until SIGTERM or SIGINT; requests that are being answered end first.
 #[derive(Args, Debug)]
-pub struct Serve {
+pub(super) struct Serve {
     #[command(flatten)]
     configuration: ConfigurationOptions,
     /// Where to listen.
@@ -32,7 +32,7 @@ impl Serve {
     ///
     /// # Errors
     /// When the server can't start, or ends by itself.
-    pub async fn run(&self) -> anyhow::Result<()> {
+    pub(super) async fn run(&self) -> anyhow::Result<()> {
         let mut configuration = self.configuration.load()?;
         if let Some(listen) = self.listen {
             configuration.listen = listen;

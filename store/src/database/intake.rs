@@ -67,7 +67,7 @@ pub struct JobEnd<'a> {
 }
 
 /// The number that stands for a kind of event.
-pub const fn kind_code(kind: &EventKind) -> i16 {
+const fn kind_code(kind: &EventKind) -> i16 {
     match kind {
         EventKind::Network(_) => NETWORK,
         EventKind::Dns(_) => DNS,
@@ -80,9 +80,9 @@ pub const fn kind_code(kind: &EventKind) -> i16 {
 }
 
 /// The kind of calls.
-pub const NETWORK: i16 = 1;
+pub(super) const NETWORK: i16 = 1;
 /// The kind of queries.
-pub const DNS: i16 = 2;
+pub(super) const DNS: i16 = 2;
 
 /// The number that stands for a verdict.
 pub const fn verdict_code(verdict: Verdict) -> i16 {

@@ -17,6 +17,7 @@ pub use audit::{AuditFilter, NewAuditEntry};
 pub use error::DatabaseError;
 pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
 pub use runs::{DestinationFilter, DetectionFilter, EventFilter, RunFilter};
 

@@ -15,8 +15,9 @@ use crate::identity::signer::{KeyError, Signer};
 use authentication::Callers;
 use freshness::Freshness;
 use jiff::Timestamp;
+use prometheus_client::metrics::counter::Counter;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
 
 /// The store.
@@ -37,7 +38,8 @@ pub struct Store {
     freshness: Freshness,
     callers: Callers,
     draining: AtomicBool,
-    events: AtomicU64,
+    /// Events that were stored.
+    pub events: Counter,
 }
 
 /// Why the store can't be opened.
@@ -86,7 +88,7 @@ impl Store {
             freshness: Freshness::default(),
             callers: Callers::default(),
             draining: AtomicBool::new(false),
-            events: AtomicU64::new(0),
+            events: Counter::default(),
             database,
             configuration,
         };
@@ -97,11 +99,6 @@ impl Store {
     /// Whether the server is about to stop, so that load balancers send nothing more.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
-    }
-
-    /// Counts events that were stored.
-    pub fn stored_events(&self, count: u64) {
-        self.events.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Says that the server is about to stop.

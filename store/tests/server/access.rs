@@ -25,8 +25,12 @@ async fn every_route_asks_for_its_role(world: World) {
     let mut public = Vec::new();
     for route in &server.running.routes {
         let method: Method = route.method.parse().unwrap();
-        let path =
-            route.path.replace("{version}", "1").replace("{id}", "none").replace("{name}", "none");
+        let path = route
+            .path
+            .replace("{version}", "1")
+            .replace("{id}", "none")
+            .replace("{name}", "none")
+            .replace("{owner}", "none");
         let name = format!("{} {}", route.method, route.path);
         let call = |token: Option<String>| {
             let mut request = server.anonymous(method.clone(), &path);

@@ -12,10 +12,14 @@ mod access;
 mod audit;
 mod bad_input;
 mod bundles;
+mod command_line;
+mod compatibility;
 mod hosts;
+mod identity;
 mod openapi;
 mod policies;
 mod resolution;
+mod runs;
 mod support;
 
 /// Makes a test of an asynchronous function for each database.

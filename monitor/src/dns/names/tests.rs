@@ -2,7 +2,7 @@ use super::*;
 use portcullis_common::endpoint::{DnsName, Endpoint};
 use proptest::prelude::*;
 
-fn rule(host: &str, first: u16, last: u16) -> Rule {
+fn rule(host: &str, first: u16, last: u16) -> Arc<Rule> {
     let name = |text: &str| DnsName::new(text).unwrap();
     let parsed = match (host.strip_prefix("*."), host.parse(), host.parse()) {
         (_, Ok(address), _) => Host::Address(address),
@@ -11,19 +11,19 @@ fn rule(host: &str, first: u16, last: u16) -> Rule {
         (None, ..) => Host::Name(name(host)),
     };
     let ports = PortRange::new(first, last).unwrap();
-    Rule {
+    Arc::new(Rule {
         endpoint: Endpoint { protocol: Protocol::Tcp, host: parsed, ports },
-        text: format!("{host}:{first}-{last}"),
-        policy: "p".to_owned(),
-    }
+        text: format!("{host}:{first}-{last}").into(),
+        policy: "p".into(),
+    })
 }
 
-fn https(hosts: &[&str]) -> Vec<Rule> {
+fn https(hosts: &[&str]) -> Vec<Arc<Rule>> {
     hosts.iter().map(|host| rule(host, 443, 443)).collect()
 }
 
 /// `name` under `allowed` and `denied`, in words: `denied by X`, `open X,Y below Z`, `not listed`.
-fn check(allowed: &[Rule], denied: &[Rule], name: &str, expected: &str) {
+fn check(allowed: &[Arc<Rule>], denied: &[Arc<Rule>], name: &str, expected: &str) {
     let verdict = match NamePolicy::compile(allowed, denied).judge(name) {
         NameVerdict::Denied(rule) => format!("denied by {rule}"),
         NameVerdict::NotListed => "not listed".to_owned(),
@@ -81,7 +81,7 @@ fn addresses_of_the_policy() {
     let opening = Opening {
         protocol: Protocol::Tcp,
         ports: PortRange::new(80, 443).unwrap(),
-        rule: Arc::new(rule("x", 80, 443)),
+        rule: rule("x", 80, 443),
     };
     let at = |text: &str| policy.openings_at(&opening, text.parse().unwrap());
     assert_eq!(at("203.0.113.1"), [PortRange::new(80, 442).unwrap()]);
@@ -130,7 +130,7 @@ proptest! {
     #[test]
     fn ports_are_subtracted(first in 1u16..60, length in 0u16..20, taken in prop::collection::vec((1u16..80, 0u16..10), 0..4)) {
         let allowed = rule("x", first, first + length);
-        let denied: Vec<Rule> =
+        let denied: Vec<Arc<Rule>> =
             taken.iter().map(|(start, length)| rule("x", *start, start + length)).collect();
         let open: Vec<PortRange> = match NamePolicy::compile(&[allowed], &denied).judge("x") {
             NameVerdict::Allowed { openings, .. } => {

@@ -17,6 +17,7 @@ use crate::egress::grant::GrantSink;
 use hickory_proto::rr::RecordType;
 use portcullis_common::event::Verdict;
 use portcullis_common::policy::EgressMode;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -199,10 +200,10 @@ impl Core {
         write_response(out, &reply, &body, 0, limit);
         let outcome = Arc::new(DnsOutcome {
             verdict,
-            name: question.escaped_name(),
+            name: question.escaped_name().into(),
             query_type: type_name(question.query_type()),
-            granted: Vec::new(),
-            answered: Vec::new(),
+            granted: Arc::default(),
+            answered: Arc::default(),
             cname_chain: Vec::new(),
             reason,
             response_code: body.code.name(),
@@ -221,12 +222,12 @@ impl Core {
     ) -> DnsObservation {
         let outcome = Arc::new(DnsOutcome {
             verdict: Verdict::Blocked,
-            name: question.map(|question| question.escaped_name()).unwrap_or_default(),
+            name: question.map(|question| question.escaped_name().into()).unwrap_or_default(),
             query_type: question
                 .map(|question| type_name(question.query_type()))
                 .unwrap_or_default(),
-            granted: Vec::new(),
-            answered: Vec::new(),
+            granted: Arc::default(),
+            answered: Arc::default(),
             cname_chain: Vec::new(),
             reason: Reason::Malformed,
             response_code,
@@ -348,9 +349,12 @@ pub(super) fn limit(reply: &ReplyTo<'_>, transport: Transport) -> usize {
 }
 
 /// A record type's name: `A`, or `TYPE4711` (RFC 3597 §5).
-pub(super) fn type_name(query_type: u16) -> String {
+pub(super) fn type_name(query_type: u16) -> Cow<'static, str> {
     match RecordType::from(query_type) {
-        RecordType::Unknown(number) => format!("TYPE{number}"),
-        known => known.to_string(),
+        // Nearly all questions are of these.
+        RecordType::A => "A".into(),
+        RecordType::AAAA => "AAAA".into(),
+        RecordType::Unknown(number) => format!("TYPE{number}").into(),
+        known => known.to_string().into(),
     }
 }

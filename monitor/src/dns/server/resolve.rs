@@ -9,7 +9,7 @@ use super::super::observer::{DnsObservation, DnsOutcome, Reason, Transport};
 use super::core::{Core, State, Waiter, limit, type_name};
 use portcullis_common::event::Verdict;
 use portcullis_common::policy::EgressMode;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -75,13 +75,12 @@ impl Core {
             let mut state = self.state();
             let remembered = (Arc::clone(&body), Arc::clone(&outcome));
             state.cache.insert(&asked.key, remembered.0, remembered.1, resolved.lifetime, now);
-            let name: Arc<str> = Arc::from(asked.name.as_str());
             for grant in &resolved.grants {
                 if state.opened.len() >= MAXIMUM_OPENED {
                     state.opened.retain(|_, (_, until)| now < *until);
                 }
                 if state.opened.len() < MAXIMUM_OPENED {
-                    state.opened.insert(grant.address, (Arc::clone(&name), now + grant.lifetime));
+                    state.opened.insert(grant.address, (grant.name.shared(), now + grant.lifetime));
                 }
             }
             under_way.take(&mut state)
@@ -175,12 +174,17 @@ fn outcome(asked: &Asked, resolved: &Resolved, opened: bool) -> DnsOutcome {
             }
         }
     }
+    let answered: Arc<[IpAddr]> = resolved.answered.as_slice().into();
+    let granted = if *granted == *answered { Arc::clone(&answered) } else { granted.into() };
+    let of_grant = resolved.grants.first().map(|grant| grant.name.shared());
     DnsOutcome {
         verdict: resolved.verdict,
-        name: asked.name.clone(),
+        name: of_grant
+            .filter(|name| **name == *asked.name)
+            .unwrap_or_else(|| asked.name.as_str().into()),
         query_type: type_name(asked.query_type),
         granted,
-        answered: resolved.answered.clone(),
+        answered,
         cname_chain: resolved.cname_chain.clone(),
         reason: resolved.reason.clone(),
         response_code: resolved.body.code.name(),

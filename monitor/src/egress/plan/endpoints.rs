@@ -9,6 +9,7 @@ use portcullis_common::endpoint::{Endpoint, Host, Protocol};
 use portcullis_common::policy::Rule;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The most pieces that networks and port ranges of one list may fall into, per family.
 pub(super) const MAX_RANGES: usize = 65_536;
@@ -66,13 +67,14 @@ fn key_ports(endpoint: &Endpoint) -> (u16, u16) {
 
 /// The addresses and networks of `rules` in `family`.
 pub(super) fn static_endpoints(
-    rules: &[Rule],
+    rules: &[Arc<Rule>],
     family: IpFamily,
 ) -> Result<StaticEndpoints, PlanError> {
     // Collected first: a tree built from a whole list is made several times faster than one grown element by element.
     let (mut exact, mut pieces) = (Vec::new(), Vec::new());
     let mut ranges: BTreeMap<u8, Vec<(u16, u16, IpNet)>> = BTreeMap::new();
-    for Rule { endpoint, .. } in rules {
+    for rule in rules {
+        let endpoint = &rule.endpoint;
         let network = match &endpoint.host {
             Host::Name(_) | Host::Wildcard(_) => continue,
             Host::Address(address) => IpNet::from(*address),
@@ -175,7 +177,7 @@ pub(crate) fn grant_class(
 }
 
 /// The classes of grants that names of `rules` need; always [`GrantClass::Exact`], since it costs nothing.
-pub(super) fn grant_classes(rules: &[Rule]) -> Result<BTreeSet<GrantClass>, PlanError> {
+pub(super) fn grant_classes(rules: &[Arc<Rule>]) -> Result<BTreeSet<GrantClass>, PlanError> {
     let classes: BTreeSet<GrantClass> = rules
         .iter()
         .filter(|rule| matches!(rule.endpoint.host, Host::Name(_) | Host::Wildcard(_)))

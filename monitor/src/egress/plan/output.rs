@@ -41,6 +41,15 @@ impl Plan<'_> {
                 .destination_port(resolver.port())
                 .goto("resolver")
         }));
+        for port in &self.target.closed_ports {
+            rules.extend(self.owners().map(|owner| {
+                owner
+                    .leaves_by_loopback()
+                    .transport(protocol::TCP)
+                    .destination_port(*port)
+                    .goto("denied_output")
+            }));
+        }
         rules.push(rule().leaves_by_loopback().accept());
         rules.extend(self.infrastructure_rules());
         rules.push(rule().jump("upstream"));

@@ -3,33 +3,26 @@ use super::*;
 use crate::egress::expression::{Expression, Verdict};
 use crate::egress::target::{Interface, KernelSupport, TableName, Uplink};
 use portcullis_common::endpoint::Endpoint;
-use portcullis_common::policy::{LockdownMode, Rule as PolicyRule};
+use portcullis_common::policy::Rule as PolicyRule;
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-fn rules<T: AsRef<str>>(texts: &[T]) -> Vec<PolicyRule> {
+fn rules<T: AsRef<str>>(texts: &[T]) -> Vec<Arc<PolicyRule>> {
     let rule = |text: &T| PolicyRule {
         endpoint: text.as_ref().parse::<Endpoint>().unwrap(),
-        text: text.as_ref().to_owned(),
-        policy: "test".to_owned(),
+        text: text.as_ref().into(),
+        policy: "test".into(),
     };
-    texts.iter().map(rule).collect()
+    texts.iter().map(rule).map(Arc::new).collect()
 }
 
 fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> EffectivePolicy {
     EffectivePolicy {
         name: "test".to_owned(),
-        version: "1".to_owned(),
-        egress,
         allowed: rules(allowed),
         denied: rules(denied),
-        fail_on_block: false,
-        disable_sudo: false,
-        disable_sudo_and_containers: false,
-        disable_file_monitoring: false,
-        disable_telemetry: false,
-        on_failure: None,
-        lockdown: LockdownMode::default(),
+        ..EffectivePolicy::built_in(egress)
     }
 }
 

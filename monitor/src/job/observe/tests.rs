@@ -6,6 +6,7 @@ use crate::watch::packet::{Headers, Ports};
 use portcullis_common::event::{Direction, NetworkEvent, PolicyReference, Verdict};
 use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
 use portcullis_common::resolution::ScopeKind;
+use std::sync::Arc;
 
 fn headers(destination: &str, port: u16) -> Headers {
     Headers {
@@ -34,10 +35,9 @@ fn named(opened: bool) -> NamedAddress {
 }
 
 fn event(kind: RuleKind, path: Path, name: Option<NamedAddress>) -> NetworkEvent {
-    let rule = |text: &str| Rule {
-        endpoint: text.parse().unwrap(),
-        text: text.to_owned(),
-        policy: "p".to_owned(),
+    let rule = |text: &str| {
+        let endpoint = text.parse().unwrap();
+        Arc::new(Rule { endpoint, text: text.into(), policy: "p".into() })
     };
     let policy = EffectivePolicy {
         allowed: vec![rule("10.0.0.0/8:443"), rule("192.0.2.0/24:*")],

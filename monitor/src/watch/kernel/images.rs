@@ -115,6 +115,8 @@ impl Images {
                 executable: process.exe.unwrap_or_default(),
                 directory: process.cwd.unwrap_or_default(),
                 arguments: process.argv,
+                links: 1,
+                effective_uid: process.uid.unwrap_or_default(),
             };
             let known = Known {
                 key,
@@ -144,18 +146,21 @@ impl Images {
         self.insert(Known { key, parent, job: subject.job, uid: subject.uid, step, images });
     }
 
-    pub(super) fn exec(&mut self, subject: &Subject, image: Image) {
+    /// A program is executed; the effective user of the process before that, of a new one that of the process that made it.
+    pub(super) fn exec(&mut self, subject: &Subject, image: Image) -> Option<u32> {
         let key = key_of(subject);
         if self.live.get(&key.pid).is_none_or(|known| known.key != key) {
             // Its beginning was lost.
             self.fork(subject);
         }
-        let Some(known) = self.live.get_mut(&key.pid) else { return };
+        let known = self.live.get_mut(&key.pid)?;
         known.uid = subject.uid;
+        let before = known.images.last().map(|(_, image)| image.effective_uid);
         if known.images.len() == IMAGES_LIMIT {
             known.images.remove(0);
         }
         known.images.push((subject.time, Arc::new(image)));
+        before
     }
 
     /// The Worker gave a process this environment. Whether a step was named; a process can set any environment for what it
@@ -213,6 +218,12 @@ impl Images {
     pub(super) fn find_process(&mut self, key: ProcessKey) -> Option<Process> {
         let known = self.find_key(key)?;
         Some(self.process(&known, u64::MAX))
+    }
+
+    /// The processes of a job that live.
+    pub(super) fn pids(&self, job: u64) -> Vec<u32> {
+        let of_job = self.live.iter().filter(|(_, known)| known.job == job);
+        of_job.map(|(pid, _)| *pid).collect()
     }
 
     /// How many processes were not followed because there were too many.

@@ -22,11 +22,13 @@ use nix::unistd::Pid;
 use portcullis_common::event::{Feature, FeatureState, Process};
 use portcullis_common::hook::with_causes;
 use portcullis_monitor_bpf::event::{Access, Escape, Image, Subject};
+use portcullis_monitor_bpf::lifecycle::EscapeBarrier;
 use portcullis_monitor_bpf::{Event, Lifecycle, MemoryGuard, NetworkHooks, SensorError};
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,11 +42,27 @@ pub trait KernelObserver: fmt::Debug + Send + Sync {
     /// A process executes a program. Called on the thread that reads the kernel's events: must be quick.
     fn executed(&self, process: Process);
 
+    /// A process executes a program that has no file, or becomes another user by one. May block.
+    fn unusual(&self, execution: Unusual);
+
     /// A process is in a cgroup that is not the job's. May block.
     fn escaped(&self, process: Process, escape: Escape, mover: Option<Process>);
 
     /// Somebody, of the job or not, reached for guarded memory. May block.
     fn accessed(&self, reader: ProcessKey, process: Process, access: Access);
+}
+
+/// An execution that has to be judged.
+#[derive(Clone, Debug)]
+pub struct Unusual {
+    /// The process after the exec.
+    pub process: Process,
+    /// Hard links of the executable.
+    pub links: u32,
+    /// Its effective user.
+    pub effective_uid: u32,
+    /// Its effective user before that.
+    pub uid_before: Option<u32>,
 }
 
 /// The sensors of this host.
@@ -69,12 +87,13 @@ struct Shared {
 /// What needs an answer.
 #[derive(Debug)]
 enum Finding {
+    Unusual(u64, Box<Unusual>),
     Escape(Subject, Escape),
     Access(Subject, Access, Image),
 }
 
 /// What of a job is watched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct JobToWatch {
     /// Its Worker.
     pub worker: ProcessKey,
@@ -82,6 +101,8 @@ pub struct JobToWatch {
     pub listener: Option<ProcessKey>,
     /// Whether who reaches for their memory is ended; otherwise it is only told.
     pub is_reader_ended: bool,
+    /// Cgroups whose packets nobody judges: what leaves the job for one of them makes no socket there.
+    pub not_judged: Vec<PathBuf>,
 }
 
 /// A job that the sensors watch. Dropping it ends that.
@@ -91,6 +112,8 @@ pub struct WatchedJob {
     token: u64,
     group: u64,
     worker: ProcessKey,
+    /// Keep what has left the job from making sockets where nobody judges; or why not.
+    barriers: Result<Vec<EscapeBarrier>, String>,
     /// Whether the memory of its runner is guarded, or why not.
     guarding: Result<(), String>,
     /// Events that were lost before it began.
@@ -162,6 +185,7 @@ impl KernelSensors {
             group: id,
             worker,
             guarding: Err(String::new()),
+            barriers: self.barriers(&job.not_judged),
             lost_before: self.lost(),
             hooks: File::open(group.group().directory())
                 .map_err(|error| error.to_string())
@@ -188,6 +212,13 @@ impl KernelSensors {
             .map_err(str::to_owned)
             .and_then(|guard| guard.add_job(token, worker, job.listener, job.is_reader_ended));
         Ok(watched)
+    }
+
+    /// A cgroup that is gone by now needs none.
+    fn barriers(&self, groups: &[PathBuf]) -> Result<Vec<EscapeBarrier>, String> {
+        let directories = groups.iter().filter_map(|group| File::open(group).ok());
+        let attach = |directory: File| self.lifecycle.refuse_escaped(directory.as_fd());
+        directories.map(attach).collect::<Result<_, _>>().map_err(|error| with_causes(&error))
     }
 
     /// The mechanisms as they are.
@@ -229,13 +260,13 @@ impl WatchedJob {
 
     /// The mechanisms as they are for this job, beside those of the host.
     pub fn features(&self) -> Vec<Feature> {
-        let (state, reason) = match &self.hooks {
-            Ok(_) => (
+        let (state, reason) = match (&self.hooks, &self.barriers) {
+            (Ok(_), Ok(_)) => (
                 FeatureState::Active,
                 "BPF: hooks on the job's cgroup see each call in the process that makes it"
                     .to_owned(),
             ),
-            Err(problem) => (FeatureState::Degraded, problem.clone()),
+            (Err(problem), _) | (_, Err(problem)) => (FeatureState::Degraded, problem.clone()),
         };
         let mut features = vec![Feature { name: "sensor-network".to_owned(), state, reason }];
         // Without a guard the host's own mechanisms say so.
@@ -247,6 +278,12 @@ impl WatchedJob {
             });
         }
         features
+    }
+
+    /// The processes of the job that live, wherever they are.
+    pub fn pids(&self) -> Vec<u32> {
+        self.sensors.lifecycle.drain();
+        self.sensors.shared.images().pids(self.token)
     }
 
     /// Ends the watch, once everything that has happened was handed over. How many events of all jobs were lost since it
@@ -287,14 +324,21 @@ impl Shared {
         match event {
             Event::Fork(subject) => self.images().fork(&subject),
             Event::Exec(subject, image) => {
-                let process = {
+                let (links, effective_uid) = (image.links, image.effective_uid);
+                let (process, uid_before) = {
                     let mut images = self.images();
-                    images.exec(&subject, image);
-                    images.find(subject.pid, subject.time)
+                    let uid_before = images.exec(&subject, image);
+                    (images.find(subject.pid, subject.time), uid_before)
                 };
-                if let Some((observer, process)) = self.observer(subject.job).zip(process) {
-                    observer.executed(process);
+                let Some((observer, process)) = self.observer(subject.job).zip(process) else {
+                    return;
+                };
+                if links == 0 || uid_before.is_some_and(|before| before != effective_uid) {
+                    let process = process.clone();
+                    let unusual = Unusual { process, links, effective_uid, uid_before };
+                    self.find(Finding::Unusual(subject.job, Box::new(unusual)));
                 }
+                observer.executed(process);
             }
             Event::Exit(subject) => self.images().exit(&subject),
             Event::Environment(subject, environment) => {
@@ -325,6 +369,11 @@ impl Shared {
 
     fn answer(&self, finding: Finding) {
         match finding {
+            Finding::Unusual(job, unusual) => {
+                if let Some(observer) = self.observer(job) {
+                    observer.unusual(*unusual);
+                }
+            }
             Finding::Escape(subject, escape) => {
                 let (process, mover) = {
                     let mut images = self.images();

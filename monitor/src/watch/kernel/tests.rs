@@ -29,6 +29,7 @@ struct World {
 #[derive(Debug, Default)]
 struct Seen {
     executed: Mutex<Vec<Process>>,
+    unusual: Mutex<Vec<Unusual>>,
     escaped: Mutex<Vec<(Process, Escape, Option<Process>)>>,
     accessed: Mutex<Vec<(Process, Access)>>,
 }
@@ -36,6 +37,10 @@ struct Seen {
 impl KernelObserver for Seen {
     fn executed(&self, process: Process) {
         self.executed.lock().unwrap().push(process);
+    }
+
+    fn unusual(&self, execution: Unusual) {
+        self.unusual.lock().unwrap().push(execution);
     }
 
     fn escaped(&self, process: Process, escape: Escape, mover: Option<Process>) {
@@ -58,8 +63,12 @@ impl World {
         let group = JobCgroup::create(&Hierarchy::find().unwrap(), runner.worker, name).unwrap();
         let sensors = Arc::new(KernelSensors::start().unwrap());
         let seen = Arc::new(Seen::default());
-        let job =
-            JobToWatch { worker: runner.worker, listener: Some(runner.listener), is_reader_ended };
+        let job = JobToWatch {
+            worker: runner.worker,
+            listener: Some(runner.listener),
+            is_reader_ended,
+            not_judged: vec![parent.directory().to_owned()],
+        };
         let observer = Arc::<Seen>::clone(&seen);
         let watched = sensors.watch(job, &group, observer).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -202,6 +211,30 @@ fn programs_are_told_with_their_step() {
     world.end();
 }
 
+#[test]
+fn programs_without_a_file_and_other_users_are_told() {
+    let mut world = World::new("unusual", false);
+    let fileless = "python3 -c 'import os; f=os.memfd_create(\"x\"); os.write(f,open(\"/bin/true\",\"rb\").read()); os.execv(f\"/proc/self/fd/{f}\",[\"x\"])'";
+    world.runner.ask(&format!("{fileless}; echo done"));
+    let told = eventually("the program without a file", || {
+        world.seen.unusual.lock().unwrap().iter().find(|unusual| unusual.links == 0).cloned()
+    });
+    assert_eq!(told.process.exe.as_deref(), Some("/memfd:x"));
+    world.runner.ask("setpriv --reuid 12345 --clear-groups true; echo done");
+    let told = eventually("the other user", || {
+        world
+            .seen
+            .unusual
+            .lock()
+            .unwrap()
+            .iter()
+            .find(|other| other.effective_uid == 12345)
+            .cloned()
+    });
+    assert_eq!((told.uid_before, told.process.uid), (Some(0), Some(12345)));
+    world.end();
+}
+
 /// C4: each way out of the job's cgroup is told, with who did it; what descends from it is still followed.
 #[test]
 fn whoever_leaves_the_cgroup_is_told() {
@@ -216,6 +249,12 @@ fn whoever_leaves_the_cgroup_is_told() {
         eventually("the move is told", || world.seen.escaped.lock().unwrap().first().cloned());
     assert_eq!(escape.cgroup, world.parent.identity().id);
     assert_eq!((mover.unwrap().pid, escape.is_birth), (process.pid, false));
+    // It can make no socket there, and what never left can.
+    let socket = "perl -MSocket -e \"exit(socket(S,2,2,17)?0:7)\"";
+    let escaping =
+        format!("bash -c 'echo $$ > {}/cgroup.procs; {socket}; echo $?'", outside.display());
+    assert_eq!(world.runner.ask(&escaping), "7");
+    assert_eq!(world.runner.ask(&format!("{socket}; echo $?")), "0");
     eventually("its child is followed", || {
         let told = world.seen.executed.lock().unwrap();
         told.iter().any(|process| process.argv == ["sleep", "0.01"]).then_some(())

@@ -6,7 +6,7 @@ use crate::caller::{ProcFs, ProcessKey, Worker, lineage};
 use crate::cgroup::{Hierarchy, JobCgroup};
 use crate::watch::attribution::{Attribution, AttributionSource, ProcessSensor, ProcfsSensor};
 use crate::watch::flow::Flow;
-use crate::watch::kernel::{BpfSensor, JobToWatch, KernelObserver, KernelSensors};
+use crate::watch::kernel::{BpfSensor, JobToWatch, KernelObserver, KernelSensors, Unusual};
 use crate::watch::nflog::NflogGroup;
 use portcullis_common::event::{FeatureState, Process};
 use portcullis_monitor_bpf::event::{Access, Escape};
@@ -181,6 +181,7 @@ struct Nobody;
 
 impl KernelObserver for Nobody {
     fn executed(&self, _: Process) {}
+    fn unusual(&self, _: Unusual) {}
     fn escaped(&self, _: Process, _: Escape, _: Option<Process>) {}
     fn accessed(&self, _: ProcessKey, _: Process, _: Access) {}
 }
@@ -194,6 +195,7 @@ fn the_kernel_tells_all_of_them() {
         worker: world.runner.worker,
         listener: Some(world.runner.listener),
         is_reader_ended: false,
+        not_judged: Vec::new(),
     };
     let watched = Arc::new(sensors.watch(job, &world.job, Arc::new(Nobody)).unwrap());
     let features = [sensors.features(), watched.features()].concat();

@@ -1,5 +1,6 @@
 //! A server with its database, and a caller.
 
+pub mod issuer;
 pub mod postgres;
 
 use portcullis_common::job_context::JobContext;

@@ -20,6 +20,8 @@ fn image(executable: &str) -> Image {
         executable: executable.to_owned(),
         directory: "/work".to_owned(),
         arguments: vec![executable.to_owned()],
+        links: 1,
+        effective_uid: 1001,
     }
 }
 
