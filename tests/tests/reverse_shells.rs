@@ -1,5 +1,9 @@
 //! R1–R4: shells whose standard streams lead to another machine, in many ways. Each kills its job; and B1: what only looks
 //! like one.
+#![expect(
+    clippy::print_stdout,
+    reason = "the evidence of each variant, for whoever runs the test to see"
+)]
 
 mod life;
 
@@ -37,7 +41,8 @@ const TLS_PORT: u16 = 4445;
 struct Peer {
     /// Answers to commands that arrived.
     answers: Arc<AtomicU64>,
-    _tls: Child,
+    tls: Child,
+    /// Its key and certificate are there for as long as it is.
     _files: tempfile::TempDir,
 }
 
@@ -79,14 +84,14 @@ impl Peer {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self { answers, _tls: tls, _files: files })
+        Ok(Self { answers, tls, _files: files })
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self._tls.kill();
-        let _ = self._tls.wait();
+        let _ = self.tls.kill();
+        let _ = self.tls.wait();
     }
 }
 

@@ -219,11 +219,10 @@ pub fn features(lockdown: &LockdownMode, sensors: &[Feature]) -> Vec<Feature> {
 /// Whether there is a sensor for the detection.
 fn is_detectable(detection: LockdownDetection, sensors: &[Feature]) -> bool {
     match detection {
-        LockdownDetection::ReverseShell => true,
+        // By procfs, with every kernel.
+        LockdownDetection::ReverseShell | LockdownDetection::PrivilegedContainer => true,
         LockdownDetection::RunnerWorkerMemoryRead => sensors
             .iter()
             .any(|sensor| sensor.name == "sensor-memory" && sensor.state != FeatureState::Missing),
-        // By procfs, with every kernel.
-        LockdownDetection::PrivilegedContainer => true,
     }
 }

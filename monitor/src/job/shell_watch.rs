@@ -342,6 +342,11 @@ impl Watch {
     }
 }
 
+enum Judged {
+    Sure,
+    LookAgain(Duration),
+}
+
 /// The time that looking may take: it grows with the time that passes, and is spent by looks.
 #[derive(Clone, Copy, Debug)]
 struct Budget {
@@ -383,7 +388,7 @@ mod tests {
         let mut budget = Budget::full(begin);
         let look = Duration::from_millis(10);
         let (mut now, mut looks) = (begin, 0_u32);
-        while now < begin + Duration::from_secs(60) {
+        while now < begin + Duration::from_mins(1) {
             now = budget.not_before(now);
             budget.spend(now, now + look);
             now += look;
@@ -396,9 +401,4 @@ mod tests {
         assert!(share < Duration::from_millis(60), "{share:?} a second");
         assert!(share > Duration::from_millis(40), "{share:?} a second");
     }
-}
-
-enum Judged {
-    Sure,
-    LookAgain(Duration),
 }

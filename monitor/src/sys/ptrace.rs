@@ -124,7 +124,7 @@ impl Thread {
         if kill {
             options |= libc::PTRACE_O_EXITKILL;
         }
-        self.request(libc::PTRACE_SETOPTIONS, 0, options as usize)
+        self.request(libc::PTRACE_SETOPTIONS, 0, options.unsigned_abs() as usize)
     }
 
     /// Waits until it stops.
@@ -136,9 +136,9 @@ impl Thread {
         let mut pause = FIRST_PAUSE;
         loop {
             let mut status = 0;
+            let flags = libc::__WALL | libc::WNOHANG;
             // SAFETY: waitpid writes one integer to `status`, which lives for the call.
-            let waited =
-                unsafe { libc::waitpid(self.id, &raw mut status, libc::__WALL | libc::WNOHANG) };
+            let waited = unsafe { libc::waitpid(self.id, &raw mut status, flags) };
             match waited {
                 0 if Instant::now() >= deadline => return Ok(Stop::NotYet),
                 0 => {

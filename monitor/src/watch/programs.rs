@@ -129,14 +129,12 @@ impl Programs {
         let facts = file_facts(process.as_fd(), c"exe").ok()?;
         let key = (facts.device, facts.inode, facts.size, facts.uid);
         let by_name = program_of_name(&path);
-        let by_file = match self.remembered.get(&key) {
-            Some(known) => *known,
-            None => {
-                let program = self.of_file(pid, &facts);
-                self.remembered.insert(key, program);
-                program
-            }
-        };
+        let remembered = self.remembered.get(&key).copied();
+        let by_file = remembered.unwrap_or_else(|| {
+            let program = self.of_file(pid, &facts);
+            self.remembered.insert(key, program);
+            program
+        });
         let program = Program {
             is_interpreter: by_name.is_interpreter || by_file.is_interpreter,
             is_brought_along: by_file.is_brought_along,
