@@ -54,8 +54,7 @@ struct CompatiblePolicy {
 }
 
 fn compatible(owner: &str, policy: &EffectivePolicy) -> CompatiblePolicy {
-    let texts =
-        |rules: &[Arc<Rule>]| rules.iter().map(|rule| rule.text.to_string()).collect();
+    let texts = |rules: &[Arc<Rule>]| rules.iter().map(|rule| rule.text.to_string()).collect();
     CompatiblePolicy {
         owner: owner.to_owned(),
         policy_name: policy.name.clone(),
