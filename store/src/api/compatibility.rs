@@ -19,6 +19,7 @@ use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, ScopeKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 const TAG: &str = "compatibility";
 
@@ -38,6 +39,7 @@ pub(super) fn routes(routes: &mut Routes) {
 }
 
 /// A policy as that API has it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of that API")]
 #[derive(Debug, JsonSchema, Serialize)]
 struct CompatiblePolicy {
     owner: String,
@@ -53,7 +55,7 @@ struct CompatiblePolicy {
 }
 
 fn compatible(owner: &str, policy: &EffectivePolicy) -> CompatiblePolicy {
-    let texts = |rules: &[Rule]| rules.iter().map(|rule| rule.text.clone()).collect();
+    let texts = |rules: &[Arc<Rule>]| rules.iter().map(|rule| rule.text.to_string()).collect();
     CompatiblePolicy {
         owner: owner.to_owned(),
         policy_name: policy.name.clone(),
