@@ -20,7 +20,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 /// How far this host's clock and the store's may be apart.
-const CLOCK_LEEWAY: Duration = Duration::from_secs(120);
+const CLOCK_LEEWAY: Duration = Duration::from_mins(2);
 
 /// Random bytes of a nonce.
 const NONCE_BYTES: usize = 24;
@@ -188,11 +188,11 @@ mod tests {
             cluster: None,
             nonce: request.nonce.clone(),
             issued_at: now,
-            expires_at: now + Duration::from_secs(300),
+            expires_at: now + Duration::from_mins(5),
         };
         assert!(accept(good.clone(), &request, now).is_ok());
         let other = JobContext { run_id: 8, ..JobContext::default() };
-        let long_ago = now - Duration::from_secs(3600);
+        let long_ago = now - Duration::from_hours(1);
         for bad in [
             Resolved { nonce: None, ..good.clone() },
             Resolved { nonce: Some("m".to_owned()), ..good.clone() },

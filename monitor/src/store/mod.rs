@@ -142,7 +142,7 @@ impl Drop for ServedStore {
 /// The host's credential, from a file that root alone may read.
 fn credential(path: &Path) -> Result<Credential, String> {
     refuse_what_others_can_change(path).map_err(|error| with_causes(&error))?;
-    let mode = fs::metadata(path).map(|metadata| metadata.mode()).unwrap_or(0o777);
+    let mode = fs::metadata(path).map_or(0o777, |metadata| metadata.mode());
     if mode & 0o077 != 0 {
         return Err(format!("{} can be read by others than root; chmod 600 it", path.display()));
     }

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The longest pause after failures in a row.
-const MAX_PAUSE: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_mins(1);
 
 /// Why a job is not uploaded.
 #[derive(Debug, thiserror::Error)]

@@ -80,7 +80,7 @@ impl BaselineParams {
                 filter.organization = Some(lower(needed("organization", &self.organization)?));
             }
             Source::Repository => {
-                filter.repository = Some(lower(needed("repository", &self.repository)?))
+                filter.repository = Some(lower(needed("repository", &self.repository)?));
             }
             Source::Cluster => filter.cluster = Some(needed("cluster", &self.cluster)?),
             Source::Job => {

@@ -39,6 +39,7 @@ pub(super) fn routes(routes: &mut Routes) {
 }
 
 /// A policy as that API has it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of that API")]
 #[derive(Debug, JsonSchema, Serialize)]
 struct CompatiblePolicy {
     owner: String,
