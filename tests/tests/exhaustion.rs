@@ -37,7 +37,9 @@ fn flood(arguments: &[&str], patience: Duration) -> Result<(Gate, portcullis_tes
     fs::copy(source, &copy)?;
     let mut script = format!("cc -O2 -o \"$RUNNER_TEMP/flood\" {}\n", copy.display());
     for line in arguments {
-        script.push_str(&format!("time \"$RUNNER_TEMP/flood\" {line}\n"));
+        script += "time \"$RUNNER_TEMP/flood\" ";
+        script += line;
+        script += "\n";
     }
     let job = gate.job(&script).step(&call("ok.test"));
     let running = gate.world.runner(0).begin(&job)?;
@@ -61,7 +63,6 @@ fn flood(arguments: &[&str], patience: Duration) -> Result<(Gate, portcullis_tes
     });
     let (result, most) = (measured.0?, measured.1.unwrap_or(u64::MAX));
     gate.monitor.wait_until_idle()?;
-    println!("{}\nthe monitor took {most} KiB at most", result.log());
     ensure!(result.outcome == JobOutcome::Success, "{}\n{}", result.log(), gate.monitor.log());
     ensure!((1..MEMORY_KIB).contains(&most), "the monitor took {most} KiB");
     gate.assert_contained(&result)?;

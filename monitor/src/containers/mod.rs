@@ -182,6 +182,9 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> Option<T> + Send) -> Option<T> {
     })
 }
 
+/// A finding that was told already: the job, the container, what it has of the host.
+type KnownFinding = (String, String, Vec<Privilege>);
+
 /// Looks after the containers of this host.
 #[derive(Debug)]
 pub struct Containers {
@@ -192,7 +195,7 @@ pub struct Containers {
     /// Told when a job comes.
     job_came: Notify,
     descriptions: Mutex<BoundedCache<String, Arc<Description>>>,
-    findings: Mutex<BoundedCache<(String, String, Vec<Privilege>), ()>>,
+    findings: Mutex<BoundedCache<KnownFinding, ()>>,
     names: Names,
     waker: watch::Waker,
     /// The cgroups of the machine's own services, which are not judged.

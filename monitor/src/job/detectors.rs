@@ -89,20 +89,19 @@ fn run(
         }
     }
     let mut reader = None;
-    let processes = match watched {
+    let processes = if let Some(watched) = watched {
         // They tell the job's observer of programs, too.
-        Some(watched) => Descent::Kernel(watched),
-        None => {
-            let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
-            reader = follow(&worker, &sensor, executed, &processes)
+        Descent::Kernel(watched)
+    } else {
+        let processes = Arc::<Mutex<Option<JobProcesses>>>::default();
+        reader = follow(&worker, &sensor, executed, &processes)
                 .map_err(|problem| {
                     problems.push(format!(
                         "executed programs can't be followed ({problem}): use of sudo and programs without a file are not noticed, shells a second later"
                     ));
                 })
                 .ok();
-            Descent::Connector(processes)
-        }
+        Descent::Connector(processes)
     };
     let watched = Watched { worker, group, sensor, processes, responder };
     if let Err(error) = shell_watch::start(watched, looks) {

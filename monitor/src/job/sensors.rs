@@ -70,7 +70,7 @@ pub fn job_sensors(
             == crate::respond::Decision::Lockdown,
         not_judged: host.not_judged(scope),
     };
-    match sensors.watch(job, group, observer(group)) {
+    match sensors.watch(&job, group, observer(group)) {
         Ok(watched) => {
             let watched = Arc::new(watched);
             let sensor = BpfSensor::new(Arc::clone(&watched), Arc::clone(&sockets));

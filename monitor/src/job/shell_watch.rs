@@ -304,7 +304,12 @@ impl Watch {
                 if let Some(flow) = self.flows.get_mut(&key) {
                     flow.add(sample)
                 } else {
-                    self.flows.insert(key, Flow::new(sample));
+                    let flow = if lead.certainty == Certainty::RepeatedFlow {
+                        Flow::of_its_own(sample)
+                    } else {
+                        Flow::new(sample)
+                    };
+                    self.flows.insert(key, flow);
                     false
                 }
             }

@@ -191,7 +191,7 @@ impl EngineSockets {
             .ok()
             .and_then(|pid| Process::new(pid).ok()?.status().ok())
             .ok_or(CloseError::Worker)?;
-        let groups: Vec<u32> = status.groups.iter().copied().collect();
+        let groups: Vec<u32> = status.groups.clone();
         let tried = with_rights_of(status.ruid, status.rgid, &groups, || UnixStream::connect(path));
         match tried.map_err(|_| CloseError::Worker)? {
             // An engine that does not accept now may do so later.
@@ -214,10 +214,10 @@ pub fn open_left_overs(directory: &Path, is_running: impl Fn(&str) -> bool) {
         match fs::read(entry.path()).map(|bytes| serde_json::from_slice::<Record>(&bytes)) {
             Ok(Ok(record)) => open(&entry.path(), &record),
             Ok(Err(error)) => {
-                tracing::error!(path = %entry.path().display(), %error, "what was closed can't be read")
+                tracing::error!(path = %entry.path().display(), %error, "what was closed can't be read");
             }
             Err(error) => {
-                tracing::error!(path = %entry.path().display(), %error, "what was closed can't be read")
+                tracing::error!(path = %entry.path().display(), %error, "what was closed can't be read");
             }
         }
     }

@@ -48,10 +48,6 @@ pub fn take_passed() -> Passed {
         let Ok(address) = getsockname::<SockaddrStorage>(descriptor) else { continue };
         // SAFETY: systemd says by LISTEN_PID and LISTEN_FDS that this descriptor was passed to this process and is nobody
         // else's; getsockname has just shown that it is open and a socket; TAKEN keeps a second owner away.
-        #[expect(
-            unsafe_code,
-            reason = "a descriptor that another program left open has no owner yet"
-        )]
         let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
         // Nothing is executed by us; a failure would only mean that it could be inherited.
         let _ = fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));

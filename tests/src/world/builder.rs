@@ -31,6 +31,10 @@ const USERS_OF_A_WORLD: usize = 4;
 
 /// What a world shall have.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a question of its own, answered by a method"
+)]
 pub struct Builder {
     runners: u32,
     is_same_user: bool,
@@ -280,7 +284,11 @@ impl Builder {
                 .fold(String::new(), |text, line| text + line + "\n");
             let names: Vec<String> =
                 (1..=users.len()).map(|number| format!("runner-{number}")).collect();
-            text.push_str(&format!("docker:x:{}:{}\n", engine::DOCKER_GROUP, names.join(",")));
+            text += "docker:x:";
+            text += &engine::DOCKER_GROUP.to_string();
+            text += ":";
+            text += &names.join(",");
+            text += "\n";
         }
         Ok(text)
     }

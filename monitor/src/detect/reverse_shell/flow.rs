@@ -20,6 +20,10 @@ pub struct Sample {
 /// The score at which the two belong together.
 const SURE: i32 = 2;
 
+/// The same where the shell holds the connection itself: a script that speaks to a server by `exec 9<>/dev/tcp/…` makes
+/// exchanges with it as well, but one or two, and reads its own text in between.
+const SURE_OF_ITS_OWN: i32 = 6;
+
 /// What an exchange counts for, and what a contradiction costs. One exchange is enough unless something spoke against it.
 const EXCHANGE: i32 = 2;
 const CONTRADICTION: i32 = -2;
@@ -32,12 +36,18 @@ const LOWEST: i32 = -6;
 pub struct Flow {
     last: Sample,
     score: i32,
+    sure: i32,
 }
 
 impl Flow {
     /// Begins with a first sample.
     pub const fn new(first: Sample) -> Self {
-        Self { last: first, score: 0 }
+        Self { last: first, score: 0, sure: SURE }
+    }
+
+    /// The same for a shell that holds the connection itself.
+    pub const fn of_its_own(first: Sample) -> Self {
+        Self { last: first, score: 0, sure: SURE_OF_ITS_OWN }
     }
 
     /// Takes in the next sample; whether the shell and the connection belong together.
@@ -57,7 +67,7 @@ impl Flow {
             self.last = next;
         }
         // Else half of an exchange is on its way: the shell waits, and what it wrote or what it is to read is with the relay.
-        self.score >= SURE
+        self.score >= self.sure
     }
 }
 
@@ -74,6 +84,18 @@ mod tests {
         let mut flow = Flow::new(sample(0, 5000, 2, 2));
         assert!(!flow.add(sample(0, 5000, 2, 2)));
         assert!(flow.add(sample(3, 5003, 60, 60)));
+    }
+
+    #[test]
+    fn a_script_that_asks_a_server_once_or_twice_is_none() {
+        let mut flow = Flow::of_its_own(sample(0, 5000, 2, 2));
+        assert!(!flow.add(sample(300, 5300, 60, 60)));
+        assert!(!flow.add(sample(300, 5400, 60, 60)));
+        assert!(!flow.add(sample(600, 5700, 120, 120)));
+        let mut flow = Flow::of_its_own(sample(0, 5000, 2, 2));
+        let commands =
+            (1..=3).map(|step| flow.add(sample(step, 5000 + step, step * 60, step * 60)));
+        assert_eq!(commands.collect::<Vec<_>>(), [false, false, true]);
     }
 
     #[test]

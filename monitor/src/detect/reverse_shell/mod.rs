@@ -106,6 +106,8 @@ pub enum Certainty {
     Structure,
     /// It has to be seen that data flows.
     Flow,
+    /// The same, more than once: the shell holds the connection itself, and may use it for something else.
+    RepeatedFlow,
 }
 
 /// A shell whose standard streams lead to a peer.
@@ -168,7 +170,7 @@ fn lead(facts: &Facts, paths: &Paths<'_>, index: usize) -> Option<Lead> {
         .any(|held| held.number > 2 && held.object == Object::Socket(input.socket));
     let by_structure = input.certainty.max(output.certainty);
     let certainty = if is_handed_down && !(input.is_stream && output.is_stream) {
-        Certainty::Flow
+        Certainty::RepeatedFlow
     } else {
         by_structure
     };

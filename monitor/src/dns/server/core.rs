@@ -247,6 +247,7 @@ impl Core {
     ///
     /// # Errors
     /// When that may not be: the refusal.
+    #[expect(clippy::result_large_err, reason = "a refusal is answered at once by its one caller")]
     fn ask(
         self: &Arc<Self>,
         query: &Query<'_>,

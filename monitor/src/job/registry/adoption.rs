@@ -42,7 +42,7 @@ impl Registry {
         self.host.service_manager.forget_the_rest();
         for state in UnenforcedState::load_all(&self.host.paths.jobs()) {
             match state {
-                Ok(state) => self.adopt_unenforced(state),
+                Ok(state) => self.adopt_unenforced(&state),
                 Err((path, error)) => {
                     tracing::error!(path = %path.display(), error = %error, "the state of a job without enforcement can't be read; its report is not written");
                 }

@@ -235,12 +235,12 @@ impl Registry {
     }
 
     /// Goes on with a job of an earlier monitor, or ends it when its Worker is gone.
-    pub(super) fn adopt_unenforced(&self, state: UnenforcedState) {
+    pub(super) fn adopt_unenforced(&self, state: &UnenforcedState) {
         let reason = format!(
             "the monitor was not running for a while and was started again; still {}",
             state.warning
         );
-        let job = Unenforced::new(self, &state, reason.clone());
+        let job = Unenforced::new(self, state, reason.clone());
         match Worker::reopen(state.worker) {
             Ok(worker) => {
                 if let Some(recorder) = &job.recorder {

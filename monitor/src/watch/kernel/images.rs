@@ -252,7 +252,7 @@ impl Images {
 
     fn process(&mut self, known: &Known, time: u64) -> Process {
         let image = known.images.iter().rev().find(|(since, _)| *since <= time);
-        let image = image.or(known.images.first()).map(|(_, image)| Arc::clone(image));
+        let image = image.or_else(|| known.images.first()).map(|(_, image)| Arc::clone(image));
         let path = |path: &str| (!path.is_empty()).then(|| path.to_owned());
         Process {
             pid: Some(known.key.pid),

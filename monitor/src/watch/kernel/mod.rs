@@ -171,7 +171,7 @@ impl KernelSensors {
     /// [`SensorError::Map`].
     pub fn watch(
         self: &Arc<Self>,
-        job: JobToWatch,
+        job: &JobToWatch,
         group: &JobCgroup,
         observer: Arc<dyn KernelObserver>,
     ) -> Result<WatchedJob, SensorError> {

@@ -70,7 +70,7 @@ impl World {
             not_judged: vec![parent.directory().to_owned()],
         };
         let observer = Arc::<Seen>::clone(&seen);
-        let watched = sensors.watch(job, &group, observer).unwrap();
+        let watched = sensors.watch(&job, &group, observer).unwrap();
         let directory = tempfile::tempdir().unwrap();
         Self { runner, watched, seen, group, parent, sensors, directory }
     }

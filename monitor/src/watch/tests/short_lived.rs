@@ -197,7 +197,7 @@ fn the_kernel_tells_all_of_them() {
         is_reader_ended: false,
         not_judged: Vec::new(),
     };
-    let watched = Arc::new(sensors.watch(job, &world.job, Arc::new(Nobody)).unwrap());
+    let watched = Arc::new(sensors.watch(&job, &world.job, Arc::new(Nobody)).unwrap());
     let features = [sensors.features(), watched.features()].concat();
     assert!(features.iter().all(|feature| feature.state == FeatureState::Active), "{features:?}");
     let sensor = BpfSensor::new(Arc::clone(&watched), Arc::clone(&procfs));
