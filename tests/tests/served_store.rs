@@ -75,7 +75,7 @@ impl<'a> Store<'a> {
         let log = fs::File::options().create(true).append(true).open(self.directory.join("log"))?;
         let process = self
             .world
-            .internet_command(&self.program)
+            .internet_command_with_names(&self.program)
             .arg("serve")
             .args(["--config".as_ref(), self.directory.join("store.toml").as_os_str()])
             .args(["--address-file".as_ref(), address.as_os_str()])
@@ -98,7 +98,7 @@ impl<'a> Store<'a> {
     /// The operator's command line.
     fn command(&self, arguments: &[&str]) -> Result<String> {
         self.world
-            .internet_command(&self.program)
+            .internet_command_with_names(&self.program)
             .args(arguments)
             .args(["--server", URL, "--token-file"])
             .arg(self.directory.join("token"))

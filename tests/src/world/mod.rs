@@ -172,6 +172,11 @@ impl World {
             .env("PATH", PATH)
     }
 
+    /// As [`Self::internet_command`], with the files and the name server of the runner host.
+    pub fn internet_command_with_names(&self, program: impl AsRef<OsStr>) -> HostCommand {
+        self.host.command(program).network(self.internet.path())
+    }
+
     /// The world's part of the cgroup tree.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
