@@ -4,8 +4,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests that fails is a test that fails")]
 
-#![expect(clippy::print_stdout, reason = "what was measured, for whoever runs the test to see")]
-
 use portcullis_common::event::FeatureState;
 use portcullis_monitor::caller::{ProcFs, ProcessKey};
 use portcullis_monitor::protect::{Protecting, Protection, Wanted};
@@ -107,7 +105,7 @@ impl DotnetWorker {
         let mut worker = Self { child, input, output, key, directory };
         assert_eq!(worker.line(), "ready");
         let exe = fs::read_link(format!("/proc/{}/exe", key.pid)).unwrap();
-        assert!(exe.ends_with("Runner.Worker"), "{exe:?}");
+        assert!(exe.ends_with("Runner.Worker"), "{}", exe.display());
         worker
     }
 
