@@ -83,11 +83,9 @@ impl Postgres {
 
     /// Waits until it answers.
     fn wait(&self) {
-        let socket = self.directory.path().join(".s.PGSQL.5432");
         let deadline = Instant::now() + Duration::from_mins(1);
-        while UnixStream::connect(&socket).is_err() {
-            let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "PostgreSQL does not answer: {}", log());
+        while !self.has_come() {
+            assert!(Instant::now() < deadline, "PostgreSQL does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -104,7 +102,23 @@ impl Postgres {
         let pid_file = self.directory.path().join("data/postmaster.pid");
         let _ = fs::remove_file(pid_file);
         self.child = Self::run(&self.directory);
-        self.wait();
+        // It gives up while the children of the killed one are still there.
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while !self.has_come() {
+            assert!(Instant::now() < deadline, "PostgreSQL does not come again: {}", self.log());
+            if self.child.try_wait().unwrap().is_some() {
+                self.child = Self::run(&self.directory);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn has_come(&self) -> bool {
+        UnixStream::connect(self.directory.path().join(".s.PGSQL.5432")).is_ok()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     pub fn url(&self) -> String {
