@@ -10,7 +10,8 @@
 //! * It moves data between its own standard streams (`nc`, `ssh`, `cat`, `openssl s_client`, whatever their names are), or it
 //!   is a program made to relay (`socat`, `nc`): a relay, at once ([`Certainty::Structure`]).
 //! * It holds them on other descriptors (`child_process.spawn`, `subprocess.Popen`, `proc_open`): it is one when data flows,
-//!   that is when the shell waits for input, then the connection receives, the shell reads, writes, and the connection
+//!   that is when it hands on to the shell the very bytes that the connection received ([`Lead::fed_by`]; the kernel's sensors
+//!   see that), or when the shell waits for input, then the connection receives, the shell reads, writes, and the connection
 //!   sends, and the shell waits again ([`flow`], [`Certainty::Flow`]).
 //!
 //! Standard streams on *two* connections to one peer are a pipeline like `curl … | python … | curl …` as well; they count only
@@ -121,6 +122,8 @@ pub struct Lead {
     pub peer: SocketAddr,
     /// How sure that is.
     pub certainty: Certainty,
+    /// When it has to be seen that data flows: what the one program that may be a relay would hand it on to.
+    pub fed_by: Option<Object>,
     /// The way of its input and output, in words.
     pub way: String,
 }
@@ -138,6 +141,25 @@ pub fn leads(facts: &Facts) -> Vec<Lead> {
                 .filter(|lead| program.is_interpreter || lead.certainty == Certainty::Structure)
         })
         .collect()
+}
+
+/// Whether the streams of a process are half of a reverse shell whose other half may be on its way: its input leads to a
+/// remote peer for sure, and at the end of its output is a relay without a connection, or a program that `is_starting`.
+pub fn is_half(facts: &Facts, shell: ProcessKey, is_starting: impl Fn(ProcessKey) -> bool) -> bool {
+    let Some(index) = facts.holders.iter().position(|holder| holder.key == shell) else {
+        return false;
+    };
+    let paths = Paths::new(facts);
+    let is_fed = paths.inputs(index).iter().any(|end| end.certainty == Certainty::Structure);
+    is_fed
+        && paths.ends_of_output(index).into_iter().any(|end| {
+            let holder = &facts.holders[end];
+            let has_connection = holder.descriptors.iter().any(|held| {
+                matches!(held.object, Object::Socket(inode)
+                    if matches!(facts.connections.get(&inode), Some(Connection::Remote(_))))
+            });
+            !has_connection && (holder.program.is_relay || is_starting(holder.key))
+        })
 }
 
 /// The finding that follows from a lead which is sure. `shell` is the process as far as it could be found out.
@@ -179,6 +201,10 @@ fn lead(facts: &Facts, paths: &Paths<'_>, index: usize) -> Option<Lead> {
         socket: input.socket,
         peer: input.peer,
         certainty,
+        fed_by: match input.fed_by.as_slice() {
+            [object] => Some(*object),
+            _ => None,
+        },
         way: format!("in: {}; out: {}", input.way, output.way),
     })
 }
