@@ -42,6 +42,29 @@ const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const PORTS: [u16; 2] = [4444, 5555];
 const TLS_PORT: u16 = 4445;
 
+/// What takes TLS off: port, port behind it, certificate, key.
+const TLS_RELAY: &str = "
+import socket, ssl, sys, threading
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain(sys.argv[3], sys.argv[4])
+def copy(one, other):
+    try:
+        while data := one.recv(4096):
+            other.sendall(data)
+    except OSError:
+        pass
+    other.close()
+def serve(client):
+    client = context.wrap_socket(client, server_side=True)
+    inner = socket.create_connection(('127.0.0.1', int(sys.argv[2])))
+    threading.Thread(target=copy, args=(client, inner), daemon=True).start()
+    copy(inner, client)
+listener = socket.create_server(('', int(sys.argv[1])))
+while True:
+    client = listener.accept()[0]
+    threading.Thread(target=serve, args=(client,), daemon=True).start()
+";
+
 /// Somebody who waits for shells and gives each one a command after the other.
 struct Peer {
     commands: Commands,
@@ -136,13 +159,8 @@ impl Peer {
         ensure!(made.success(), "openssl can't make a certificate");
         let tls = Command::new("nsenter")
             .arg(format!("--net={}", gate.world.internet().path().display()))
-            .args(["socat", "-d0"])
-            .arg(format!(
-                "OPENSSL-LISTEN:{TLS_PORT},reuseaddr,fork,verify=0,key={},cert={}",
-                path("key"),
-                path("certificate")
-            ))
-            .arg(format!("TCP:{PEER}:{}", PORTS[0]))
+            .args(["python3", "-c", TLS_RELAY, &TLS_PORT.to_string(), &PORTS[0].to_string()])
+            .args([path("certificate"), path("key")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

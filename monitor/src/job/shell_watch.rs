@@ -357,7 +357,7 @@ impl Watch {
                 Judged::LookAgain(FORKED_FOR.saturating_sub(held))
             });
         }
-        if lead.certainty == Certainty::Flow && self.is_fed(lead) {
+        if self.is_fed(lead) {
             return Ok(Judged::Sure);
         }
         let diagnostics = self.watched.sensor.diagnostics();

@@ -5,6 +5,7 @@ use super::flow::TCP;
 use super::inodes::socket_inodes;
 use super::programs::Programs;
 use super::sockets::{SocketDiagnostics, SocketError, SocketRecord};
+use crate::caller::table::Parentage;
 use crate::caller::{ProcFs, ProcessKey};
 use crate::cgroup::JobCgroup;
 use crate::detect::reverse_shell::flow::Sample;
@@ -120,10 +121,10 @@ impl ShellSensor {
         pids.truncate(PROCESS_LIMIT);
         pids.into_iter()
             .filter_map(|pid| {
-                let key = ProcFs.key(pid)?;
+                let Parentage { key, parent } = ProcFs.parentage(pid)?;
                 let descriptors = descriptors(pid);
                 let (executable, program) = self.programs.of(pid)?;
-                Some(Holder { key, executable, program, descriptors })
+                Some(Holder { key, parent, executable, program, descriptors })
             })
             .collect()
     }

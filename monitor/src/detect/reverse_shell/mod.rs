@@ -30,6 +30,9 @@ use portcullis_common::policy::LockdownDetection;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+/// How far up it is looked for the relay that has started a shell.
+const LONGEST_DESCENT: usize = 16;
+
 /// What a program is good for, as far as that is known of its file.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Program {
@@ -73,6 +76,8 @@ pub struct Descriptor {
 pub struct Holder {
     /// Which process.
     pub key: ProcessKey,
+    /// Its parent.
+    pub parent: u32,
     /// Its executable, for the evidence.
     pub executable: String,
     /// What its program is good for.
@@ -122,7 +127,8 @@ pub struct Lead {
     pub peer: SocketAddr,
     /// How sure that is.
     pub certainty: Certainty,
-    /// When it has to be seen that data flows: what the one program that may be a relay would hand it on to.
+    /// What the one program that may be a relay would hand data on to: when it was seen to do that with the very bytes that the
+    /// connection received, the lead is sure whatever its certainty.
     pub fed_by: Option<Object>,
     /// The way of its input and output, in words.
     pub way: String,
@@ -191,7 +197,13 @@ fn lead(facts: &Facts, paths: &Paths<'_>, index: usize) -> Option<Lead> {
         .iter()
         .any(|held| held.number > 2 && held.object == Object::Socket(input.socket));
     let by_structure = input.certainty.max(output.certainty);
-    let certainty = if is_handed_down && !(input.is_stream && output.is_stream) {
+    // But it has itself from a relay that has started it (`ncat -e`).
+    let is_from_relay = by_structure == Certainty::Structure
+        && [input, output].iter().all(|end| {
+            end.through.is_some_and(|relay| is_ancestor(facts, facts.holders[relay].key.pid, shell))
+        });
+    let is_own = is_handed_down && !is_from_relay;
+    let certainty = if is_own && !(input.is_stream && output.is_stream) {
         Certainty::RepeatedFlow
     } else {
         by_structure
@@ -202,11 +214,26 @@ fn lead(facts: &Facts, paths: &Paths<'_>, index: usize) -> Option<Lead> {
         peer: input.peer,
         certainty,
         fed_by: match input.fed_by.as_slice() {
-            [object] => Some(*object),
+            [object] if !output.is_held => Some(*object),
             _ => None,
         },
         way: format!("in: {}; out: {}", input.way, output.way),
     })
+}
+
+/// Whether the process `pid` has started `process`, over others of the job.
+fn is_ancestor(facts: &Facts, pid: u32, process: &Holder) -> bool {
+    let mut parent = process.parent;
+    for _ in 0..LONGEST_DESCENT {
+        if parent == pid {
+            return true;
+        }
+        let Some(next) = facts.holders.iter().find(|holder| holder.key.pid == parent) else {
+            return false;
+        };
+        parent = next.parent;
+    }
+    false
 }
 
 /// One connection both ways; or two to the same peer with nothing but raw relays in between.

@@ -24,6 +24,8 @@ pub(super) struct End {
     pub(super) is_stream: bool,
     /// What programs that may be relays have on this side.
     pub(super) fed_by: Vec<Object>,
+    /// Whoever is at the end of the way, unless that is the shell itself.
+    pub(super) through: Option<usize>,
     /// In words: `descriptor 0 → nc (pid 7) → 203.0.113.66:4444`.
     pub(super) way: String,
     length: usize,
@@ -80,6 +82,7 @@ struct Walk {
     is_raw: bool,
     is_stream: bool,
     fed_by: Vec<Object>,
+    through: Option<usize>,
     way: String,
     length: usize,
 }
@@ -152,6 +155,7 @@ impl<'a> Paths<'a> {
             is_held: true,
             is_stream: false,
             fed_by: Vec::new(),
+            through: None,
             way: format!("descriptor {} → {peer}", descriptor.number),
             length: 1,
         })
@@ -166,6 +170,7 @@ impl<'a> Paths<'a> {
             is_raw: true,
             is_stream: true,
             fed_by: Vec::new(),
+            through: None,
             way: format!("descriptor {number}"),
             length: 0,
         };
@@ -194,6 +199,7 @@ impl<'a> Paths<'a> {
                         is_held: false,
                         is_stream: walk.is_stream,
                         fed_by: walk.fed_by.clone(),
+                        through: walk.through,
                         way: format!("{} → {peer}", walk.way),
                         length: walk.length,
                     });
@@ -261,12 +267,13 @@ impl<'a> Paths<'a> {
                 || is_far_stream && (is_filter || leads_away)
                 || near.number <= 2 && !is_terminal;
             let mut fed_by = walk.fed_by.clone();
-            if !is_sure {
+            if !is_sure || holder.program.is_relay && !is_filter {
                 fed_by.push(near.object);
             }
             let walk = Walk {
                 direction: walk.direction,
                 fed_by,
+                through: Some(index),
                 certainty: if is_sure { walk.certainty } else { Certainty::Flow },
                 is_stream: is_far_stream,
                 is_raw: walk.is_raw && (holder.program.is_relay || is_far_stream),

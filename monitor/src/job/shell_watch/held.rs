@@ -161,10 +161,7 @@ impl Watch {
         match lead {
             Some(lead) if self.told.contains(&(lead.shell, lead.socket)) => Verdict::Harmless,
             // It has read from there: not what is about to execute something else, whose streams these are.
-            Some(lead) if lead.certainty == Certainty::Structure => {
-                Verdict::Shell(Box::new(lead.clone()))
-            }
-            Some(lead) if lead.certainty == Certainty::Flow && self.is_fed(lead) => {
+            Some(lead) if lead.certainty == Certainty::Structure || self.is_fed(lead) => {
                 Verdict::Shell(Box::new(lead.clone()))
             }
             Some(_) => Verdict::Harmless,

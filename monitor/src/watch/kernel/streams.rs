@@ -1,7 +1,7 @@
 //! The shells of one job that are stopped until they are judged.
 
 use super::{WatchedJob, wake};
-use crate::caller::{ProcFs, ProcessKey, ProcessTable};
+use crate::caller::{ProcFs, ProcessKey};
 use crate::detect::reverse_shell::{Lead, Object};
 use portcullis_monitor_bpf::event::ticks;
 use portcullis_monitor_bpf::streams::RelayedTo;
@@ -75,7 +75,7 @@ impl JobStreams {
     pub fn wake_parents(&self, process: ProcessKey) {
         let mut pid = process.pid;
         for _ in 0..HIGHEST_PARENT {
-            let Some(parent) = ProcFs.process(pid).map(|entry| entry.parent) else { return };
+            let Some(parent) = ProcFs.parentage(pid).map(|entry| entry.parent) else { return };
             if parent == self.watched.worker.pid || parent <= 1 {
                 return;
             }
