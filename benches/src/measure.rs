@@ -305,7 +305,7 @@ fn resident_mebibytes(pid: u32) -> Result<f64> {
 }
 
 /// User and system time of a process (fields 14 and 15 of `/proc/PID/stat`, in ticks of 10 ms).
-fn processor_seconds(pid: u32) -> Result<f64> {
+pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = stat.rsplit_once(") ").context("no process name")?;
     let ticks: f64 =

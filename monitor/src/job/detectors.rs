@@ -1,5 +1,6 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
+use super::memory_watch;
 use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
 use super::source_watch;
 use crate::caller::{ProcFs, ProcessTable, Worker};
@@ -74,7 +75,7 @@ impl Detectors {
 
 fn run(
     parts: Parts,
-    failed: impl Fn(String) + Send + 'static,
+    failed: impl Fn(String) + Clone + Send + 'static,
 ) -> (Option<ProcessChangeReader>, Vec<String>) {
     let Parts { worker, group, sensor, watched, responder, workspace, executed, looks } = parts;
     let mut problems = Vec::new();
@@ -84,8 +85,19 @@ fn run(
             sensor: Arc::clone(&sensor),
             responder: Arc::clone(&responder),
         };
-        if let Err(error) = source_watch::start(watched, &workspace, failed) {
+        if let Err(error) = source_watch::start(watched, &workspace, failed.clone()) {
             problems.push(format!("overwritten source files can't be noticed: {error}"));
+        }
+    }
+    let has_guard = watched.as_ref().is_some_and(|watched| watched.sensors().guard().is_ok());
+    if !has_guard {
+        let watched = memory_watch::Watched {
+            worker: Arc::clone(&worker),
+            sensor: Arc::clone(&sensor),
+            responder: Arc::clone(&responder),
+        };
+        if let Err(error) = memory_watch::start(watched, failed.clone()) {
+            problems.push(format!("who opens a runner's memory can't be told: {error}"));
         }
     }
     let mut reader = None;

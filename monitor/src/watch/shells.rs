@@ -17,6 +17,9 @@ use std::net::SocketAddr;
 /// The most processes of a job that are looked at at once. A job can make more; then the newest are looked at.
 const PROCESS_LIMIT: usize = 2_048;
 
+/// The port of name servers.
+const DNS: u16 = 53;
+
 /// The states of a TCP socket that can still be accepted: established, half open, and one whose peer has sent all it has
 /// (`TCP_ESTABLISHED`, `TCP_SYN_RECV`, `TCP_CLOSE_WAIT`).
 const BEFORE_ACCEPT: [u8; 3] = [1, 3, 8];
@@ -103,6 +106,9 @@ impl ShellSensor {
                 None => Connection::Remote(socket.remote),
             };
             facts.connections.insert(socket.inode.into(), connection);
+            if socket.protocol != TCP && socket.remote.port() == DNS {
+                facts.look_ups.insert(socket.inode.into());
+            }
         }
         for (one, other) in diagnostics.unix_pairs()? {
             facts.connections.insert(one.into(), Connection::Local(other.into()));

@@ -27,7 +27,7 @@ use crate::caller::ProcessKey;
 use paths::{End, Paths};
 use portcullis_common::event::{DetectionType, Process};
 use portcullis_common::policy::LockdownDetection;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 /// How far up it is looked for the relay that has started a shell.
@@ -103,6 +103,8 @@ pub struct Facts {
     pub holders: Vec<Holder>,
     /// The sockets that lead anywhere.
     pub connections: HashMap<u64, Connection>,
+    /// Those of them that ask a name server: every program has one for a moment, and it is no end of a way through others.
+    pub look_ups: HashSet<u64>,
 }
 
 /// How sure it is that the streams lead where they seem to.

@@ -190,6 +190,11 @@ impl<'a> Paths<'a> {
         }
         let other_end = match object {
             Object::Socket(inode) => match self.facts.connections.get(&inode) {
+                Some(Connection::Remote(_))
+                    if walk.length > 0 && self.facts.look_ups.contains(&inode) =>
+                {
+                    return;
+                }
                 Some(Connection::Remote(peer)) => {
                     ends.push(End {
                         socket: inode,

