@@ -56,8 +56,8 @@ impl From<&ProcessEntry> for Parentage {
     }
 }
 
-impl From<&Parentage> for Parentage {
-    fn from(parentage: &Parentage) -> Self {
+impl From<&Self> for Parentage {
+    fn from(parentage: &Self) -> Self {
         *parentage
     }
 }
@@ -234,7 +234,7 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 /// The most of `/proc/PID/stat` that is read: a name of at most 64 bytes and 50 numbers of at most 20 digits.
 const STAT_LIMIT: usize = 2048;
 
-/// What is needed of `/proc/PID/stat` (proc_pid_stat(5)). A start reads hundreds of these lines while a person waits, so
+/// What is needed of `/proc/PID/stat` (`proc_pid_stat(5)`). A start reads hundreds of these lines while a person waits, so
 /// it is one `read` for each and no more fields than these.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Stat {

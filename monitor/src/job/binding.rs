@@ -150,8 +150,8 @@ pub fn bind(
     match found {
         Ok((network, scope)) => {
             let has_own_user = !survey.user_is_shared;
-            let links = network.links.clone();
-            let mut state = state(id, &worker, context, choice, network);
+            let mut state = state(id, &worker, context, choice, &network);
+            let links = network.links;
             (state.scope, state.has_own_user) = (scope, has_own_user);
             match &group {
                 Ok(group) => state.cgroup = Some(group.identity().clone()),
@@ -201,7 +201,7 @@ fn state(
     worker: &Worker,
     context: JobContext,
     choice: PolicyChoice,
-    network: Network,
+    network: &Network,
 ) -> JobState {
     let mut warnings: Vec<String> = choice.origin.warning().into_iter().collect();
     if choice.origin == Origin::Store && choice.resolution.scope == ScopeKind::Default {
