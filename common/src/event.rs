@@ -189,11 +189,20 @@ pub struct DnsEvent {
     pub policy: PolicyReference,
 }
 
+/// The count of records that were written before there was one.
+fn one() -> u64 {
+    1
+}
+
 /// A program was executed.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct ProcessEvent {
     /// The process after the exec.
     pub process: Process,
+    /// How many executions this record stands for: the same program with the same arguments, by the same parent program in
+    /// the same step. The process is the first of them.
+    #[serde(default = "one")]
+    pub count: u64,
 }
 
 /// A file was changed.
@@ -218,6 +227,12 @@ pub enum DetectionType {
     Recorded(RecordedDetection),
 }
 
+impl From<LockdownDetection> for DetectionType {
+    fn from(detection: LockdownDetection) -> Self {
+        Self::Lockdown(detection)
+    }
+}
+
 /// Detections that are recorded and never kill a job by themselves.
 #[derive(
     Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
@@ -238,6 +253,21 @@ pub enum RecordedDetection {
     /// A process of the job outlived it and was killed.
     #[serde(rename = "Left-Over-Process")]
     LeftOverProcess,
+    /// A source file of the job was overwritten by a step that did not check it out.
+    #[serde(rename = "Source-File-Overwritten")]
+    SourceFileOverwritten,
+    /// The monitor, one of its files or one of its sockets was attacked.
+    #[serde(rename = "Monitor-Tampering")]
+    MonitorTampering,
+    /// A program was executed that is no file of any file system, or whose file was removed before it ran.
+    #[serde(rename = "Fileless-Execution")]
+    FilelessExecution,
+    /// A process of the job became another user by a setuid program.
+    #[serde(rename = "Sudo-Use")]
+    SudoUse,
+    /// A process of the job left the job's cgroup.
+    #[serde(rename = "Cgroup-Escape")]
+    CgroupEscape,
 }
 
 /// A fact that matches a detection type.
@@ -342,7 +372,7 @@ pub struct PostureEvent {
 }
 
 /// A stage in a job's life.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobStage {
     /// A policy was bound to the Worker.

@@ -11,6 +11,7 @@ pub mod policy;
 pub mod report;
 pub mod resolution;
 pub mod schema;
+pub mod store_api;
 pub mod store_client;
 pub mod text;
 pub mod wire;

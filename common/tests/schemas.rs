@@ -112,7 +112,7 @@ fn events_and_reports_match_their_schemas() {
             "container": "c", "rule": "no endpoint allows it", "policy": policy }),
         json!({ "type": "dns", "verdict": "blocked", "name": "evil.test", "query_type": "A", "rule": "r",
             "response_code": "NXDOMAIN", "count": 1, "policy": policy }),
-        json!({ "type": "process", "process": process }),
+        json!({ "type": "process", "process": process, "count": 1 }),
         json!({ "type": "file", "path": "/x" }),
         json!({ "type": "detection", "detection": "Reverse-Shell", "evidence": "e", "is_lockdown": true }),
         json!({ "type": "posture", "reason": "r", "posture": posture }),

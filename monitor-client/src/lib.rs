@@ -3,6 +3,10 @@
 //! The hooks and the monitor's own `status` and `explain` commands share this: a person waits for a hook, and a job
 //! hangs for as long as its hook does, so every wait in here is bounded by one [`Instant`].
 
+mod hook;
+
+pub use hook::run_hook;
+
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};

@@ -1,6 +1,8 @@
 //! `monitor.toml` and the paths below the root directory.
 
+use crate::nftables::Probed;
 use portcullis_common::policy::FailureMode;
+use portcullis_common::resolution::DefaultPolicy;
 use serde::Deserialize;
 use std::fs;
 use std::io;
@@ -84,6 +86,11 @@ impl Paths {
         self.at("/var/lib/portcullis/spool")
     }
 
+    /// One file a job: the engines' sockets that are closed to it.
+    pub fn closed_sockets(&self) -> PathBuf {
+        self.at("/run/portcullis/closed-sockets")
+    }
+
     /// The policy of the last successful resolution, by target.
     pub fn last_known_good(&self) -> PathBuf {
         self.at("/var/lib/portcullis/last-known-good")
@@ -102,6 +109,12 @@ pub struct Config {
     pub defaults: DefaultsConfig,
     /// The resolver.
     pub dns: DnsConfig,
+    /// What of the kernel is not used.
+    pub kernel: KernelConfig,
+    /// Who did what.
+    pub sensors: SensorsConfig,
+    /// The Docker engine of this host.
+    pub docker: DockerConfig,
     /// What of this machine is not the job.
     pub infrastructure: InfrastructureConfig,
     /// Which GitHub the runners belong to.
@@ -116,6 +129,8 @@ pub struct StoreConfig {
     pub url: String,
     /// The credential for a server; readable by root only.
     pub credential_file: String,
+    /// Certificates, PEM, that are trusted beside the system's when a server is asked.
+    pub ca_file: Option<String>,
 }
 
 impl Default for StoreConfig {
@@ -123,6 +138,7 @@ impl Default for StoreConfig {
         Self {
             url: "file:///etc/portcullis/policies".to_owned(),
             credential_file: "/etc/portcullis/credential".to_owned(),
+            ca_file: None,
         }
     }
 }
@@ -178,6 +194,47 @@ impl Default for DnsConfig {
     fn default() -> Self {
         Self { upstreams: Vec::new(), grant_floor_seconds: 60, grant_grace_seconds: 300 }
     }
+}
+
+/// `[kernel]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KernelConfig {
+    /// Mechanisms that are not used although the kernel has them, by the names of `monitor check`.
+    pub without: Vec<String>,
+}
+
+/// `[sensors]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SensorsConfig {
+    /// How it is found out who does what.
+    pub backend: SensorBackend,
+}
+
+/// `backend` of `[sensors]`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum SensorBackend {
+    /// BPF where the kernel allows it, procfs and netlink otherwise.
+    #[default]
+    Auto,
+    /// BPF; a host without it is not served.
+    Bpf,
+    /// Procfs and netlink alone.
+    Procfs,
+}
+
+/// `[docker]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DockerConfig {
+    /// Whether the engine asks the monitor before it makes containers: `authorization-plugins` of its `daemon.json` must
+    /// have `portcullis` as well, and then needs the monitor for everything it does.
+    pub authorization_plugin: bool,
+    /// Whether containers that a job started go on running when it ends, as on a machine that jobs deploy to. Nobody judges
+    /// what they send then.
+    pub keep_containers: bool,
 }
 
 /// `[infrastructure]`.
@@ -269,6 +326,15 @@ impl Config {
         self.store.url.strip_prefix("file://").map(|path| paths.at(path))
     }
 
+    /// What a job gets that no policy is attached to.
+    pub fn default_policy(&self) -> DefaultPolicy {
+        match self.defaults.policy.as_str() {
+            "audit" => DefaultPolicy::Audit,
+            "block" => DefaultPolicy::Block,
+            name => DefaultPolicy::Named(name.to_owned()),
+        }
+    }
+
     /// All infrastructure units: the built-in list and the configured ones.
     pub fn infrastructure_units(&self) -> Vec<String> {
         let configured = self.infrastructure.units.iter().map(String::as_str);
@@ -289,6 +355,13 @@ impl Config {
         if let Some(unit) = self.infrastructure.units.iter().find(|unit| !is_unit_name(unit)) {
             return Err(format!(
                 "infrastructure.units has {unit:?}; name a unit such as \"ssh.service\", not a path"
+            ));
+        }
+        let is_known = |name: &&String| Probed::DISPENSABLE.contains(&name.as_str());
+        if let Some(name) = self.kernel.without.iter().find(|name| !is_known(name)) {
+            return Err(format!(
+                "kernel.without has {name:?}; what can be done without is {}",
+                Probed::DISPENSABLE.join(", ")
             ));
         }
         if self.dns.grant_grace_seconds == 0 {

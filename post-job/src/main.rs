@@ -7,10 +7,9 @@ mod output;
 mod summary;
 
 use clap::Parser;
-use portcullis_common::hook::{HookExit, HookOutput};
+use portcullis_common::hook::HookOutput;
 use portcullis_common::wire::{Call, SOCKET_PATH};
-use portcullis_monitor_client::{Patience, exchange};
-use std::io::{self, Write};
+use portcullis_monitor_client::{Patience, exchange, run_hook};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,19 +37,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
-        Ok(options) => options,
-        Err(error) => {
-            // A message that can't be printed must not turn into a panic; the exit status still says it all.
-            let _ = error.print();
-            return if error.use_stderr() { HookExit::Usage } else { HookExit::Done }.into();
-        }
-    };
-    let output = run(&options);
-    let mut standard_output = io::stdout().lock();
-    let _ = standard_output.write_all(output.text.as_bytes());
-    let _ = standard_output.flush();
-    output.exit.into()
+    run_hook(Options::try_parse(), run)
 }
 
 fn run(options: &Options) -> HookOutput {

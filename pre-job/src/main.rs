@@ -7,12 +7,11 @@ mod output;
 mod start_monitor;
 
 use clap::Parser;
-use portcullis_common::hook::{HookExit, HookOutput};
+use portcullis_common::hook::HookOutput;
 use portcullis_common::job_context::JobContext;
-use portcullis_common::wire::{Answer, Call, SOCKET_PATH};
-use portcullis_monitor_client::{ClientError, Patience, exchange};
+use portcullis_common::wire::{Answer, Call, IdTokenRequest, SOCKET_PATH};
+use portcullis_monitor_client::{ClientError, Patience, exchange, run_hook};
 use start_monitor::StartMonitor;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -40,19 +39,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
-        Ok(options) => options,
-        Err(error) => {
-            // A message that can't be printed must not turn into a panic; the exit status still says it all.
-            let _ = error.print();
-            return if error.use_stderr() { HookExit::Usage } else { HookExit::Done }.into();
-        }
-    };
-    let output = run(&options);
-    let mut standard_output = io::stdout().lock();
-    let _ = standard_output.write_all(output.text.as_bytes());
-    let _ = standard_output.flush();
-    output.exit.into()
+    run_hook(Options::try_parse(), run)
 }
 
 fn run(options: &Options) -> HookOutput {
@@ -60,12 +47,21 @@ fn run(options: &Options) -> HookOutput {
         Ok(context) => context,
         Err(error) => return output::not_a_job(&error, options.json),
     };
-    // The token for a served store is fetched by the store's own client; a directory of files has nobody to verify it.
-    let call = Call::StartJob { context, id_token: None };
+    let call = Call::StartJob { context, id_token: None, id_token_request: id_token_request() };
     match ask(options, call) {
         Ok(answer) => output::answer(&answer, options.json),
         Err(failure) => output::no_answer(&failure, options.json),
     }
+}
+
+/// How to ask for an OIDC token, when the job has `id-token: write`. The monitor asks, and only where it has a store that
+/// verifies the token; what it can't use it leaves alone.
+fn id_token_request() -> Option<IdTokenRequest> {
+    let read = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Some(IdTokenRequest {
+        url: read("ACTIONS_ID_TOKEN_REQUEST_URL")?,
+        token: read("ACTIONS_ID_TOKEN_REQUEST_TOKEN")?,
+    })
 }
 
 /// What kept the hook from getting an answer.

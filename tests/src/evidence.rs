@@ -377,20 +377,31 @@ pub fn find_detection<'a>(
     detection: RecordedDetection,
     text: &str,
 ) -> Result<&'a DetectionEvent> {
-    let found: Vec<&DetectionEvent> = events
-        .iter()
-        .filter_map(|event| match &event.kind {
-            EventKind::Detection(found) => Some(found),
-            _ => None,
-        })
-        .collect();
-    let fits = |found: &&&DetectionEvent| {
+    if let Some(found) = find_detections(events, detection, text).first() {
+        return Ok(found);
+    }
+    let all: Vec<&DetectionEvent> = detections(events).collect();
+    bail!("no detection {detection:?} with `{text}`; there are {all:#?}")
+}
+
+/// The detections of this type whose evidence holds `text`.
+pub fn find_detections<'a>(
+    events: &'a [Event],
+    detection: RecordedDetection,
+    text: &str,
+) -> Vec<&'a DetectionEvent> {
+    let fits = |found: &&DetectionEvent| {
         found.detection == DetectionType::Recorded(detection) && found.evidence.contains(text)
     };
-    match found.iter().find(fits) {
-        Some(found) => Ok(found),
-        None => bail!("no detection {detection:?} with `{text}`; there are {found:#?}"),
-    }
+    detections(events).filter(fits).collect()
+}
+
+/// The detections in the record.
+fn detections(events: &[Event]) -> impl Iterator<Item = &DetectionEvent> {
+    events.iter().filter_map(|event| match &event.kind {
+        EventKind::Detection(found) => Some(found),
+        _ => None,
+    })
 }
 
 /// The kernel's counters at the end of the job; none while it runs.

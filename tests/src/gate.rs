@@ -92,6 +92,11 @@ impl Gate {
         self.monitor.as_ref().expect("the gate is up")
     }
 
+    /// What the monitor logged; nothing without a gate.
+    pub fn log(&self) -> String {
+        self.monitor.as_ref().map(Monitor::log).unwrap_or_default()
+    }
+
     /// What must not get out.
     pub fn canary(&self) -> &Canary {
         &self.canary

@@ -20,8 +20,28 @@ pub struct Job {
     pub env: BTreeMap<String, String>,
     /// Secrets: masked in logs, given to nobody unless a step names them.
     pub secrets: BTreeMap<String, String>,
+    /// `container:`: where steps run, when not on the host.
+    pub container: Option<JobContainer>,
+    /// `services:` by name; steps in a container reach them by it.
+    pub services: BTreeMap<String, JobContainer>,
     /// The steps in order.
     pub steps: Vec<Step>,
+}
+
+/// A container that the runner makes for a job.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct JobContainer {
+    /// The image.
+    pub image: String,
+    /// Variables of its environment.
+    pub env: BTreeMap<String, String>,
+    /// What is mounted, `SOURCE:TARGET[:ro]`.
+    pub volumes: Vec<String>,
+    /// Further words of `docker create`.
+    pub options: String,
+    /// The command; a job container of the runner has none of its own.
+    pub command: Vec<String>,
 }
 
 /// The `github` context of a job. Values that a test leaves out are those of `octo/hello`.

@@ -1,33 +1,73 @@
 //! ATTACKS.md, T5 and T10: frames that bypass the IP stack, and QUIC to an address that is open for something else.
 
-use anyhow::{Result, ensure};
-use portcullis_common::event::{RuleCounter, Verdict};
-use portcullis_tests::evidence::{Actor, Call, NO_RULE, final_counters};
+use anyhow::{Context, Result, ensure};
+use portcullis_common::event::{RecordedDetection, RuleCounter, Verdict};
+use portcullis_tests::evidence::{
+    Actor, Call, NO_RULE, check_sequence, final_counters, find_detections,
+};
 use portcullis_tests::gate::{Gate, POLICY, policy, root_step, step};
+use portcullis_tests::world::MonitorOptions;
 use portcullis_tests::{Job, JobOutcome, World, wait_for};
 use std::net::UdpSocket;
 use std::time::Duration;
 
-/// By a packet socket, past the queue, with a forged Ethernet address, with a header of the kernel's making; each over
-/// IPv4 and IPv6.
-const FRAMES: &[&str] = &["packet-frame", "packet-bypass", "packet-forged-mac", "packet-datagram"];
+/// By a packet socket, past the queue, with a forged Ethernet address, with a header of the kernel's making, through a
+/// ring of shared memory, several at once from a socket that is bound to nothing; each over IPv4 and IPv6.
+const FRAMES: &[&str] = &[
+    "packet-frame",
+    "packet-bypass",
+    "packet-forged-mac",
+    "packet-datagram",
+    "packet-ring",
+    "packet-many",
+];
 
 const ADDRESSES: [&str; 2] = ["203.0.113.66", "2001:db8::66"];
 
+/// Frames that hold no IP packet, and what an event says of them: they reach the local network.
+const LINK_FRAMES: [(&str, &str, &str); 2] =
+    [("packet-arp", "203.0.113.66", "arp"), ("packet-ethertype", "0.0.0.0", "ethertype-0x88b5")];
+
+/// What stands as the rule of each.
+const FRAME_RULE: &str = "frames that bypass IP do not leave, wherever they go";
+
 /// All frames, and then an allowed call, for which a new neighbour is asked for, as the kernel does it.
-fn frames(gate: &Gate, twin: &str) -> Result<Job> {
+fn frames(gate: &Gate, twin: &str) -> Job {
     let mut script = String::new();
     for technique in FRAMES {
         for address in ADDRESSES {
-            gate.release(&format!("{technique}-{address}"))?;
             script += &transport(technique, address, 20_000);
             script.push('\n');
         }
     }
+    for (technique, ..) in LINK_FRAMES {
+        script += &transport(technique, ADDRESSES[0], 20_000);
+        script.push('\n');
+    }
     script.push_str("ip neigh flush dev eth0\n");
     let mut job = gate.job();
     job.steps = vec![root_step("frames", &script), step("twin", twin)];
-    Ok(job)
+    job
+}
+
+/// Runs the frames one after the other; `settled` looks at each while its sender waits.
+fn run(
+    gate: &Gate,
+    twin: &str,
+    settled: impl Fn(&str, &str) -> Result<()>,
+) -> Result<portcullis_tests::JobResult> {
+    let running = gate.begin(&frames(gate, twin))?;
+    let of_ip = FRAMES.iter().flat_map(|technique| ADDRESSES.map(|address| (*technique, address)));
+    let others = LINK_FRAMES.iter().map(|(technique, ..)| (*technique, ADDRESSES[0]));
+    for (technique, address) in of_ip.chain(others) {
+        running.wait_for_line(&format!("{technique} {address}: "))?;
+        settled(technique, address)
+            .with_context(|| format!("{}\n{}", gate.log(), running.lines().join("\n")))?;
+        gate.release(&format!("{technique}-{address}"))?;
+    }
+    let result = running.wait()?;
+    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
+    Ok(result)
 }
 
 fn transport(technique: &str, address: &str, port: u16) -> String {
@@ -36,63 +76,105 @@ fn transport(technique: &str, address: &str, port: u16) -> String {
 
 const TWIN: &str = "curl -sS -4 https://ok.test/ && curl -sS -6 https://ok.test/";
 
-fn sent(gate: &Gate, log: &str) -> Result<()> {
-    for technique in FRAMES {
-        for address in ADDRESSES {
-            let line = format!("{technique} {address}: sent");
-            ensure!(log.contains(&line), "no `{line}` in\n{log}\n{}", gate.monitor().log());
-        }
-    }
-    Ok(())
+/// The call that must be recorded of a frame.
+fn call(technique: &str, address: &str, verdict: Verdict) -> Result<Call> {
+    let of_link = LINK_FRAMES.iter().find(|(name, ..)| *name == technique);
+    let (address, protocol, port) = match of_link {
+        Some((_, address, protocol)) => (*address, *protocol, None),
+        None => (address, "udp", Some(20_000)),
+    };
+    let actor = Actor::new("python3").argument(technique).step("frames").uid(0);
+    Ok(Call::to(address.parse()?, protocol, port)
+        .verdict(verdict)
+        .rule(FRAME_RULE)
+        .policy(POLICY)
+        .name(None)
+        .by(actor))
 }
+
+/// Frames by the kernel's count, and how many of them have an event.
+fn counted(gate: &Gate, rule: &str) -> Result<u64> {
+    let counters = final_counters(&gate.final_events()?);
+    let found = counters.iter().find(|counter| counter.rule == rule);
+    let RuleCounter { packets, recorded, .. } = found.context("no counter of frames")?;
+    ensure!(packets == recorded, "{recorded} of {packets} have an event");
+    Ok(*packets)
+}
+
+/// At least so many frames were sent; some techniques send two.
+const SENT: u64 = (FRAMES.len() * ADDRESSES.len() + LINK_FRAMES.len()) as u64;
 
 #[test]
 fn without_a_gate_every_frame_reaches_the_attacker() -> Result<()> {
     let gate = Gate::without(World::builder())?;
-    let job = frames(&gate, "true")?;
-    let result = gate.begin(&job)?.wait()?;
-    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
-    wait_for("all frames to arrive", || {
+    let arrived = || {
         let packets = gate.world().attacker().described_packets();
-        let of_them = packets.iter().filter(|packet| packet.port == Some(20_000));
-        (of_them.count() >= FRAMES.len() * 2).then_some(())
+        packets.iter().filter(|packet| packet.port == Some(20_000)).count()
+    };
+    run(&gate, "true", |technique, address| {
+        let is_first = || arrived() > 0;
+        let place = FRAMES.iter().position(|known| *known == technique).unwrap_or(0);
+        let of_address = usize::from(address == ADDRESSES[1]);
+        // Each adds at least one to what was there.
+        let expected = if LINK_FRAMES.iter().any(|(name, ..)| *name == technique) {
+            0
+        } else {
+            place * ADDRESSES.len() + of_address + 1
+        };
+        wait_for("the frame to arrive", || (is_first() && arrived() >= expected).then_some(()))
     })?;
     gate.assert_leaked()
 }
 
 #[test]
-fn frames_stop_at_the_device_and_are_counted() -> Result<()> {
+fn frames_stop_at_the_device_and_name_who_sent_them() -> Result<()> {
     let gate = Gate::up(&policy("block", &["ok.test:443"]))?;
-    let job = frames(&gate, TWIN)?;
-    let result = gate.begin(&job)?.wait()?;
-    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
-    // The sender of a frame that a queue is bypassed for may be told that it was dropped.
-    for technique in FRAMES {
-        ensure!(result.log().contains(&format!("{technique} 203.0.113.66: ")), "{}", result.log());
-    }
+    run(&gate, TWIN, |technique, address| {
+        gate.wait_for_call(&call(technique, address, Verdict::Blocked)?).map(drop)
+    })?;
     gate.assert_contained()?;
-    let counters = final_counters(&gate.final_events()?);
-    let stopped = |counter: &&RuleCounter| counter.rule == "frames";
-    let frames = counters.iter().find(stopped).map_or(0, |counter| counter.packets);
-    ensure!(frames >= FRAMES.len() as u64 * 2, "{frames} frames were counted: {counters:?}");
-    Ok(())
+    let frames = counted(&gate, "frames")?;
+    ensure!(frames >= SENT, "{frames} frames were counted");
+    let events = gate.final_events()?;
+    for technique in FRAMES {
+        let found = find_detections(&events, RecordedDetection::RawFrames, "stopped at the uplink");
+        let named = found.iter().any(|detection| {
+            let process = detection.process.as_ref();
+            process.is_some_and(|process| process.argv.iter().any(|word| word == technique))
+        });
+        ensure!(named, "no detection names {technique}: {found:#?}");
+    }
+    check_sequence(&events)
 }
 
 #[test]
-fn in_audit_mode_frames_pass_and_are_counted() -> Result<()> {
+fn in_audit_mode_frames_pass_and_name_who_sent_them() -> Result<()> {
     let gate = Gate::up(&policy("audit", &["ok.test:443"]))?;
-    let job = frames(&gate, TWIN)?;
-    let result = gate.begin(&job)?.wait()?;
-    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
-    sent(&gate, &result.log())?;
+    let result = run(&gate, TWIN, |technique, address| {
+        gate.wait_for_call(&call(technique, address, Verdict::WouldBlock)?).map(drop)
+    })?;
+    for technique in FRAMES {
+        let line = format!("{technique} {}: sent", ADDRESSES[0]);
+        ensure!(result.log().contains(&line), "no `{line}` in\n{}", result.log());
+    }
     gate.assert_leaked()?;
-    let counters = final_counters(&gate.final_events()?);
-    let frames = counters
-        .iter()
-        .find(|counter| counter.rule == "frames")
-        .map_or(0, |counter| counter.packets);
-    ensure!(frames >= FRAMES.len() as u64 * 2, "{frames} frames were counted: {counters:?}");
+    let frames = counted(&gate, "would_block_frames")?;
+    ensure!(frames >= SENT, "{frames} frames were counted");
     Ok(())
+}
+
+/// In scope `job` too: the backstop belongs to the uplink, not to a process.
+#[test]
+fn frames_are_named_beside_another_runner() -> Result<()> {
+    let world = World::builder().runners(2);
+    let gate = Gate::build(world, &policy("block", &["ok.test:443"]), MonitorOptions::default())?;
+    for runner in gate.world().runners() {
+        runner.start()?;
+    }
+    run(&gate, TWIN, |technique, address| {
+        gate.wait_for_call(&call(technique, address, Verdict::Blocked)?).map(drop)
+    })?;
+    gate.assert_contained()
 }
 
 /// A route by a device of the job's own making, which leads to the uplink below IP: by a redirection (tc-mirred(8)) and

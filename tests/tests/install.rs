@@ -413,8 +413,12 @@ fn systemd_takes_every_line_of_the_units() -> Result<()> {
         .output()
         .context("systemd-analyze can't be started: install the Debian package systemd")?;
     let said = text(&output);
-    let complaints: Vec<&str> =
-        said.lines().filter(|line| line.contains("portcullis-monitor")).collect();
+    // Newer than some of the systemd versions that are supported, which say so and go on: a matter of 254.
+    let is_newer = |line: &&str| line.contains("Unknown key 'FileDescriptorStorePreserve'");
+    let complaints: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("portcullis-monitor") && !is_newer(line))
+        .collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
     Ok(())
 }

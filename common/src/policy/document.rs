@@ -111,6 +111,23 @@ impl Serialize for JsonPolicyDocument {
     }
 }
 
+impl JsonSchema for JsonPolicyDocument {
+    fn schema_name() -> Cow<'static, str> {
+        "PolicyDocumentJson".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = PolicyDocument::json_schema(generator);
+        if let Some(serde_json::Value::Object(keys)) = schema.get_mut("properties") {
+            *keys = std::mem::take(keys)
+                .into_iter()
+                .map(|(key, value)| (key.replace('-', "_"), value))
+                .collect();
+        }
+        schema
+    }
+}
+
 /// An endpoint with the text its author wrote.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct WrittenEndpoint {

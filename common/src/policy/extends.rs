@@ -19,7 +19,7 @@ const MAX_DOCUMENTS: usize = 256;
 /// Documents by name, each name once, every `extends` resolvable.
 #[derive(Clone, Debug, Default)]
 pub struct Library {
-    documents: BTreeMap<String, SourceDocument>,
+    documents: BTreeMap<String, Arc<SourceDocument>>,
 }
 
 /// Whether all documents of a store are there.
@@ -55,13 +55,15 @@ impl Library {
     /// # Errors
     /// Names that stand twice or belong to the built-in policies, missing names, cycles and sizes of `extends`, and
     /// attached policies that never say `egress-policy`.
-    pub fn new(documents: impl IntoIterator<Item = SourceDocument>) -> Result<Self, PolicyErrors> {
-        Self::check(documents, Completeness::Whole)
+    pub fn new(
+        documents: impl IntoIterator<Item = impl Into<Arc<SourceDocument>>>,
+    ) -> Result<Self, PolicyErrors> {
+        Self::check(documents.into_iter().map(Into::into), Completeness::Whole)
     }
 
     /// As [`Self::new`], also for what could be read of a store that is broken elsewhere.
     pub(crate) fn check(
-        documents: impl IntoIterator<Item = SourceDocument>,
+        documents: impl IntoIterator<Item = Arc<SourceDocument>>,
         completeness: Completeness,
     ) -> Result<Self, PolicyErrors> {
         let mut errors = ErrorList::default();
@@ -106,7 +108,7 @@ impl Library {
 
     /// The documents by name.
     pub fn documents(&self) -> impl Iterator<Item = &SourceDocument> {
-        self.documents.values()
+        self.documents.values().map(AsRef::as_ref)
     }
 
     /// The names, sorted.
@@ -116,7 +118,7 @@ impl Library {
 
     /// The document with this name.
     pub fn get(&self, name: &str) -> Option<&SourceDocument> {
-        self.documents.get(name)
+        self.documents.get(name).map(AsRef::as_ref)
     }
 
     /// What the policy with this name means once `extends` is followed; `None` when there is none.
@@ -145,7 +147,7 @@ impl Library {
         let start = (0..cycle.len()).min_by_key(|index| cycle[*index]).unwrap_or(0);
         let names = [&cycle[start..], &cycle[..start]].concat();
         let first = names.first().copied().unwrap_or_default();
-        let closing = names.last().and_then(|last| self.documents.get(*last)).unwrap_or(entry);
+        let closing = names.last().and_then(|last| self.get(last)).unwrap_or(entry);
         let index = closing.document.extends.iter().position(|name| name.as_str() == first);
         let message = format!(
             "the policies extend each other in a circle: `{}` → `{first}`",

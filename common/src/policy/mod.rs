@@ -79,7 +79,7 @@ pub struct LockdownMode {
 }
 
 /// An endpoint with the place it was written in, so that a verdict can name the rule responsible.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub struct Rule {
     /// What is allowed or denied.
     pub endpoint: Endpoint,
@@ -97,7 +97,7 @@ impl fmt::Display for Rule {
 
 /// A policy with `extends` followed: what is in force for a job.
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of the policy document")]
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub struct EffectivePolicy {
     /// The policy's name.
     pub name: String,

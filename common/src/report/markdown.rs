@@ -48,7 +48,14 @@ fn write_posture(out: &mut String, report: &Report) {
     if let Some(red) = red {
         let _ = writeln!(out, "> [!CAUTION]\n> {red}\n");
     }
-    if report.fail_job {
+    if let Some(killed) = report.detections.iter().find(|detection| detection.is_lockdown) {
+        let _ = writeln!(
+            out,
+            "> [!CAUTION]\n> **This job was killed by Lockdown Mode: {}.** {}\n",
+            markdown_code(&detection_name(killed.detection), CELL_BYTES),
+            markdown_text(&killed.evidence, 2000)
+        );
+    } else if report.fail_job {
         out.push_str("> [!CAUTION]\n> **The policy says that this job fails.**\n\n");
     }
     let inactive = report.posture.features.iter().filter(|feature| feature.is_weakness());

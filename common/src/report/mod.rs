@@ -1,11 +1,13 @@
 //! The report of a job: what `post-job` prints and what is written into the job summary.
 
+mod endpoint;
 mod markdown;
 mod started;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use endpoint::{FRAME_RULE, endpoint};
 pub use markdown::{MAX_MARKDOWN_BYTES, markdown};
 pub use started::first_line;
 

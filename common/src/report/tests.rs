@@ -123,7 +123,7 @@ fn a_downgrade_is_red_and_warnings_are_listed() {
     > **The policy was not enforced.** Enforcement failed, and the failure mode let the job run; its calls were only recorded.
 
     > [!CAUTION]
-    > **The policy says that this job fails.**
+    > **This job was killed by Lockdown Mode: `Reverse-Shell`.** standard input and output lead to 203&#46;&#8203;0&#46;&#8203;113&#46;&#8203;66&#58;&#8203;4444
 
     > [!WARNING]
     > * rules could not be verified

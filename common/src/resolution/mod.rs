@@ -60,7 +60,7 @@ pub enum Identity {
 }
 
 /// The answer to "which policy applies to this job?".
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub struct Resolution {
     /// The policy that applies.
     pub policy: EffectivePolicy,

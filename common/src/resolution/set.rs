@@ -12,6 +12,7 @@ use crate::text::log_line;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What a host says about the jobs it runs, from `monitor.toml`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -108,16 +109,18 @@ impl PolicySet {
     /// # Errors
     /// Everything that is wrong with them, up to a bound; see [`Library::new`]. Two policies for one target are an error
     /// that names both places.
-    pub fn new(documents: impl IntoIterator<Item = SourceDocument>) -> Result<Self, PolicyErrors> {
-        Self::check(documents, Completeness::Whole)
+    pub fn new(
+        documents: impl IntoIterator<Item = impl Into<Arc<SourceDocument>>>,
+    ) -> Result<Self, PolicyErrors> {
+        Self::check(documents.into_iter().map(Into::into), Completeness::Whole)
     }
 
     /// As [`Self::new`], also for what could be read of a store that is broken elsewhere.
     pub(crate) fn check(
-        documents: impl IntoIterator<Item = SourceDocument>,
+        documents: impl IntoIterator<Item = Arc<SourceDocument>>,
         completeness: Completeness,
     ) -> Result<Self, PolicyErrors> {
-        let documents: Vec<SourceDocument> = documents.into_iter().collect();
+        let documents: Vec<Arc<SourceDocument>> = documents.into_iter().collect();
         let mut errors = ErrorList::default();
         let mut first_places: BTreeMap<&Attachment, (&str, &Place)> = BTreeMap::new();
         for source in &documents {
@@ -160,6 +163,11 @@ impl PolicySet {
     /// The attachments: target and policy.
     pub fn attachments(&self) -> impl Iterator<Item = (&Attachment, &str)> {
         self.attached.iter().map(|(target, policy)| (target, policy.as_str()))
+    }
+
+    /// The policy that is attached to a target.
+    pub fn attached(&self, target: &Attachment) -> Option<&str> {
+        self.attached.get(target).map(String::as_str)
     }
 
     /// Which policy applies to a job on a host, and why. The identity is [`Identity::Asserted`]; a store that verified a

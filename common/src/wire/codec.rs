@@ -1,8 +1,8 @@
 //! Bounded encoding and decoding of the two messages of a connection.
 
 use super::{
-    Answer, Call, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, PROTOCOL_VERSION, Refusal, RefusalKind,
-    Request,
+    Answer, Call, IdTokenRequest, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, PROTOCOL_VERSION, Refusal,
+    RefusalKind, Request,
 };
 use crate::text::log_line;
 use serde::Deserialize;
@@ -119,7 +119,10 @@ fn to_line(message: &impl serde::Serialize) -> serde_json::Result<Vec<u8>> {
 /// Checks what types can't: the context's values and the token's form.
 fn check(call: &Call) -> Result<(), Refusal> {
     let (context, token) = match call {
-        Call::StartJob { context, id_token } => (context, id_token.as_deref()),
+        Call::StartJob { context, id_token, id_token_request } => {
+            check_token_request(id_token_request.as_ref())?;
+            (context, id_token.as_deref())
+        }
         Call::Explain { context } => (context, None),
         Call::FinishJob {} | Call::Status {} => return Ok(()),
     };
@@ -139,6 +142,19 @@ fn check(call: &Call) -> Result<(), Refusal> {
     match token {
         Some(token) if !is_token(token) => {
             Err(bad_request("the OIDC token is no JSON Web Token in compact form".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The form of what a token is asked for with: visible text in one piece. Where it leads is the monitor's to judge.
+fn check_token_request(request: Option<&IdTokenRequest>) -> Result<(), Refusal> {
+    let is_text = |text: &str| {
+        (1..=MAX_ID_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+    };
+    match request {
+        Some(request) if !is_text(&request.url) || !is_text(&request.token) => {
+            Err(bad_request("the way to ask for an OIDC token can't be understood".to_owned()))
         }
         _ => Ok(()),
     }

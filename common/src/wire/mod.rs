@@ -41,6 +41,22 @@ pub struct Request {
     pub call: Call,
 }
 
+/// How a job asks GitHub for an OIDC token, from `ACTIONS_ID_TOKEN_REQUEST_URL` and `ACTIONS_ID_TOKEN_REQUEST_TOKEN` of a
+/// hook's environment. `Debug` does not show the token.
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
+pub struct IdTokenRequest {
+    /// Where to ask.
+    pub url: String,
+    /// With which bearer token.
+    pub token: String,
+}
+
+impl fmt::Debug for IdTokenRequest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("IdTokenRequest").finish_non_exhaustive()
+    }
+}
+
 /// The requests. `Debug` does not show the token.
 #[derive(Clone, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
@@ -52,6 +68,9 @@ pub enum Call {
         /// A GitHub OIDC token, when the job has `id-token: write`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         id_token: Option<String>,
+        /// How to ask GitHub for one. The monitor does, for a hook has no HTTP client, and knows the store's audience not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id_token_request: Option<IdTokenRequest>,
     },
     /// Ask for the report of the caller's job.
     FinishJob {},
@@ -67,10 +86,11 @@ pub enum Call {
 impl fmt::Debug for Call {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StartJob { context, id_token } => formatter
+            Self::StartJob { context, id_token, id_token_request } => formatter
                 .debug_struct("StartJob")
                 .field("context", context)
                 .field("id_token", &id_token.as_ref().map(|_| "[redacted]"))
+                .field("id_token_request", id_token_request)
                 .finish(),
             Self::FinishJob {} => formatter.write_str("FinishJob"),
             Self::Status {} => formatter.write_str("Status"),

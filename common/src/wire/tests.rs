@@ -30,7 +30,14 @@ fn refused(line: &[u8]) -> (RefusalKind, String) {
 #[test]
 fn requests_survive_the_wire() {
     for call in [
-        Call::StartJob { context: context(), id_token: Some("a.b-c._d".to_owned()) },
+        Call::StartJob {
+            context: context(),
+            id_token: Some("a.b-c._d".to_owned()),
+            id_token_request: Some(super::IdTokenRequest {
+                url: "https://token.test/?a=b".to_owned(),
+                token: "t0ken".to_owned(),
+            }),
+        },
         Call::FinishJob {},
         Call::Status {},
         Call::Explain { context: context() },
@@ -43,7 +50,14 @@ fn requests_survive_the_wire() {
 
 #[test]
 fn the_token_is_never_printed() {
-    let call = Call::StartJob { context: context(), id_token: Some("secret".to_owned()) };
+    let call = Call::StartJob {
+        context: context(),
+        id_token: Some("secret".to_owned()),
+        id_token_request: Some(super::IdTokenRequest {
+            url: "https://secret.test".to_owned(),
+            token: "secret".to_owned(),
+        }),
+    };
     let shown = format!("{call:?}");
     assert!(shown.contains("redacted") && !shown.contains("secret"), "{shown}");
 }
@@ -104,7 +118,9 @@ fn sizes_are_bounded() {
 fn a_context_over_the_socket_is_checked_like_one_from_the_environment() {
     let mut hostile = context();
     hostile.runner_name = "a\n::error::b".to_owned();
-    let line = encode_request(Call::StartJob { context: hostile, id_token: None }).unwrap();
+    let line =
+        encode_request(Call::StartJob { context: hostile, id_token: None, id_token_request: None })
+            .unwrap();
     let (kind, message) = refused(&line);
     assert_eq!(kind, RefusalKind::BadRequest);
     assert!(
@@ -112,7 +128,12 @@ fn a_context_over_the_socket_is_checked_like_one_from_the_environment() {
         "{message}"
     );
     let token = Some("a b\n".to_owned());
-    let line = encode_request(Call::StartJob { context: context(), id_token: token }).unwrap();
+    let line = encode_request(Call::StartJob {
+        context: context(),
+        id_token: token,
+        id_token_request: None,
+    })
+    .unwrap();
     assert!(refused(&line).1.contains("OIDC token"));
 }
 

@@ -183,6 +183,11 @@ impl Snapshot {
             ProcFs.pids().into_iter().filter_map(|pid| Some((pid, ProcFs.process(pid)?)));
         Self { processes: processes.collect() }
     }
+
+    /// Every process.
+    pub fn entries(&self) -> impl Iterator<Item = &ProcessEntry> {
+        self.processes.values()
+    }
 }
 
 impl ProcessTable for Snapshot {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A `Runner.Worker` that is held by a pidfd: signals reach it or nobody.
 #[derive(Debug)]
@@ -107,6 +108,14 @@ impl Worker {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => result,
         }
+    }
+
+    /// Waits until it has exited; `false` when `patience` ran out.
+    ///
+    /// # Errors
+    /// When the pidfd can't be polled.
+    pub fn wait_exit(&self, patience: Duration) -> io::Result<bool> {
+        pidfd::wait_exit(&self.pidfd, patience)
     }
 
     /// Opens its network namespace, for [`crate::sys::namespace::in_network_namespace`].

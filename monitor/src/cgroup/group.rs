@@ -5,9 +5,11 @@ use crate::sys::pidfd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -126,8 +128,7 @@ impl Cgroup {
     /// Whether the process is in this group or in one below it.
     pub fn contains(&self, pid: u32) -> bool {
         let Ok(text) = fs::read(format!("/proc/{pid}/cgroup")) else { return false };
-        super::mount::parse_proc_cgroup(&text)
-            .is_some_and(|path| path.starts_with(&self.identity.path))
+        parse_proc_cgroup(&text).is_some_and(|path| path.starts_with(&self.identity.path))
             && self.exists()
     }
 
@@ -305,4 +306,11 @@ fn read_processes(directory: &Path) -> io::Result<Vec<u32>> {
 /// Writes a control file in one call; the files exist or the kernel has no such feature.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     File::options().write(true).open(path)?.write_all(text.as_bytes())
+}
+
+/// The v2 group in the text of `/proc/PID/cgroup`: the line `0::PATH`.
+pub(crate) fn parse_proc_cgroup(text: &[u8]) -> Option<PathBuf> {
+    text.split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"0::"))
+        .map(|path| PathBuf::from(OsString::from_vec(path.to_vec())))
 }

@@ -6,7 +6,7 @@
 pub mod group;
 pub mod infrastructure;
 pub mod job;
-pub mod mount;
+mod mount;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! Where cgroup v2 is mounted, and which directory stands for the group of a process.
 
 use super::CgroupError;
-use super::group::Cgroup;
+use super::group::{Cgroup, parse_proc_cgroup};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -157,11 +157,4 @@ fn unescape(field: &[u8]) -> PathBuf {
         }
     }
     PathBuf::from(OsString::from_vec(bytes))
-}
-
-/// The v2 group in the text of `/proc/PID/cgroup`: the line `0::PATH`.
-pub(super) fn parse_proc_cgroup(text: &[u8]) -> Option<PathBuf> {
-    text.split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::"))
-        .map(|path| PathBuf::from(OsString::from_vec(path.to_vec())))
 }

@@ -1,8 +1,9 @@
 //! Paths as values, and real groups below the machine's hierarchy, of names of this test's own.
 
+use super::group::parse_proc_cgroup;
 use super::infrastructure::{holds_runner, is_unit_name};
 use super::job::descendants;
-use super::mount::{Mount, directory_in, level, parse_mountinfo, parse_proc_cgroup};
+use super::mount::{Mount, directory_in, level, parse_mountinfo};
 use super::*;
 use crate::caller::testing::{FakeRunner, FakeTable, eventually};
 use crate::caller::{ProcFs, ProcessKey};

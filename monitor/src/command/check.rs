@@ -5,6 +5,7 @@ use crate::cgroup::Hierarchy;
 use crate::config::{Config, Paths, ScopeConfig};
 use crate::job::posture::{Measured, posture};
 use crate::nftables;
+use crate::watch::backend::Sensors;
 use portcullis_common::event::{EnforcementScope, Feature, FeatureState, PostureLevel};
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EgressMode;
@@ -38,10 +39,17 @@ pub fn check(paths: &Paths) -> HostCheck {
     });
     let config = Config::load(paths);
     features.push(match &config {
-        Ok(_) => active("configuration", paths.config().display().to_string()),
+        Ok(_) if paths.config().exists() => {
+            active("configuration", paths.config().display().to_string())
+        }
+        Ok(_) => active(
+            "configuration",
+            format!("built-in defaults; there is no {}", paths.config().display()),
+        ),
         Err(error) => missing("configuration", with_causes(error)),
     });
     let config = config.unwrap_or_default();
+    features.extend(Sensors::load(config.sensors.backend).features());
     features.push(policies(&config, paths));
 
     let lacking: Vec<_> = features

@@ -1,9 +1,12 @@
 //! `monitor serve`: the daemon itself.
 
-use crate::config::Paths;
+use crate::config::{Config, Paths};
+use crate::containers::authorization;
 use crate::job::host::Host;
 use crate::job::registry::Registry;
 use crate::server::{self, listener::Listener};
+use crate::service_manager::ServiceManager;
+use crate::sys::activation::take_passed;
 use crate::sys::memory;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
@@ -30,10 +33,12 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         // A session of our own: the runner must not find us among its hook's children.
         nix::unistd::setsid().context("a session of its own could not be made")?;
     }
+    let passed = take_passed();
     memory::keep_little();
-    let listener = Listener::open(paths)?;
+    let config = Config::load(paths)?;
+    let listener = Listener::open(paths, config.docker.authorization_plugin, passed.listeners)?;
     make_private_directories(paths)?;
-    let host = Arc::new(Host::open(paths.clone())?);
+    let host = Arc::new(Host::open(paths.clone(), ServiceManager::of_this_process(passed.kept))?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -42,13 +47,22 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
         .thread_name("monitor")
         .build()
         .context("the runtime could not be started")?;
-    let registry = Arc::new(Registry::new(host, runtime.handle().clone()));
+    let containers = Arc::clone(&host.containers);
+    containers.start(runtime.handle()).context("the watcher of containers could not be started")?;
+    let registry = Arc::new(Registry::new(Arc::clone(&host), runtime.handle().clone()));
     registry.adopt_all();
+    host.resume_uploads();
     runtime.block_on(async {
         let socket = UnixListener::from_std(listener.socket.try_clone()?)?;
+        if let Some(plugin) = &listener.docker_plugin {
+            let plugin = UnixListener::from_std(plugin.try_clone()?)?;
+            tokio::spawn(authorization::serve(containers, plugin));
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        notify_systemd();
+        if let Err(error) = host.service_manager.ready() {
+            tracing::warn!(error = %error, "systemd could not be told that the monitor is ready");
+        }
         tracing::info!(socket = %paths.socket().display(), version = env!("CARGO_PKG_VERSION"), "the monitor listens");
         tokio::select! {
             () = server::run(socket, registry) => {}
@@ -72,21 +86,4 @@ fn make_private_directories(paths: &Paths) -> anyhow::Result<()> {
         made.with_context(|| format!("{} can't be made", directory.display()))?;
     }
     Ok(())
-}
-
-/// `READY=1` to the socket that systemd names (`sd_notify(3)`).
-fn notify_systemd() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::ffi::OsStrExt;
-        let address = match path.as_bytes().strip_prefix(b"@") {
-            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
-            None => std::os::unix::net::SocketAddr::from_pathname(&path)?,
-        };
-        socket.send_to_addr(b"READY=1", &address)
-    });
-    if let Err(error) = sent {
-        tracing::warn!(error = %error, "systemd could not be told that the monitor is ready");
-    }
 }

@@ -14,6 +14,9 @@ pub struct ResolverConfig {
     /// The addresses to listen on. An address that the namespace does not have (IPv6 switched off) is skipped and
     /// reported by [`Resolver::skipped_listeners`](super::Resolver::skipped_listeners).
     pub listen: Vec<IpAddr>,
+    /// Whether to listen on every address, too, on a port of its own: for queries that rules redirect from containers and
+    /// other network namespaces. Who can reach it is for the rules to say.
+    pub listen_anywhere: bool,
     /// The port, the same for UDP and TCP on every address; 0 lets the kernel choose one that is free for all of them.
     pub port: u16,
     /// The servers to ask, best first; at most [`ResolverConfig::MAX_UPSTREAMS`] are used. None at all is allowed:
@@ -51,6 +54,7 @@ impl ResolverConfig {
         Self {
             network_namespace: None,
             listen: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            listen_anywhere: false,
             port: 0,
             upstreams,
             search_domains: Vec::new(),

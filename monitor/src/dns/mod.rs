@@ -19,6 +19,7 @@ pub mod message;
 pub mod names;
 pub mod observer;
 pub mod server;
+pub mod sockets;
 pub mod upstreams;
 
 pub use config::{Budgets, CacheLimits, Lifetimes, ResolverConfig, TcpLimits, Timeouts};
@@ -27,4 +28,5 @@ pub use observer::{
     BudgetKind, DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Reason, Transport,
     UpstreamChange,
 };
-pub use server::{Resolver, ResolverError, SkippedListener, UpstreamSource};
+pub use server::Resolver;
+pub use sockets::{ResolverError, SkippedListener, UpstreamSource};

@@ -165,6 +165,11 @@ pub enum Expression {
         /// The mask.
         mask: Vec<u8>,
     },
+    /// Turns a number of 8 bytes in a register into network byte order, in place: only then comparisons mean more and less.
+    NetworkOrder {
+        /// The register.
+        register: Register,
+    },
     /// Ends the rule unless the set has the key that starts in the register.
     Lookup {
         /// The set.
@@ -209,17 +214,9 @@ pub enum Expression {
     },
     /// Drops the packet and tells the sender.
     Reject(Rejection),
-    /// Sends the flow to a port of this host: the loopback address for what this host sends.
+    /// Sends the flow to a port of this host: on the loopback address for what this host sends, else on the first address
+    /// of the interface that the packet came by.
     Redirect {
-        /// The register with the port.
-        port: Register,
-    },
-    /// Sends the flow to another address and port.
-    DestinationNat {
-        /// The family of the address.
-        v6: bool,
-        /// Where the address starts.
-        address: Register,
         /// The register with the port.
         port: Register,
     },

@@ -22,18 +22,32 @@ pub enum RuleKind {
     Inbound,
     /// A packet of a flow opened from outside; it went through because the policy audits.
     WouldBlockInbound,
+    /// A frame that bypasses IP; it was stopped.
+    Frame,
+    /// A frame that bypasses IP; it went through because the policy audits.
+    WouldBlockFrame,
 }
 
 impl RuleKind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Allowed,
         Self::Blocked,
         Self::WouldBlock,
         Self::Denied,
         Self::Inbound,
         Self::WouldBlockInbound,
+        Self::Frame,
+        Self::WouldBlockFrame,
     ];
+
+    /// The kinds that the table of interfaces logs; the table of IP logs the others.
+    pub const FRAMES: [Self; 2] = [Self::Frame, Self::WouldBlockFrame];
+
+    /// Whether the table of interfaces logs it.
+    pub const fn is_of_frames(self) -> bool {
+        matches!(self, Self::Frame | Self::WouldBlockFrame)
+    }
 
     /// The word in the prefix.
     pub const fn as_str(self) -> &'static str {
@@ -44,6 +58,8 @@ impl RuleKind {
             Self::Denied => "denied",
             Self::Inbound => "inbound",
             Self::WouldBlockInbound => "would-block-inbound",
+            Self::Frame => "frame",
+            Self::WouldBlockFrame => "would-block-frame",
         }
     }
 
@@ -56,6 +72,8 @@ impl RuleKind {
             Self::Denied => "denied",
             Self::Inbound => "inbound",
             Self::WouldBlockInbound => "would_block_inbound",
+            Self::Frame => "frames",
+            Self::WouldBlockFrame => "would_block_frames",
         }
     }
 
@@ -63,8 +81,10 @@ impl RuleKind {
     pub const fn verdict(self) -> Verdict {
         match self {
             Self::Allowed => Verdict::Allowed,
-            Self::Blocked | Self::Denied | Self::Inbound => Verdict::Blocked,
-            Self::WouldBlock | Self::WouldBlockInbound => Verdict::WouldBlock,
+            Self::Blocked | Self::Denied | Self::Inbound | Self::Frame => Verdict::Blocked,
+            Self::WouldBlock | Self::WouldBlockInbound | Self::WouldBlockFrame => {
+                Verdict::WouldBlock
+            }
         }
     }
 }
@@ -78,18 +98,21 @@ pub enum Path {
     Forward,
     /// Arrived for a process of this network namespace.
     Input,
+    /// On its way out by an interface, below IP.
+    Device,
 }
 
 impl Path {
     /// All paths.
-    pub const ALL: [Self; 3] = [Self::Output, Self::Forward, Self::Input];
+    pub const ALL: [Self; 4] = [Self::Output, Self::Forward, Self::Input, Self::Device];
 
-    /// The word in the prefix, and the name of the base chain.
+    /// The word in the prefix, and for packets the name of the base chain.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Output => "output",
             Self::Forward => "forward",
             Self::Input => "input",
+            Self::Device => "device",
         }
     }
 }

@@ -77,22 +77,13 @@ pub struct Flow {
     pub remote: SocketAddr,
 }
 
-/// Where the DNS queries that arrive from an interface (a container bridge) are sent.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ForwardedDns {
-    /// The interface the queries arrive from.
-    pub interface: String,
-    /// Where the job's resolver listens for them: an address of that interface.
-    pub resolver: SocketAddr,
-}
-
-/// The ports of the job's resolver on `127.0.0.1` and `::1` of the Worker's network namespace. Without one, DNS of
-/// that family is not redirected, and so blocked like any other call.
+/// The ports of the job's resolver by family. Without one, DNS of that family is not redirected, and so blocked like any
+/// other call.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct ResolverPorts {
-    /// The port on `127.0.0.1`.
+    /// The port for IPv4.
     pub v4: Option<u16>,
-    /// The port on `::1`.
+    /// The port for IPv6.
     pub v6: Option<u16>,
 }
 
@@ -135,6 +126,9 @@ pub struct EnforcementTarget {
     pub job_cgroup: Option<CgroupId>,
     /// The runner's user; `None` when another runner has the same one. Never 0.
     pub runner_uid: Option<u32>,
+    /// Groups of other runners' jobs that are younger than the job's own. In scope `job` every other younger group is
+    /// taken for one that the job had somebody make: a container engine, a service manager.
+    pub other_jobs: Vec<CgroupId>,
     /// Infrastructure of the machine that is not the job. In scope `host` what the monitor itself sends besides
     /// upstream queries (uploads to the store) passes only when its cgroup is listed here.
     pub infrastructure: Vec<CgroupId>,
@@ -146,10 +140,12 @@ pub struct EnforcementTarget {
     /// The source ports of the resolver's upstream sockets, UDP and TCP; can be changed later
     /// (`InstalledTable::set_upstream_ports`).
     pub upstream_source_ports: Vec<u16>,
-    /// Where the job's resolver listens.
+    /// Where the job's resolver listens on `127.0.0.1` and `::1` of the Worker's network namespace.
     pub resolver: ResolverPorts,
-    /// The same for queries that arrive from container bridges.
-    pub forwarded_dns: Vec<ForwardedDns>,
+    /// Where it listens, on every address, for what containers and other network namespaces ask.
+    pub container_resolver: ResolverPorts,
+    /// TCP ports of this host that the job may not connect to by loopback: container engines.
+    pub closed_ports: Vec<u16>,
     /// Interfaces through which packets leave the machine.
     pub uplinks: Vec<Uplink>,
     /// The runner's own connections at binding.
@@ -185,12 +181,14 @@ impl EnforcementTarget {
             scope,
             job_cgroup: None,
             runner_uid: None,
+            other_jobs: Vec::new(),
             infrastructure: Vec::new(),
             monitor_cgroup: None,
             upstreams: Vec::new(),
             upstream_source_ports: Vec::new(),
             resolver: ResolverPorts::default(),
-            forwarded_dns: Vec::new(),
+            container_resolver: ResolverPorts::default(),
+            closed_ports: Vec::new(),
             uplinks: Vec::new(),
             adopted_flows: Vec::new(),
             container_bridges: Vec::new(),

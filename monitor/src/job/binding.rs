@@ -12,6 +12,7 @@ use crate::caller::{
 use crate::cgroup::{CgroupError, CgroupIdentity, Hierarchy, JobCgroup, stale_job_groups};
 use crate::config::ScopeConfig;
 use crate::network::{Interface, interfaces};
+use crate::protect::{Protecting, Wanted};
 use crate::watch::flow::Flow;
 use crate::watch::sockets::SocketDiagnostics;
 use jiff::Timestamp;
@@ -42,10 +43,21 @@ pub struct Binding {
     pub group: Option<JobCgroup>,
     /// The Worker and everything below it on their way into the group.
     pub moving: Option<Moving>,
+    /// The Worker being protected, meanwhile.
+    pub protecting: Protecting,
     /// Processes of earlier jobs that were killed, in words.
     pub left_overs: Vec<String>,
     /// The interfaces of the Worker's network namespace.
     pub links: Vec<Interface>,
+}
+
+impl Binding {
+    /// Starts to move the Worker into its group, unless that has begun: once the rules of other jobs know the group.
+    pub fn start_moving(&mut self) {
+        if let (None, Some(group)) = (&self.moving, &self.group) {
+            self.moving = Some(Moving::start(group.clone(), self.worker.key()));
+        }
+    }
 }
 
 /// Processes on their way into a job's group. The kernel waits some 10 ms for all processors when it moves a process
@@ -121,8 +133,13 @@ pub fn bind(
         Ok((group, ended)) => (Ok(group), ended),
         Err(problem) => (Err(problem), Vec::new()),
     };
-    // Before everything else: it takes the longest.
-    let moving = group.as_ref().ok().map(|group| Moving::start(group.clone(), worker.key()));
+    // Before everything else: it takes the longest. Rules of other jobs must know the group before anything is in it.
+    let is_alone = active.is_empty();
+    let moving = group
+        .as_ref()
+        .ok()
+        .filter(|_| is_alone)
+        .map(|group| Moving::start(group.clone(), worker.key()));
     let hierarchy = host.hierarchy.as_ref().ok().filter(|_| group.is_ok());
     let (surveyed, network) = thread::scope(|scope| {
         let surveying = scope.spawn(|| {
@@ -150,8 +167,8 @@ pub fn bind(
     match found {
         Ok((network, scope)) => {
             let has_own_user = !survey.user_is_shared;
+            let links = network.links.clone();
             let mut state = state(id, &worker, context, choice, &network);
-            let links = network.links;
             (state.scope, state.has_own_user) = (scope, has_own_user);
             match &group {
                 Ok(group) => state.cgroup = Some(group.identity().clone()),
@@ -164,7 +181,9 @@ pub fn bind(
                     state.warnings.push(format!("the job has no cgroup of its own: {problem}"));
                 }
             }
-            Ok(Binding { state, worker, group: group.ok(), moving, left_overs, links })
+            let protecting = protect(&state);
+            let group = group.ok();
+            Ok(Binding { state, worker, group, moving, protecting, left_overs, links })
         }
         Err(error) => {
             // Whatever became of the move: what was moved is moved back, or ended.
@@ -228,6 +247,7 @@ fn state(
         scope: EnforcementScope::Host,
         has_own_user: false,
         network_namespace: network.id,
+        other_jobs: Vec::new(),
         known_interfaces: network
             .links
             .iter()
@@ -243,6 +263,14 @@ fn state(
         gaps: Vec::new(),
         started: Timestamp::now(),
     }
+}
+
+/// Starts to protect the Worker of `state` as its policy says. Also when it is taken over after a restart: what is in force
+/// already is left as it is.
+pub fn protect(state: &JobState) -> Protecting {
+    let policy = &state.resolution.policy;
+    let no_new_privileges = policy.disable_sudo || policy.disable_sudo_and_containers;
+    Protecting::start(state.worker, state.uid, Wanted { no_new_privileges })
 }
 
 fn namespace_id(namespace: &File) -> io::Result<NetworkNamespaceId> {

@@ -1,27 +1,36 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
+use super::detectors::{self, Detectors, Executed};
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
 use super::privileges::job_privileges;
+use super::sensors::{JobObserver, job_sensors};
+use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
-use super::{Job, policy_reference};
+use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::{
-    CgroupId, EnforcementTarget, Flow, ForwardedDns, Interface, OwnerMode, ResolverPorts,
-    TableName, Uplink,
+    CgroupId, EnforcementTarget, Flow, Interface, OwnerMode, ResolverPorts, TableName, Uplink,
 };
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::protect::engine_sockets::{EngineSockets, engine_ports};
+use crate::protect::{Protecting, Protection};
 use crate::record::recorder::Recorder;
+use crate::respond::containers::KnownContainers;
+use crate::respond::{Parts, Responder};
 use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::KernelObserver;
 use crate::watch::nflog::{NflogGroup, NflogReader};
 use portcullis_common::event::{Feature, FeatureState};
 use portcullis_common::hook::with_causes;
@@ -31,8 +40,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -85,6 +93,7 @@ pub fn enforce(
     state: JobState,
     worker: Worker,
     group: Option<JobCgroup>,
+    protecting: Protecting,
     links: Option<Vec<network::Interface>>,
     rules: Rules,
 ) -> Result<Enforced, EnforceError> {
@@ -96,10 +105,14 @@ pub fn enforce(
             .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
     };
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
-        .map_err(at("the packets that rules log can't be received"))?;
-    let sensor = Arc::new(
+        .map_err(at("the packets that rules log can't be received"))?
+        .without_link_header(
+            links.iter().filter(|link| link.mac.is_none()).map(|link| link.index).collect(),
+        );
+    let sockets = Arc::new(
         ProcfsSensor::new(&worker, group.clone()).map_err(at("sockets can't be looked up"))?,
     );
+    let worker = Arc::new(worker);
 
     let directory = host.paths.jobs().join(&state.id);
     let spool = host.paths.spool().join(&state.id);
@@ -109,18 +122,66 @@ pub fn enforce(
     );
 
     let enforced = with_github_hosts(host, &state.resolution.policy)?;
+    let known = KnownContainers::new(
+        host.hierarchy.as_ref().ok().cloned(),
+        state.cgroup.clone(),
+        state.scope,
+        state.network_namespace,
+    );
+    let containers = host.containers.of_job(known, state.started);
+    let responder = Arc::new(Responder::new(Parts {
+        job_id: state.id.clone(),
+        policy: policy_reference(&state.resolution),
+        lockdown: enforced.lockdown.clone(),
+        worker: Arc::clone(&worker),
+        group: group.clone(),
+        containers: Arc::<EngineContainers>::clone(&containers),
+        recorder: Arc::clone(&recorder),
+    }));
+    let (look_soon, looks) = shell_watch::looks();
+    let executed = Arc::new(Executed {
+        job_uid: worker.uid(),
+        sensor: Arc::clone(&sockets),
+        responder: Arc::clone(&responder),
+        look_soon: look_soon.clone(),
+    });
+    let observer = |group: &JobCgroup| -> Arc<dyn KernelObserver> {
+        Arc::new(JobObserver {
+            recorder: Arc::clone(&recorder),
+            responder: Arc::clone(&responder),
+            look_soon: look_soon.clone(),
+            job_uid: worker.uid(),
+            trusted: host.trusted_readers(&worker),
+            group: group.clone(),
+            hierarchy: host.hierarchy.as_ref().ok().cloned(),
+            seen: Mutex::default(),
+        })
+    };
+    let sensors = job_sensors(
+        host,
+        &worker,
+        group.as_ref(),
+        &enforced.lockdown,
+        state.scope,
+        sockets,
+        observer,
+    );
     let late_table = Arc::new(LateTable::default());
     let book = GrantBook::open(&directory, Arc::<LateTable>::clone(&late_table))
         .map_err(at("the names of open addresses can't be kept"))?;
     let book = Arc::new(book);
     let servers = upstream_servers(host, &worker, &namespace)?;
     let context = Arc::new(EventContext {
+        look_soon,
         dns_servers: servers.upstreams.clone(),
-        sensor: Arc::clone(&sensor),
+        sensor: Arc::clone(&sensors.processes),
+        sockets: Arc::clone(&sensors.sockets),
         book: Arc::clone(&book),
         recorder: Arc::clone(&recorder),
         policy: Arc::clone(&enforced),
         reference: policy_reference(&state.resolution),
+        frame_senders: FrameSenders::default(),
+        containers: Arc::clone(&host.containers),
     });
     let (notify, notices) = mpsc::channel(WAITING_NOTICES);
     let dns_sink = Arc::new(
@@ -128,7 +189,7 @@ pub fn enforce(
             .map_err(at("the thread of DNS events can't be started"))?,
     );
 
-    let config = resolver_config(&enforced, &namespace, &links, &servers, &host.config.dns)
+    let config = resolver_config(&enforced, &namespace, &servers, &host.config.dns)
         .map_err(at("the Worker's network namespace can't be held"))?;
     let resolver = Resolver::start(
         config,
@@ -143,21 +204,33 @@ pub fn enforce(
     let rules_value =
         rule_set(&enforced, &target).map_err(at("the policy can't be made into rules"))?;
     let reader = read_packets(packets, &context)?;
-    let installed = match rules {
-        Rules::New => InstalledTable::install(namespace.as_fd(), &rules_value),
-        Rules::LeftByEarlierMonitor => {
-            InstalledTable::adopt(namespace.as_fd(), &target.table, &rules_value)
-        }
-    };
-    let table = Arc::new(installed.map_err(at("the rules can't be put in force"))?);
+    // As late as can be, and before anything is in the kernel that would have to be taken out again.
+    let protection = protecting.finish();
+    if let Some(failure) = &protection.failure {
+        return Err(at("the Worker can't be protected as the policy demands")(failure.as_str()));
+    }
+    let engine_sockets = close_engines(host, &state, worker.pid())?;
+    let installed = put_in_kernel(host, &namespace, rules, &rules_value);
+    if let (Err(_), Some(closed)) = (&installed, &engine_sockets) {
+        closed.open();
+    }
+    let table = Arc::new(installed?);
     host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
-    let features = features(host, &state, &worker, &rules_value, &resolver, group.is_some());
     forget_dns_flows_meanwhile(namespace, &state.id);
+    let mut features =
+        features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
+    features.extend(detectors::features(&enforced.lockdown, &sensors.features));
+    features.extend(sensors.features.iter().cloned());
     let job = Job {
         enforced,
-        worker: Arc::new(worker),
+        worker,
         group,
+        responder,
+        containers,
+        engine_sockets: Mutex::new(engine_sockets),
+        other_jobs: Mutex::new(state.other_jobs.clone()),
+        detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
         book,
@@ -165,15 +238,75 @@ pub fn enforce(
         dns_sink,
         packets: Mutex::new(Some(reader)),
         recorder,
-        sensor,
+        sensors,
         features,
-        raw_frames: AtomicU64::new(0),
         gaps: Mutex::new(state.gaps.clone()),
         jobs_directory: host.paths.jobs(),
         applied_ms: OnceLock::new(),
         state,
     };
-    Ok(Enforced { job: Arc::new(job), notices })
+    let job = Arc::new(job);
+    watch_for_findings(&job, executed, looks);
+    Ok(Enforced { job, notices })
+}
+
+/// Puts the rules into the kernel, and their socket into the keeping of whoever restarts the monitor, where they would
+/// vanish with it.
+fn put_in_kernel(
+    host: &Host,
+    namespace: &File,
+    rules: Rules,
+    value: &RuleSet,
+) -> Result<InstalledTable, EnforceError> {
+    let kept = host.service_manager.take(value.name.as_str());
+    let is_kept = kept.is_some();
+    let table = match (rules, kept) {
+        (Rules::New, _) => InstalledTable::install(namespace.as_fd(), value),
+        (Rules::LeftByEarlierMonitor, Some(socket)) => InstalledTable::resume(socket, value),
+        (Rules::LeftByEarlierMonitor, None) => {
+            InstalledTable::adopt(namespace.as_fd(), &value.name, value)
+        }
+    }
+    .map_err(at("the rules can't be put in force"))?;
+    if value.owner == OwnerMode::Owner && !is_kept {
+        let kept = table
+            .socket()
+            .and_then(|socket| host.service_manager.keep(value.name.as_str(), socket.as_fd()));
+        if let Err(error) = kept {
+            if let Err(error) = table.remove() {
+                tracing::error!(error = %with_causes(&error), "rules could not be taken out again");
+            }
+            return Err(at("systemd can't keep the socket that owns the rules")(error));
+        }
+    }
+    Ok(table)
+}
+
+/// Starts what looks for findings in the job.
+fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
+    let parts = detectors::Parts {
+        worker: Arc::clone(&job.worker),
+        group: job.group.clone(),
+        sensor: Arc::clone(&job.sensors.sockets),
+        watched: job.sensors.watched.clone(),
+        responder: Arc::clone(&job.responder),
+        workspace: job
+            .state
+            .context
+            .workspace
+            .clone()
+            .filter(|_| !job.enforced.disable_file_monitoring),
+        executed,
+        looks,
+    };
+    // The job owns its detectors.
+    let told = Arc::downgrade(job);
+    let started = Detectors::start(parts, move |problem: String| {
+        if let Some(job) = told.upgrade() {
+            job.note_gap(problem);
+        }
+    });
+    *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
 }
 
 /// Forgets old flows of DNS on a thread of its own. The rules are in force without it, and an old flow is blocked by them
@@ -188,6 +321,21 @@ fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
     if let Err(error) = thread::Builder::new().name("dns-flows".to_owned()).spawn(forget) {
         tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
     }
+}
+
+/// Closes container engines to the job, when its policy says so.
+fn close_engines(
+    host: &Host,
+    state: &JobState,
+    worker: u32,
+) -> Result<Option<EngineSockets>, EnforceError> {
+    if !state.resolution.policy.disable_sudo_and_containers {
+        return Ok(None);
+    }
+    let directory = host.paths.closed_sockets();
+    EngineSockets::close(&directory, host.paths.root(), &state.id, worker, state.uid)
+        .map(Some)
+        .map_err(at("container engines can't be closed to the job as the policy demands"))
 }
 
 /// The policy with the hosts that a runner can't do without.
@@ -238,28 +386,16 @@ fn upstream_servers(
 fn resolver_config(
     policy: &EffectivePolicy,
     namespace: &File,
-    links: &[network::Interface],
     servers: &SystemResolver,
     dns: &DnsConfig,
 ) -> std::io::Result<ResolverConfig> {
-    let bridges = links.iter().filter(|link| link.is_container_bridge());
-    let mut listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    listen.extend(
-        bridges
-            .flat_map(|bridge| bridge.addresses.iter().filter(|address| !is_link_local(address))),
-    );
     let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.upstreams.clone());
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
-    config.listen = listen;
+    config.listen_anywhere = true;
     config.search_domains.clone_from(&servers.search_domains);
     config.lifetimes.grant_floor = Duration::from_secs(dns.grant_floor_seconds.into());
     config.lifetimes.grant_grace = Duration::from_secs(dns.grant_grace_seconds.into());
     Ok(config)
-}
-
-/// Listening on a link-local address needs its interface; containers ask the bridge's other address.
-fn is_link_local(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Everything measured that the rule set depends on.
@@ -276,6 +412,7 @@ fn target(
         |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
     target.job_cgroup = state.cgroup.as_ref().map(group_id);
     target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
+    target.other_jobs = group_ids(&state.other_jobs);
     target.infrastructure = host.infrastructure_groups();
     target.monitor_cgroup = host.monitor_group.as_ref().map(group_id);
     target.upstreams.clone_from(&servers.upstreams);
@@ -289,16 +426,14 @@ fn target(
         v4: listens(Ipv4Addr::LOCALHOST.into()),
         v6: listens(Ipv6Addr::LOCALHOST.into()),
     };
-    target.forwarded_dns = links
-        .iter()
-        .filter(|link| link.is_container_bridge())
-        .flat_map(|link| {
-            let of_link = link.addresses.iter().filter_map(|address| {
-                listens(*address).map(|port| SocketAddr::new(*address, port))
-            });
-            of_link.map(|resolver| ForwardedDns { interface: link.name.clone(), resolver })
-        })
-        .collect();
+    let anywhere = |is_v4: bool| {
+        let mut listeners = resolver.listens_anywhere().iter();
+        listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
+    };
+    if state.resolution.policy.disable_sudo_and_containers {
+        target.closed_ports = engine_ports();
+    }
+    target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
     let plain =
         |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
     target.uplinks = links
@@ -320,11 +455,7 @@ fn target(
         .collect();
     target.nflog_group = nflog_group;
     target.grace = Duration::from_secs(host.config.dns.grant_grace_seconds.into());
-    // Tables that vanish with the monitor's socket would leave jobs without rules when it dies.
-    target.owner = match host.kernel.owner {
-        OwnerMode::OwnerPersist => OwnerMode::OwnerPersist,
-        OwnerMode::Owner | OwnerMode::None => OwnerMode::None,
-    };
+    target.owner = host.owner_mode();
     target.kernel = host.kernel.kernel;
     Some(target)
 }
@@ -343,6 +474,7 @@ fn features(
     rules: &RuleSet,
     resolver: &Resolver,
     has_group: bool,
+    protection: Protection,
 ) -> Vec<Feature> {
     let feature =
         |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
@@ -358,13 +490,19 @@ fn features(
             "the job's group could not be made; left-over processes can't be told apart".to_owned(),
         ),
     });
-    features.push(match host.kernel.owner {
+    features.push(match host.owner_mode() {
         OwnerMode::OwnerPersist => feature(
             "table-owner",
             FeatureState::Active,
             "only the monitor can change the rules, and they outlive it".to_owned(),
         ),
-        OwnerMode::Owner | OwnerMode::None => feature(
+        OwnerMode::Owner => feature(
+            "table-owner",
+            FeatureState::Active,
+            "only the monitor can change the rules; systemd keeps their socket while it is restarted, and they vanish when its service is stopped"
+                .to_owned(),
+        ),
+        OwnerMode::None => feature(
             "table-owner",
             FeatureState::Degraded,
             "the kernel has no persistent owned tables (6.9): root in the job can remove the rules; that is noticed and undone"
@@ -379,25 +517,20 @@ fn features(
         let reason = format!("no resolver on {}: {}", skipped.address, skipped.error);
         features.push(feature("sensor-dns-listener", FeatureState::Degraded, reason));
     }
-    features.push(job_privileges(worker.pid(), host.paths.root()));
-    let policy = &state.resolution.policy;
-    let asked_for_but_missing = [
-        (policy.disable_sudo, "disable-sudo"),
-        (policy.disable_sudo_and_containers, "disable-sudo-and-containers"),
-        (policy.lockdown.enabled, "lockdown-mode"),
-    ];
-    for (asked, name) in asked_for_but_missing {
-        if asked {
-            let reason =
-                "the policy asks for it, and this version of the monitor can't do it".to_owned();
-            features.push(feature(name, FeatureState::Missing, reason));
-        }
-    }
-    features.push(feature(
-        "sensor-process",
-        FeatureState::Degraded,
-        "processes are found by procfs and sock_diag: a process that ends at once may be known by its user only".to_owned(),
+    features.push(job_privileges(
+        worker.pid(),
+        host.paths.root(),
+        protection.has_no_new_privileges,
     ));
+    features.extend(protection.features);
+    let policy = &state.resolution.policy;
+    if policy.disable_sudo_and_containers {
+        features.push(feature(
+            "disable-containers",
+            FeatureState::Active,
+            "the sockets of container engines refuse the job, as was tried".to_owned(),
+        ));
+    }
     features
 }
 

@@ -67,7 +67,7 @@ struct State {
 /// A name of an address, in as few bytes as it takes: a job can have tens of thousands.
 #[derive(Debug)]
 struct Name {
-    text: Arc<str>,
+    asked: Arc<str>,
     cname_chain: Box<[String]>,
     opened: Option<Opening>,
 }
@@ -111,7 +111,7 @@ impl Name {
             let opening = name.opened.as_ref()?;
             Some((opening.protocol, opening.ports, Arc::clone(&opening.rule.text)))
         };
-        self.text == other.text
+        self.asked == other.asked
             && self.cname_chain == other.cname_chain
             && opened(self) == opened(other)
     }
@@ -122,14 +122,14 @@ impl Name {
             None => None,
             Some(opened) => Some(Opening::read(opened)?),
         };
-        Some(Self { text: line.name.into(), cname_chain: line.cname_chain.into(), opened })
+        Some(Self { asked: line.name.into(), cname_chain: line.cname_chain.into(), opened })
     }
 
     /// As it is told, and written to the file.
     fn at(&self, address: IpAddr) -> NamedAddress {
         NamedAddress {
             address,
-            name: self.text.to_string(),
+            name: self.asked.to_string(),
             cname_chain: self.cname_chain.to_vec(),
             opened: self.opened.as_ref().map(|opening| Opened {
                 protocol: protocol_name(opening.protocol).to_owned(),
@@ -169,7 +169,7 @@ impl GrantBook {
 
     /// Remembers a name that was answered without opening anything.
     pub fn learn(&self, address: IpAddr, name: &str, cname_chain: &[String]) {
-        let name = Name { text: name.into(), cname_chain: cname_chain.into(), opened: None };
+        let name = Name { asked: name.into(), cname_chain: cname_chain.into(), opened: None };
         self.lock().add(address, name);
     }
 
@@ -204,7 +204,7 @@ impl GrantBook {
             address,
             protocol,
             ports,
-            name: name.text.parse().ok()?,
+            name: name.asked.parse().ok()?,
             cname_chain: Vec::new(),
             rule: Arc::clone(&name.opened.as_ref()?.rule),
             lifetime,
@@ -238,7 +238,7 @@ fn protocol_name(protocol: Protocol) -> &'static str {
 
 fn name_of(grant: &Grant) -> Name {
     Name {
-        text: grant.name.shared(),
+        asked: grant.name.shared(),
         cname_chain: grant.cname_chain.iter().map(|name| name.as_str().to_owned()).collect(),
         opened: Some(Opening {
             protocol: grant.protocol,

@@ -5,8 +5,10 @@
 //! [`run`] watches until the Worker exits; [`end`] kills what is left, counts, and takes the rules away, in that order.
 
 pub mod binding;
+pub mod detectors;
 pub mod end;
 pub mod enforce;
+pub mod frames;
 pub mod grant_book;
 pub mod host;
 pub mod last_known_good;
@@ -16,21 +18,27 @@ pub mod posture;
 pub mod privileges;
 pub mod registry;
 pub mod run;
+pub mod sensors;
+pub mod shell_watch;
 pub mod sink;
+pub mod source_watch;
 pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};
-use crate::cgroup::JobCgroup;
+use crate::cgroup::{CgroupIdentity, Hierarchy, JobCgroup};
+use crate::containers::killing::EngineContainers;
+use crate::containers::{JobParts, KeepUp, WatchedJob};
 use crate::dns::Resolver;
-use crate::egress::{EnforcementTarget, PlanError, RuleSet, plan, rule_set};
+use crate::egress::target::CgroupId;
+use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
+use crate::protect::engine_sockets::EngineSockets;
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
-use crate::watch::attribution::ProcfsSensor;
+use crate::respond::Responder;
 use crate::watch::nflog::NflogReader;
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, EnforcementScope, Feature, FeatureState, PolicyReference,
-    Posture, Process, RecordedDetection,
+    EnforcementScope, Feature, FeatureState, PolicyReference, Posture, Process,
 };
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
@@ -40,7 +48,6 @@ use portcullis_common::wire::{JobStatus, Started};
 use sink::DnsSink;
 use state::JobState;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -56,6 +63,8 @@ pub struct Job {
     enforced: Arc<EffectivePolicy>,
     worker: Arc<Worker>,
     group: Option<JobCgroup>,
+    /// Groups of other runners' jobs that are younger than this job's group.
+    other_jobs: Mutex<Vec<CgroupIdentity>>,
     /// Everything measured that the rules depend on; the rules are made again of it when the scope is narrowed.
     target: Mutex<EnforcementTarget>,
     table: Arc<InstalledTable>,
@@ -64,11 +73,17 @@ pub struct Job {
     dns_sink: Arc<DnsSink>,
     packets: Mutex<Option<NflogReader>>,
     recorder: Arc<Recorder>,
-    sensor: Arc<ProcfsSensor>,
+    sensors: sensors::JobSensors,
+    /// Where findings go.
+    responder: Arc<Responder>,
+    /// What looks for them.
+    detectors: Mutex<Option<detectors::Detectors>>,
+    /// The containers that it has started.
+    containers: Arc<EngineContainers>,
+    /// What of container engines is closed to it.
+    engine_sockets: Mutex<Option<EngineSockets>>,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
-    /// Frames stopped at the uplinks that are recorded already.
-    raw_frames: AtomicU64,
     /// Gaps found since.
     gaps: Mutex<Vec<String>>,
     /// Where running jobs are written down.
@@ -88,6 +103,11 @@ impl Job {
         &self.state
     }
 
+    /// Where whoever finds something about this job hands it.
+    pub fn responder(&self) -> &Arc<Responder> {
+        &self.responder
+    }
+
     /// Notes that everything is in force: the rules are verified and the processes are in their group.
     fn is_in_force(&self, since_request: Instant) {
         // Once: what is asked again later took no time.
@@ -96,6 +116,48 @@ impl Job {
 
     fn applied_ms(&self) -> f64 {
         self.applied_ms.get().copied().unwrap_or_default()
+    }
+
+    /// The job as the watcher of containers sees it; `None` when its Worker is gone.
+    fn watched(self: &Arc<Self>) -> Option<WatchedJob> {
+        let job = Arc::downgrade(self);
+        WatchedJob::new(JobParts {
+            keep_up: KeepUp::new(move || {
+                if let Some(job) = job.upgrade() {
+                    job.renew_engine_sockets();
+                }
+            }),
+            id: self.state.id.clone(),
+            worker: self.state.worker,
+            uid: self.state.uid,
+            executable: self.worker.executable().to_owned(),
+            group: self.state.cgroup.clone(),
+            started: self.state.started,
+            scope: self.scope(),
+            responder: Arc::clone(&self.responder),
+            containers: Arc::clone(&self.containers),
+        })
+    }
+
+    /// Closes the sockets that an engine has made anew.
+    fn renew_engine_sockets(&self) {
+        let mut sockets = self.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(closed) = sockets.as_mut() else { return };
+        let outcome = closed.renew();
+        drop(sockets);
+        match outcome {
+            Ok(0) => {}
+            Ok(_) => self.note_gap(
+                "a container engine opened a socket while the job ran; it was closed to the job within a second".to_owned(),
+            ),
+            Err(error) => {
+                // Told once: it is tried again twice a second.
+                let problem = format!("a container engine is open to the job: {}", with_causes(&error));
+                if !self.gaps().contains(&problem) {
+                    self.note_gap(problem);
+                }
+            }
+        }
     }
 
     /// The posture now: the rules are read back for it.
@@ -148,29 +210,6 @@ impl Job {
         self.recorder.posture(gap, self.posture());
     }
 
-    /// Records the frames that were stopped at the uplinks since the last call. The kernel counts them and does not say
-    /// whose they were.
-    pub fn note_raw_frames(&self) {
-        let Ok(counters) = self.table.counters() else { return };
-        let stopped: u64 = counters
-            .iter()
-            .filter(|counter| counter.name == plan::counters::FRAMES)
-            .map(|counter| counter.packets)
-            .sum();
-        let known = self.raw_frames.swap(stopped, Ordering::Relaxed);
-        if stopped > known {
-            self.recorder.detection(DetectionEvent {
-                detection: DetectionType::Recorded(RecordedDetection::RawFrames),
-                evidence: format!(
-                    "{} frames that did not come from the kernel's IP stack (a packet socket, a macvlan) were stopped at the uplinks",
-                    stopped - known
-                ),
-                is_lockdown: false,
-                process: None,
-            });
-        }
-    }
-
     /// What the started hook is told.
     pub fn started(&self, posture: Posture) -> Started {
         let resolution = &self.state.resolution;
@@ -190,7 +229,6 @@ impl Job {
 
     /// The report so far, and the same as Markdown.
     pub fn report(&self) -> (Report, String) {
-        self.note_raw_frames();
         let report = self.recorder.report(&self.header(), self.posture());
         let text = markdown(&report);
         (report, text)
@@ -218,7 +256,7 @@ impl Job {
     /// A process as the job's sensor sees it.
     pub fn process(&self, pid: u32) -> Option<Process> {
         let key = ProcFs.key(pid)?;
-        self.sensor.inspector().inspect(key).map(|process| Process::clone(&process))
+        self.sensors.processes.process(key)
     }
 
     /// Whose traffic is the job's, now.
@@ -226,12 +264,12 @@ impl Job {
         self.target().scope
     }
 
-    /// Judges the job's own traffic only, from now on: another runner of this host has started a job. By the job's user it
-    /// is known only as long as no other runner has the same.
+    /// Judges the job's own traffic only, from now on: another runner of this host has started a job, whose groups are
+    /// `newcomer`. By the job's user it is known only as long as no other runner has the same.
     ///
     /// # Errors
     /// Why it can't be done, in words; the job then still judges what it judged before.
-    pub fn narrow_scope(&self, jobs: &Path) -> Result<(), String> {
+    pub fn narrow_scope(&self, jobs: &Path, newcomer: &[CgroupIdentity]) -> Result<(), String> {
         let is_user_shared = self
             .worker
             .candidate()
@@ -241,18 +279,69 @@ impl Job {
         }
         let mut target = self.target();
         let runner_uid = target.runner_uid.filter(|_| !is_user_shared);
-        if target.scope == EnforcementScope::Job && target.runner_uid == runner_uid {
+        let others = self.younger_groups(newcomer);
+        let other_jobs = group_ids(&others);
+        let is_same_scope =
+            target.scope == EnforcementScope::Job && target.runner_uid == runner_uid;
+        if is_same_scope && target.other_jobs == other_jobs {
             return Ok(());
         }
-        let narrowed =
-            EnforcementTarget { scope: EnforcementScope::Job, runner_uid, ..target.clone() };
+        let narrowed = EnforcementTarget {
+            scope: EnforcementScope::Job,
+            runner_uid,
+            other_jobs,
+            ..target.clone()
+        };
         let rules = rule_set(&self.enforced, &narrowed).map_err(|error| with_causes(&error))?;
         self.table.replace(&rules).map_err(|error| with_causes(&error))?;
         *target = narrowed;
         drop(target);
+        *self.others() = others;
         self.save(jobs).map_err(|error| error.to_string())?;
+        if is_same_scope {
+            return Ok(());
+        }
         let reason = "another runner of this host started a job: only this job's own traffic is judged from now on";
         self.recorder.posture(reason.to_owned(), self.posture());
+        Ok(())
+    }
+
+    /// The groups of other jobs that are younger than this job's: those that are known and still there, and the
+    /// newcomer's. Only of a runner that is younger itself the whole group: an older one may hold this very job.
+    fn younger_groups(&self, newcomer: &[CgroupIdentity]) -> Vec<CgroupIdentity> {
+        let Some(own) = self.group.as_ref().map(JobCgroup::identity) else { return Vec::new() };
+        let mut found = self.others().clone();
+        if let Ok(hierarchy) = Hierarchy::find() {
+            found.retain(|group| {
+                hierarchy.group(&group.path).is_ok_and(|there| there.identity() == group)
+            });
+        }
+        let younger = newcomer.iter().filter(|group| group.id > own.id).cloned();
+        for group in younger {
+            if !found.contains(&group) {
+                found.push(group);
+            }
+        }
+        found
+    }
+
+    fn others(&self) -> std::sync::MutexGuard<'_, Vec<CgroupIdentity>> {
+        self.other_jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows the machine's own services, which may have been started anew since the rules were made.
+    ///
+    /// # Errors
+    /// Why the rules could not be replaced, in words.
+    pub fn follow_infrastructure(&self, infrastructure: Vec<CgroupId>) -> Result<(), String> {
+        let mut target = self.target();
+        if target.infrastructure == infrastructure {
+            return Ok(());
+        }
+        let followed = EnforcementTarget { infrastructure, ..target.clone() };
+        let rules = rule_set(&self.enforced, &followed).map_err(|error| with_causes(&error))?;
+        self.table.replace(&rules).map_err(|error| with_causes(&error))?;
+        *target = followed;
         Ok(())
     }
 
@@ -263,7 +352,8 @@ impl Job {
             (target.scope, target.runner_uid.is_some() || self.state.uid == 0)
         };
         let gaps = self.gaps().clone();
-        let state = JobState { scope, has_own_user, gaps, ..self.state.clone() };
+        let other_jobs = self.others().clone();
+        let state = JobState { scope, has_own_user, other_jobs, gaps, ..self.state.clone() };
         state.save(jobs).map(drop)
     }
 
@@ -271,12 +361,12 @@ impl Job {
         self.gaps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Installs the rules again, after somebody else changed them; addresses that are open stay open.
+    /// Installs the rules again, after somebody else changed them; addresses that we opened stay open, others do not.
     ///
     /// # Errors
     /// When the kernel refused.
     pub fn put_rules_back(&self) -> Result<(), PutBackError> {
-        self.table.replace(&self.rules()?)?;
+        self.table.restore(&self.rules()?)?;
         Ok(())
     }
 
@@ -291,6 +381,11 @@ impl Job {
     fn header(&self) -> ReportHeader {
         report_header(&self.state.id, &self.state.resolution)
     }
+}
+
+/// Groups as rules name them.
+pub(crate) fn group_ids(groups: &[CgroupIdentity]) -> Vec<CgroupId> {
+    groups.iter().map(|group| CgroupId { id: group.id, level: group.level }).collect()
 }
 
 /// How events name the job's policy.

@@ -9,6 +9,7 @@ use crate::watch::packet::Headers;
 use portcullis_common::endpoint::{Endpoint, Host, Protocol};
 use portcullis_common::event::{Direction, DnsEvent, NetworkEvent, PolicyReference, Process};
 use portcullis_common::policy::{EffectivePolicy, Rule};
+use portcullis_common::report::FRAME_RULE;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ pub fn peer(headers: &Headers, path: Path) -> (IpAddr, Option<u16>) {
     match path {
         // Of a call from outside the interesting ends are who calls and which of our ports.
         Path::Input => (headers.source, headers.ports.map(|ports| ports.destination)),
-        Path::Output | Path::Forward => {
+        Path::Output | Path::Forward | Path::Device => {
             (headers.destination, headers.ports.map(|ports| ports.destination))
         }
     }
@@ -52,7 +53,7 @@ pub fn network_event(
     let (address, port) = peer(headers, prefix.path);
     let protocol = protocol_name(headers.protocol);
     let direction = match prefix.path {
-        Path::Output => Direction::Outbound,
+        Path::Output | Path::Device => Direction::Outbound,
         Path::Forward => Direction::Forwarded,
         Path::Input => Direction::Inbound,
     };
@@ -61,9 +62,12 @@ pub fn network_event(
     let name = match prefix.kind {
         RuleKind::Allowed => name.filter(|name| name.opened.is_some()),
         RuleKind::WouldBlock => name.filter(|name| name.opened.is_none()),
-        RuleKind::Blocked | RuleKind::Denied | RuleKind::Inbound | RuleKind::WouldBlockInbound => {
-            None
-        }
+        RuleKind::Blocked
+        | RuleKind::Denied
+        | RuleKind::Inbound
+        | RuleKind::WouldBlockInbound
+        | RuleKind::Frame
+        | RuleKind::WouldBlockFrame => None,
     };
     let rule = match prefix.kind {
         RuleKind::Allowed => name
@@ -76,6 +80,7 @@ pub fn network_event(
             .map_or_else(|| DENIED_PREFIX.to_owned(), |rule| format!("{DENIED_PREFIX} by {rule}")),
         RuleKind::Blocked | RuleKind::WouldBlock => NO_RULE.to_owned(),
         RuleKind::Inbound | RuleKind::WouldBlockInbound => INBOUND_RULE.to_owned(),
+        RuleKind::Frame | RuleKind::WouldBlockFrame => FRAME_RULE.to_owned(),
     };
     let (name, cname_chain) =
         name.map_or((None, Vec::new()), |name| (Some(name.name), name.cname_chain));

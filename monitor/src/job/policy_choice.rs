@@ -75,7 +75,9 @@ pub fn choose(
     let mode =
         known.as_ref().and_then(|known| known.policy.on_failure).unwrap_or(host_failure_mode);
     match (mode, known) {
-        (FailureMode::LastKnownGood, Some(resolution)) => {
+        (FailureMode::LastKnownGood, Some(mut resolution)) => {
+            // Whoever was vouched for then, it was another job.
+            resolution.identity = Identity::Asserted;
             PolicyChoice { resolution, on_failure: mode, origin: Origin::LastKnownGood { problem } }
         }
         (FailureMode::LastKnownGood, None) => {

@@ -5,19 +5,12 @@ use portcullis_common::event::{Feature, FeatureState};
 use std::fs;
 use std::path::Path;
 
-/// Groups whose members can become root on the systems that have them.
-const ROOT_EQUIVALENT_GROUPS: &[&str] = &[
-    "admin",
-    "disk",
-    "docker",
-    "incus-admin",
-    "incus",
-    "lxd",
-    "podman",
-    "shadow",
-    "sudo",
-    "wheel",
-];
+/// Groups whose members can become root by a daemon or a device, without any setuid program.
+const ROOT_EQUIVALENT_GROUPS: &[&str] =
+    &["disk", "docker", "incus-admin", "incus", "lxd", "podman", "shadow"];
+
+/// Groups whose members can become root by sudo, on the systems that have them.
+const SUDO_GROUPS: &[&str] = &["admin", "sudo", "wheel"];
 
 /// The most bytes of sudo's configuration that are read.
 const MAX_SUDOERS_BYTES: u64 = 1024 * 1024;
@@ -33,9 +26,13 @@ pub struct JobUser {
     pub groups: Vec<String>,
 }
 
-/// The feature `job-privileges`: active when nothing was found by which the job could become root.
-pub fn job_privileges(worker_pid: u32, root: &Path) -> Feature {
-    let way = job_user(worker_pid).map(|user| way_to_root(&user, &sudoers(root)));
+/// The feature `job-privileges`: active when nothing was found by which the job could become root. Sudo is no way when
+/// setuid programs do not work for the job.
+pub fn job_privileges(worker_pid: u32, root: &Path, has_no_new_privileges: bool) -> Feature {
+    let way = job_user(worker_pid).map(|user| {
+        let by_sudo = || way_by_sudo(&user, &sudoers(root)).filter(|_| !has_no_new_privileges);
+        way_without_sudo(&user).or_else(by_sudo)
+    });
     let (state, reason) = match way {
         Some(None) => (FeatureState::Active, "no way for the job to become root was found".to_owned()),
         Some(Some(way)) => (
@@ -50,14 +47,23 @@ pub fn job_privileges(worker_pid: u32, root: &Path) -> Feature {
     Feature { name: "job-privileges".to_owned(), state, reason }
 }
 
-/// How the user can become root, as far as groups and sudo's configuration tell.
-fn way_to_root(user: &JobUser, sudoers: &str) -> Option<String> {
+/// How the user can become root without a setuid program, as far as groups tell.
+fn way_without_sudo(user: &JobUser) -> Option<String> {
     if user.uid == 0 {
         return Some("it runs as root".to_owned());
     }
-    let group = user.groups.iter().find(|group| ROOT_EQUIVALENT_GROUPS.contains(&group.as_str()));
-    if let Some(group) = group {
-        return Some(format!("its user is in the group {group}"));
+    group_of(user, ROOT_EQUIVALENT_GROUPS)
+}
+
+fn group_of(user: &JobUser, groups: &[&str]) -> Option<String> {
+    let group = user.groups.iter().find(|group| groups.contains(&group.as_str()))?;
+    Some(format!("its user is in the group {group}"))
+}
+
+/// How the user can become root by sudo, as far as groups and sudo's configuration tell.
+fn way_by_sudo(user: &JobUser, sudoers: &str) -> Option<String> {
+    if let Some(way) = group_of(user, SUDO_GROUPS) {
+        return Some(way);
     }
     let rule = sudoers.lines().map(str::trim).find(|line| sudo_rule_covers(line, user))?;
     Some(format!("sudo's configuration has the rule {rule:?}"))
@@ -109,13 +115,14 @@ fn read_bounded(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{JobUser, way_to_root};
+    use super::{JobUser, way_by_sudo, way_without_sudo};
 
     const SUDOERS: &str = "# comment ALL=(ALL)\nDefaults env_reset\nroot ALL=(ALL:ALL) ALL\n%ops ALL=(ALL) ALL\nrunner ALL=(ALL) NOPASSWD:ALL\n#1005 ALL=(ALL) ALL\n";
 
     fn way(uid: u32, name: &str, groups: &[&str]) -> Option<String> {
         let groups = groups.iter().map(|group| (*group).to_owned()).collect();
-        way_to_root(&JobUser { uid, name: Some(name.to_owned()), groups }, SUDOERS)
+        let user = JobUser { uid, name: Some(name.to_owned()), groups };
+        way_without_sudo(&user).or_else(|| way_by_sudo(&user, SUDOERS))
     }
 
     #[test]
@@ -125,6 +132,17 @@ mod tests {
         assert!(way(1000, "runner", &[]).unwrap().contains("NOPASSWD"));
         assert!(way(1000, "a", &["ops"]).unwrap().contains("%ops"));
         assert!(way(1005, "a", &[]).unwrap().contains("#1005"));
+    }
+
+    #[test]
+    fn without_setuid_programs_only_daemons_and_devices_are_left() {
+        let user = |group: &str| JobUser {
+            uid: 1000,
+            name: Some("runner".to_owned()),
+            groups: vec![group.to_owned()],
+        };
+        assert_eq!(way_without_sudo(&user("sudo")), None);
+        assert!(way_without_sudo(&user("docker")).is_some());
     }
 
     #[test]

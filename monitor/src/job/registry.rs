@@ -12,6 +12,7 @@ use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
 use super::state::JobState;
 use crate::caller::{Lineage, Peer, ProcFs, WorkerCandidate, lineage};
+use crate::cgroup::CgroupIdentity;
 use crate::server::Requests;
 use crate::sys::memory;
 use portcullis_common::event::{
@@ -19,7 +20,9 @@ use portcullis_common::event::{
 };
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
-use portcullis_common::wire::{Answer, Call, Explained, Refusal, RefusalKind, Status};
+use portcullis_common::wire::{
+    Answer, Call, Explained, IdTokenRequest, Refusal, RefusalKind, Status,
+};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -71,27 +74,28 @@ impl Registry {
         by_group.or_else(by_worker).cloned()
     }
 
-    fn start_job(&self, caller: &Peer, context: JobContext) -> Answer {
+    fn start_job(
+        &self,
+        caller: &Peer,
+        context: JobContext,
+        id_token: Option<String>,
+        id_token_request: Option<&IdTokenRequest>,
+    ) -> Answer {
         let started = Instant::now();
         if let Err(error) = context.validate() {
             return refuse(RefusalKind::BadRequest, with_causes(&error), None);
         }
+        // Who calls is looked at twice: before the store is asked, so that nobody but a runner's job makes this host ask, and
+        // under the lock, which is not held meanwhile, for a store that is slow must not hold up the other runners.
+        if let Err(answer) = self.unbound(caller, &context) {
+            return answer;
+        }
+        let asked = self.host.resolve(&context, id_token, id_token_request);
         let _binding = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
-        let lineage = match lineage(&ProcFs, caller.key()) {
-            Ok(lineage) => lineage,
-            Err(error) => return not_a_job(&error),
+        let candidate = match self.unbound(caller, &context) {
+            Ok(candidate) => candidate,
+            Err(answer) => return answer,
         };
-        if let Some(job) = self.job_of(caller, &lineage) {
-            return again(&job, &context, caller);
-        }
-        if let Some(job) = self.unenforced_job(&lineage) {
-            return job.started();
-        }
-        let candidate = match lineage.worker() {
-            Ok(candidate) => candidate.clone(),
-            Err(error) => return not_a_job(&error),
-        };
-        let asked = self.host.resolve(&context);
         if let Ok(resolution) = &asked
             && let Err(error) = self.host.last_known_good.save(&context, resolution)
         {
@@ -100,6 +104,19 @@ impl Registry {
         let host_mode = self.host.config.defaults.on_failure;
         let choice = choose(&context, asked, host_mode, &self.host.last_known_good);
         self.bind_and_enforce(&candidate, context, choice, started)
+    }
+
+    /// The Worker of a caller that nothing is bound to yet, or what the caller is answered.
+    #[expect(clippy::result_large_err, reason = "the answer goes to the caller as it is")]
+    fn unbound(&self, caller: &Peer, context: &JobContext) -> Result<WorkerCandidate, Answer> {
+        let lineage = lineage(&ProcFs, caller.key()).map_err(|error| not_a_job(&error))?;
+        if let Some(job) = self.job_of(caller, &lineage) {
+            return Err(again(&job, context, caller));
+        }
+        if let Some(job) = self.unenforced_job(&lineage) {
+            return Err(job.started());
+        }
+        lineage.worker().cloned().map_err(|error| not_a_job(&error))
     }
 
     fn bind_and_enforce(
@@ -113,6 +130,7 @@ impl Registry {
         let origin = choice.origin.clone();
         let mode = choice.on_failure;
         let resolution = choice.resolution.clone();
+        self.host.announce(&id, &context, &resolution);
         match self.try_enforce(&id, candidate, context, choice, started) {
             Ok(job) => match origin {
                 Origin::Closed { problem } => refuse(
@@ -136,10 +154,11 @@ impl Registry {
     ) -> Result<Arc<Job>, Failure> {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
-        let binding =
+        let mut binding =
             bind(&self.host, id.to_owned(), candidate, context, choice, &active).map_err(
                 |unbound| Failure { problem: with_causes(&unbound.error), group: unbound.group },
             )?;
+        let group = binding.group.clone();
         let undo = |problem: String| {
             // Nothing is left of an attempt that failed, on disk either.
             if let Err(error) = fs::remove_dir_all(self.host.paths.jobs().join(id))
@@ -147,20 +166,31 @@ impl Registry {
             {
                 tracing::error!(job.id = id, error = %error, "the job's state could not be removed");
             }
-            Failure { problem, group: binding.group.clone() }
+            Failure { problem, group: group.clone() }
         };
-        let moved = || binding.moving.map_or(Ok(()), Moving::finish);
         // On disk before the rules are in the kernel: a monitor that dies in between finds what it must clean up.
         let prepared = self.prepare(&binding.state);
+        if prepared.is_ok() {
+            binding.start_moving();
+        }
+        let moving = binding.moving;
+        let moved = || moving.map_or(Ok(()), Moving::finish);
         if let Err(problem) = prepared {
             // Whatever became of the move: what was moved is moved back.
             let _ = moved();
             return Err(undo(problem));
         }
         let guard = self.runtime.enter();
-        let (group, links) = (binding.group.clone(), Some(binding.links));
-        let enforced = enforce(&self.host, binding.state, binding.worker, group, links, Rules::New)
-            .map_err(|error: EnforceError| undo(with_causes(&error)));
+        let enforced = enforce(
+            &self.host,
+            binding.state,
+            binding.worker,
+            group.clone(),
+            binding.protecting,
+            Some(binding.links),
+            Rules::New,
+        )
+        .map_err(|error: EnforceError| undo(with_causes(&error)));
         drop(guard);
         let moved = moved();
         let enforced = enforced?;
@@ -205,24 +235,34 @@ impl Registry {
     }
 
     /// Jobs that were bound when theirs was the only runner, or the only one of its user, judge more than their own
-    /// traffic; now there is another one.
-    fn keep_jobs_apart(&self) -> Result<(), String> {
+    /// traffic; now there is another one, whose group is younger than theirs and none of their making.
+    fn keep_jobs_apart(&self, newcomer: &JobState) -> Result<(), String> {
         let jobs: Vec<_> = self.jobs().values().cloned().collect();
+        let groups = self.groups_of(newcomer);
         for job in jobs {
-            job.narrow_scope(&self.host.paths.jobs()).map_err(|problem| {
+            job.narrow_scope(&self.host.paths.jobs(), &groups).map_err(|problem| {
                 format!(
                     "the scope of the running job {} could not be narrowed: {problem}",
                     job.id()
                 )
             })?;
+            self.host.containers.narrow(job.id());
         }
         Ok(())
+    }
+
+    /// The group of a job's runner, and the one that was made for the job below it.
+    fn groups_of(&self, state: &JobState) -> Vec<CgroupIdentity> {
+        let Some(own) = &state.cgroup else { return Vec::new() };
+        let hierarchy = self.host.hierarchy.as_ref().ok();
+        let runner = own.path.parent().and_then(|path| hierarchy?.group(path).ok());
+        runner.map(|group| group.identity().clone()).into_iter().chain([own.clone()]).collect()
     }
 
     /// Keeps the running jobs and the new one apart, and writes the new one's state down.
     fn prepare(&self, state: &JobState) -> Result<(), String> {
         if state.scope == EnforcementScope::Job {
-            self.keep_jobs_apart()?;
+            self.keep_jobs_apart(state)?;
         }
         state
             .save(&self.host.paths.jobs())
@@ -233,8 +273,14 @@ impl Registry {
     fn watch(&self, enforced: Enforced) {
         let Enforced { job, notices } = enforced;
         self.jobs().insert(job.id().to_owned(), Arc::clone(&job));
+        if let Some(watched) = job.watched() {
+            let services = self.host.infrastructure_paths();
+            self.host.containers.add(Arc::new(watched), services);
+        }
         let jobs = Arc::clone(&self.jobs);
+        let containers = Arc::clone(&self.host.containers);
         let forget = move |job: &Job| {
+            containers.remove(job.id());
             jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(job.id());
         };
         self.runtime.spawn(run(Arc::clone(&self.host), job, notices, forget));
@@ -279,7 +325,7 @@ impl Registry {
     }
 
     fn explain(&self, context: &JobContext) -> Answer {
-        match self.host.resolve(context) {
+        match self.host.resolve(context, None, None) {
             Ok(resolution) => Answer::Explained(Explained {
                 policy: resolution.policy.name,
                 policy_version: resolution.policy.version,
@@ -296,8 +342,9 @@ impl Registry {
 impl Requests for Registry {
     fn answer(&self, caller: &Peer, call: Call) -> Answer {
         match call {
-            // The token is for a served store; a directory of files has nobody to verify it.
-            Call::StartJob { context, id_token: _ } => self.start_job(caller, context),
+            Call::StartJob { context, id_token, id_token_request } => {
+                self.start_job(caller, context, id_token, id_token_request.as_ref())
+            }
             Call::FinishJob {} => self.finish_job(caller),
             Call::Status {} => self.status(),
             Call::Explain { context } => self.explain(&context),

@@ -3,8 +3,10 @@
 use super::Job;
 use super::end::end;
 use super::host::Host;
+use crate::containers::facts::cgroup_of;
+use crate::containers::identity::id_in_path;
 use crate::egress::grant::Grant;
-use crate::nftables::{Change, ChangeWatcher, Notice};
+use crate::nftables::{Change, ChangeWatcher, Notice, ObjectKind};
 use crate::sys::memory;
 use crate::sys::readiness::watch_readable;
 use crate::watch::worker_exit::WorkerExit;
@@ -89,9 +91,9 @@ pub async fn run(
                 }
             }
             _ = tick.tick() => {
-                let job = Arc::clone(&job);
+                let (host, job) = (Arc::clone(&host), Arc::clone(&job));
                 blocking(move || {
-                    keep_up(&job);
+                    keep_up(&host, &job);
                     // What listing thousands of open addresses has used.
                     memory::give_back();
                 })
@@ -164,8 +166,22 @@ async fn next_notices(tampering: &mut Option<Tampering>) -> io::Result<Vec<Notic
 /// Somebody else changed the packet filter: evidence, and our rules are put back if they suffered.
 fn tampered(job: &Job, notice: &Notice) {
     let verified = job.table.verify();
+    if let (Ok(()), Notice::Changed(change)) = (&verified, notice)
+        && !opens_addresses(job, notice)
+        && is_of_an_engine(job, change)
+    {
+        tracing::debug!(job.id = job.id(), "{}; our rules are untouched", describe(change));
+        return;
+    }
     let outcome = match &verified {
-        Ok(()) => "our rules are untouched".to_owned(),
+        Ok(()) if !opens_addresses(job, notice) => "our rules are untouched".to_owned(),
+        Ok(()) => match job.put_rules_back() {
+            Ok(()) => "the addresses that are open in our table were set back".to_owned(),
+            Err(error) => format!(
+                "the addresses that are open in our table could not be set back: {}",
+                with_causes(&error)
+            ),
+        },
         Err(problem) => {
             let problem = with_causes(problem);
             match job.put_rules_back() {
@@ -192,6 +208,36 @@ fn tampered(job: &Job, notice: &Notice) {
     if verified.is_err() {
         job.note_gap(format!("somebody changed the packet filter: {outcome}"));
     }
+}
+
+/// Whether somebody else may have changed which addresses are open: the elements of those sets come and go, so that they
+/// are no part of what is verified. An owner of the table is refused by the kernel to everybody else.
+fn opens_addresses(job: &Job, notice: &Notice) -> bool {
+    match notice {
+        Notice::Changed(change) => {
+            change.more_actions > 0
+                || change.actions.iter().any(|action| {
+                    action.object == ObjectKind::Elements
+                        && action.table == job.table.name().as_str()
+                })
+        }
+        Notice::Lost => true,
+    }
+}
+
+/// Programs by which container engines write their own rules when they make networks and containers.
+const ENGINE_PROGRAMS: [&str; 4] = ["dockerd", "iptables", "ip6tables", "netavark"];
+
+/// Whether a change that left our rules alone is an engine's: one of its programs, and neither the job nor a container. A
+/// program that has ended already is known by its name only; it could lie, and gains nothing by it.
+fn is_of_an_engine(job: &Job, change: &Change) -> bool {
+    let is_named = change.process.as_deref().is_some_and(|name| ENGINE_PROGRAMS.contains(&name));
+    let group = change.pid.and_then(cgroup_of);
+    let is_jobs = group.is_some_and(|group| {
+        id_in_path(&group).is_some()
+            || job.group.as_ref().is_some_and(|own| group.starts_with(&own.identity().path))
+    });
+    is_named && !is_jobs
 }
 
 /// The process that made a change: as its sensor knows it, or the name and number that the kernel told.
@@ -222,10 +268,15 @@ fn describe(change: &Change) -> String {
     out
 }
 
-/// Writes repeats down and prolongs the addresses of connections that are open but idle.
-fn keep_up(job: &Job) {
+/// Writes repeats down, follows the machine's own services, and prolongs the addresses of connections that are open but idle.
+fn keep_up(host: &Host, job: &Job) {
     if job.recorder.has_repeats() {
         job.recorder.write_repeats();
+    }
+    if let Err(problem) = job.follow_infrastructure(host.infrastructure_groups()) {
+        job.note_gap(format!(
+            "services of the machine that were started anew are not exempt: {problem}"
+        ));
     }
     match idle_grants(job) {
         Ok(grants) if grants.is_empty() => {}
@@ -255,7 +306,8 @@ fn idle_grants(job: &Job) -> Result<Vec<Grant>, String> {
     if expiring.is_empty() {
         return Ok(Vec::new());
     }
-    let sockets = job.sensor.diagnostics().connected().map_err(|error| with_causes(&error))?;
+    let sockets =
+        job.sensors.sockets.diagnostics().connected().map_err(|error| with_causes(&error))?;
     let mut grants = Vec::new();
     for socket in sockets {
         let flow = socket.flow();

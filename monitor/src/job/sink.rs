@@ -1,7 +1,10 @@
 //! Where the watchers' facts go: attributed, made into events, recorded.
 
+use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
+use super::shell_watch::LookSoon;
+use crate::containers::Containers;
 use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::log_prefix::{LogPrefix, Path};
@@ -31,7 +34,9 @@ pub struct EventContext {
     /// The servers that the job's programs believe to ask.
     pub dns_servers: Vec<SocketAddr>,
     /// Who did it.
-    pub sensor: Arc<ProcfsSensor>,
+    pub sensor: Arc<dyn ProcessSensor>,
+    /// Sockets of the Worker's network namespace.
+    pub sockets: Arc<ProcfsSensor>,
     /// Which name opened which address.
     pub book: Arc<GrantBook>,
     /// Where events go.
@@ -40,6 +45,12 @@ pub struct EventContext {
     pub policy: Arc<EffectivePolicy>,
     /// How events name it.
     pub reference: PolicyReference,
+    /// Who has sent frames that bypass IP.
+    pub frame_senders: FrameSenders,
+    /// Asks for a look at the job's shells when a connection is made.
+    pub look_soon: LookSoon,
+    /// How containers are called.
+    pub containers: Arc<Containers>,
 }
 
 impl EventContext {
@@ -50,6 +61,10 @@ impl EventContext {
             // The group is ours alone, but any root process can make a rule that logs to it.
             Err(error) => return tracing::warn!(error = %error, "a logged packet is not ours"),
         };
+        if prefix.path == Path::Device {
+            return self.frame(packet, &prefix);
+        }
+        self.look_soon.connection();
         let (address, port) = peer(&packet.headers, prefix.path);
         let name = self.book.find(address, &protocol_name(packet.headers.protocol), port);
         let process = self
@@ -60,8 +75,11 @@ impl EventContext {
         if prefix.path == Path::Output && prefix.kind.verdict() == Verdict::Blocked {
             self.refuse(packet);
         }
-        let event =
+        let mut event =
             network_event(&packet.headers, &prefix, name, process, &self.policy, &self.reference);
+        if prefix.path == Path::Forward {
+            event.container = self.containers.name_of(packet.headers.source);
+        }
         self.recorder.network(event);
     }
 
@@ -70,7 +88,7 @@ impl EventContext {
         if packet.headers.protocol != flow::TCP {
             return;
         }
-        if let Err(error) = self.sensor.diagnostics().refuse(&packet.flow()) {
+        if let Err(error) = self.sockets.diagnostics().refuse(&packet.flow()) {
             tracing::debug!(error = %with_causes(&error), "a blocked connection attempt could not be ended");
         }
     }

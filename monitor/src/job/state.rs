@@ -44,6 +44,9 @@ pub struct JobState {
     pub has_own_user: bool,
     /// The Worker's network namespace.
     pub network_namespace: NetworkNamespaceId,
+    /// Groups of other runners' jobs that are younger than this job's group.
+    #[serde(default)]
+    pub other_jobs: Vec<CgroupIdentity>,
     /// Interfaces that existed before the job: name and index.
     pub known_interfaces: Vec<(String, u32)>,
     /// The runner's own connections at binding: local and remote side.
@@ -53,6 +56,49 @@ pub struct JobState {
     pub gaps: Vec<String>,
     /// When the policy was bound.
     pub started: Timestamp,
+}
+
+/// The file of a job that runs although nothing is in force; it lies in the place of `job.json`.
+pub const UNENFORCED_FILE: &str = "unenforced.json";
+
+/// A job that runs although nothing is in force, as it is on disk.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct UnenforcedState {
+    /// The job's id.
+    pub id: String,
+    /// Its Worker.
+    pub worker: ProcessKey,
+    /// The policy that is not in force, and why it is this one.
+    pub resolution: Resolution,
+    /// What a person must be told for as long as the job runs.
+    pub warning: String,
+}
+
+impl UnenforcedState {
+    /// Writes the state below `jobs` (`/run/portcullis/jobs`).
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn save(&self, jobs: &Path) -> io::Result<()> {
+        let directory = jobs.join(&self.id);
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
+        write_until_reboot(&directory.join(UNENFORCED_FILE), &bytes)
+    }
+
+    /// Reads the states that an earlier monitor left below `jobs`; those that can't be understood come back as errors with
+    /// their path.
+    pub fn load_all(jobs: &Path) -> Vec<Result<Self, (PathBuf, io::Error)>> {
+        let Ok(entries) = fs::read_dir(jobs) else { return Vec::new() };
+        let files = entries.flatten().map(|entry| entry.path().join(UNENFORCED_FILE));
+        let read = |path: &PathBuf| -> io::Result<Self> {
+            serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+        };
+        files
+            .filter(|path| path.exists())
+            .map(|path| read(&path).map_err(|error| (path, error)))
+            .collect()
+    }
 }
 
 impl JobState {
@@ -77,6 +123,7 @@ impl JobState {
     pub fn load_all(jobs: &Path) -> Vec<Result<Self, (PathBuf, io::Error)>> {
         let Ok(entries) = fs::read_dir(jobs) else { return Vec::new() };
         let mut directories: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        directories.retain(|directory| !directory.join(UNENFORCED_FILE).exists());
         directories.sort();
         directories
             .into_iter()

@@ -172,6 +172,12 @@ fn expression(name: &str, data: Parsed<'_>) -> Option<Expression> {
             with: value(data, 3)?,
         },
         "bitwise" => bitwise(data)?,
+        "byteorder" if data.be32(1)? == data.be32(2)? => {
+            if [3, 4, 5].map(|kind| data.be32(kind)) != [Some(1), Some(8), Some(8)] {
+                return None;
+            }
+            Expression::NetworkOrder { register: register(data, 1)? }
+        }
         "lookup" => {
             absent(data, &[3])?;
             Expression::Lookup {
@@ -213,15 +219,6 @@ fn expression(name: &str, data: Parsed<'_>) -> Option<Expression> {
             _ => return None,
         },
         "redir" => Expression::Redirect { port: register(data, 1)? },
-        "nat" if data.be32(1)? == 1 => Expression::DestinationNat {
-            v6: match u8::try_from(data.be32(2)?).ok()? {
-                kernel::NFPROTO_IPV4 => false,
-                kernel::NFPROTO_IPV6 => true,
-                _ => return None,
-            },
-            address: register(data, 3)?,
-            port: register(data, 5)?,
-        },
         _ => return None,
     })
 }

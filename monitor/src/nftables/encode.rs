@@ -301,6 +301,11 @@ fn expression_body(body: &mut Attributes<'_>, expression: &Expression) {
                 value.bytes(1, &vec![0; mask.len()]);
             });
         }),
+        Expression::NetworkOrder { register: swapped } => named(body, "byteorder", |data| {
+            // NFT_BYTEORDER_HTON, 8 bytes in numbers of 8 bytes.
+            data.be32(1, register(*swapped)).be32(2, register(*swapped));
+            data.be32(3, 1).be32(4, 8).be32(5, 8);
+        }),
         Expression::Lookup { set, from, negated } => named(body, "lookup", |data| {
             data.text(1, set).be32(2, register(*from));
             if *negated {
@@ -332,11 +337,6 @@ fn expression_body(body: &mut Attributes<'_>, expression: &Expression) {
         }),
         Expression::Redirect { port } => named(body, "redir", |data| {
             data.be32(1, register(*port));
-        }),
-        Expression::DestinationNat { v6, address, port } => named(body, "nat", |data| {
-            let family = if *v6 { kernel::NFPROTO_IPV6 } else { kernel::NFPROTO_IPV4 };
-            data.be32(1, 1).be32(2, u32::from(family));
-            data.be32(3, register(*address)).be32(5, register(*port));
         }),
         Expression::Verdict(verdict) => named(body, "immediate", |data| {
             data.be32(1, 0).nest(2, |value| {

@@ -43,6 +43,7 @@ const KEY_BYTES: usize = 24;
 type Key = [u8; KEY_BYTES];
 
 fn in_place(key: &[u8]) -> Key {
+    assert!(key.len() <= KEY_BYTES, "a key of a grant has {} bytes", key.len());
     let mut bytes = [0; KEY_BYTES];
     for (to, from) in bytes.iter_mut().zip(key) {
         *to = *from;
@@ -58,6 +59,23 @@ impl Ledger {
                 self.insert(set, &element.key, now + remaining);
             }
         }
+    }
+
+    /// Whether we ever opened this.
+    pub(super) fn knows(&self, set: &str, key: &[u8]) -> bool {
+        self.end(set, key).is_some()
+    }
+
+    /// What is open in a set at `now`.
+    pub(super) fn open(&self, set: &str, now: Instant) -> Vec<FoundElement> {
+        let ends = self.0.get(set).into_iter().flatten();
+        ends.filter(|(_, end)| **end > now)
+            .map(|(key, end)| FoundElement {
+                key: key.to_vec(),
+                end: None,
+                remaining: Some(end.saturating_duration_since(now)),
+            })
+            .collect()
     }
 
     fn insert(&mut self, set: &str, key: &[u8], end: Instant) {

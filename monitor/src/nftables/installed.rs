@@ -68,6 +68,15 @@ struct Live {
     elements: BTreeMap<String, Vec<FoundElement>>,
 }
 
+/// Which grants go on when tables are replaced.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Keep {
+    /// What the kernel holds: nobody else could change it, or nobody knows better.
+    Everything,
+    /// What the ledger knows of.
+    OwnGrants,
+}
+
 impl InstalledTable {
     /// Puts `rules` in force in the network namespace: one transaction, read back, verified.
     ///
@@ -101,7 +110,7 @@ impl InstalledTable {
     ) -> Result<Self, InstallError> {
         let socket = open(namespace, rules)?;
         let adopted = Self::new(socket, rules);
-        adopted.state().replace_tables(name, rules)?;
+        adopted.state().replace_tables(name, rules, Keep::Everything)?;
         Ok(adopted)
     }
 
@@ -113,7 +122,7 @@ impl InstalledTable {
     pub fn resume(socket: OwnedFd, rules: &RuleSet) -> Result<Self, InstallError> {
         let socket = NetfilterSocket::resume(socket).map_err(InstallError::Socket)?;
         let resumed = Self::new(socket, rules);
-        resumed.state().replace_tables(&rules.name, rules)?;
+        resumed.state().replace_tables(&rules.name, rules, Keep::Everything)?;
         Ok(resumed)
     }
 
@@ -127,6 +136,18 @@ impl InstalledTable {
         name: &TableName,
     ) -> Result<(), InstallError> {
         let mut socket = NetfilterSocket::open(namespace).map_err(InstallError::Socket)?;
+        for family in [TableFamily::Inet, TableFamily::Netdev] {
+            remove_table(&mut socket, family, name)?;
+        }
+        Ok(())
+    }
+
+    /// The same for tables that are owned by a socket of an earlier monitor.
+    ///
+    /// # Errors
+    /// When the kernel refused.
+    pub fn remove_kept(socket: OwnedFd, name: &TableName) -> Result<(), InstallError> {
+        let mut socket = NetfilterSocket::resume(socket).map_err(InstallError::Socket)?;
         for family in [TableFamily::Inet, TableFamily::Netdev] {
             remove_table(&mut socket, family, name)?;
         }
@@ -161,7 +182,18 @@ impl InstalledTable {
     pub fn replace(&self, rules: &RuleSet) -> Result<(), InstallError> {
         let mut state = self.state();
         let old = state.rules.name.clone();
-        state.replace_tables(&old, rules)
+        state.replace_tables(&old, rules, Keep::Everything)
+    }
+
+    /// Puts everything in force anew after somebody else changed it, atomically. Grants that we made are open for as long
+    /// as they were to be, also when their set or table is gone; what others put among them is not.
+    ///
+    /// # Errors
+    /// As [`Self::replace`].
+    pub fn restore(&self, rules: &RuleSet) -> Result<(), InstallError> {
+        let mut state = self.state();
+        let old = state.rules.name.clone();
+        state.replace_tables(&old, rules, Keep::OwnGrants)
     }
 
     /// Opens or prolongs all of `grants`, or none; a grant never shortens another. Takes some microseconds.
@@ -283,11 +315,27 @@ fn remove_table(
 
 impl State {
     /// Deletes the tables `old` and makes those of `rules`, in one transaction.
-    fn replace_tables(&mut self, old: &TableName, rules: &RuleSet) -> Result<(), InstallError> {
+    fn replace_tables(
+        &mut self,
+        old: &TableName,
+        rules: &RuleSet,
+        keep: Keep,
+    ) -> Result<(), InstallError> {
         let existing = existing_tables(&mut self.socket, old).map_err(InstallError::Answer)?;
-        let live =
+        let mut live =
             read_live(&mut self.socket, old, &existing, rules).map_err(InstallError::Answer)?;
         let now = Instant::now();
+        if keep == Keep::OwnGrants {
+            for sets in &rules.grants {
+                // A packet prolongs what was granted once, so that these may have ended in the ledger.
+                let used = live.elements.entry(sets.active.clone()).or_default();
+                used.retain(|element| {
+                    let knows = |set: &str| self.ledger.knows(set, &element.key);
+                    knows(&sets.granted) || knows(&sets.active)
+                });
+                live.elements.insert(sets.granted.clone(), self.ledger.open(&sets.granted, now));
+            }
+        }
         let mut batch = Batch::new();
         for family in &existing {
             delete_table(&mut batch, *family, old.as_str());
@@ -307,7 +355,9 @@ impl State {
         }
         self.socket.apply(batch)?;
         self.rules = rules.clone();
-        self.ledger = Ledger::default();
+        if keep == Keep::Everything {
+            self.ledger = Ledger::default();
+        }
         for (set, elements) in &live.elements {
             self.ledger.note(set, elements, now);
         }

@@ -35,6 +35,33 @@ pub struct Probed {
     pub owner: OwnerMode,
 }
 
+impl Probed {
+    /// The names of mechanisms that can be done without, and that a configuration may rule out.
+    pub const DISPENSABLE: [&str; 4] =
+        ["nftables-persist", "nftables-owner", "netdev-egress", "nftables-element-update"];
+
+    /// The same as if the kernel did not have the mechanisms of these names, all of [`Self::DISPENSABLE`].
+    #[must_use]
+    pub fn without(mut self, names: &[String]) -> Self {
+        for name in names {
+            match name.as_str() {
+                "nftables-persist" if self.owner == OwnerMode::OwnerPersist => {
+                    self.owner = OwnerMode::Owner;
+                }
+                "nftables-owner" => self.owner = OwnerMode::None,
+                "netdev-egress" => self.kernel.netdev_egress = false,
+                "nftables-element-update" => self.kernel.element_update = false,
+                _ => {}
+            }
+            for feature in self.features.iter_mut().filter(|feature| feature.name == *name) {
+                feature.state = FeatureState::Degraded;
+                "ruled out by kernel.without of monitor.toml".clone_into(&mut feature.reason);
+            }
+        }
+        self
+    }
+}
+
 /// Tries everything in a network namespace that vanishes afterwards.
 ///
 /// # Errors

@@ -28,9 +28,7 @@ pub(super) mod kernel {
 
     pub(crate) const NFPROTO_UNSPEC: u8 = 0;
     pub(crate) const NFPROTO_INET: u8 = 1;
-    pub(crate) const NFPROTO_IPV4: u8 = 2;
     pub(crate) const NFPROTO_NETDEV: u8 = 5;
-    pub(crate) const NFPROTO_IPV6: u8 = 10;
 
     pub(crate) const NEWTABLE: u16 = 0;
     pub(crate) const GETTABLE: u16 = 1;

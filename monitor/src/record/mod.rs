@@ -8,4 +8,5 @@ mod interner;
 pub mod reconcile;
 pub mod recorder;
 pub mod repeats;
+pub mod singles;
 pub mod summary;

@@ -3,12 +3,13 @@
 use super::event_log::{EventLog, MAX_BYTES};
 use super::interner::Interner;
 use super::repeats::{MAX_KEYS, Noted, Repeats};
+use super::singles::{Singles, Waiting};
 use super::summary::{ReportHeader, Summary};
 use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
-    DetectionEvent, DnsEvent, EventKind, JobEvent, NetworkEvent, Posture, PostureEvent, Process,
-    Verdict,
+    DetectionEvent, DetectionType, DnsEvent, EventKind, JobEvent, JobStage, NetworkEvent, Posture,
+    PostureEvent, Process, ProcessEvent, Verdict,
 };
 use portcullis_common::report::Report;
 use std::io;
@@ -29,6 +30,10 @@ struct State {
     network: Repeats<NetworkKey, NetworkEvent>,
     network_texts: Interner,
     dns: Repeats<DnsKey, DnsEvent>,
+    detections: Singles<DetectionType, DetectionEvent>,
+    stages: Singles<JobStage, JobEvent>,
+    postures: Singles<(), PostureEvent>,
+    processes: Repeats<ExecKey, Process>,
     dns_texts: Interner,
 }
 
@@ -78,6 +83,28 @@ impl DnsKey {
     }
 }
 
+/// Executions that are equal in this are repeats of each other: a loop that starts the same program again and again.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct ExecKey {
+    exe: Option<String>,
+    argv: Vec<String>,
+    uid: Option<u32>,
+    step: Option<String>,
+    parent: Option<String>,
+}
+
+impl ExecKey {
+    fn of(process: &Process) -> Self {
+        Self {
+            exe: process.exe.clone(),
+            argv: process.argv.clone(),
+            uid: process.uid,
+            step: process.step.clone(),
+            parent: process.ancestors.first().map(|parent| parent.exe.clone()),
+        }
+    }
+}
+
 /// A process for good: a pid alone is used again.
 fn process_number(process: Option<&Process>, texts: &mut Interner) -> Option<u32> {
     let Process { pid, start_time, exe, .. } = process?;
@@ -100,6 +127,10 @@ impl Recorder {
             network_texts: Interner::default(),
             dns: Repeats::new(MAX_KEYS),
             dns_texts: Interner::default(),
+            processes: Repeats::new(MAX_KEYS),
+            detections: Singles::default(),
+            stages: Singles::default(),
+            postures: Singles::default(),
         };
         Ok(Self { state: Mutex::new(state) })
     }
@@ -132,30 +163,66 @@ impl Recorder {
         }
     }
 
-    /// A detection.
+    /// A program was executed; repeats are counted.
+    pub fn process(&self, process: Process) {
+        let state = &mut *self.lock();
+        let mut noted = state.note_process(&process);
+        if noted == Noted::Full {
+            state.write_process_repeats(Repeats::empty);
+            noted = state.note_process(&process);
+        }
+        if noted != Noted::Repeat {
+            state.write(EventKind::Process(ProcessEvent { process, count: 1 }));
+        }
+    }
+
+    /// A detection. Of each type the first ones are written, and then how many more there were; one that the job was killed
+    /// for always is.
     pub fn detection(&self, event: DetectionEvent) {
-        self.lock().write(EventKind::Detection(event));
+        let state = &mut *self.lock();
+        let kind = event.detection;
+        let now = if event.is_lockdown { Some(event) } else { state.detections.note(kind, event) };
+        if let Some(event) = now {
+            state.write(EventKind::Detection(event));
+        }
     }
 
-    /// What is in force changed, or a gap was found.
+    /// What is in force changed, or a gap was found; the same holds for many of these.
     pub fn posture(&self, reason: String, posture: Posture) {
-        self.lock().write(EventKind::Posture(PostureEvent { reason, posture }));
+        let state = &mut *self.lock();
+        if let Some(event) = state.postures.note((), PostureEvent { reason, posture }) {
+            state.write(EventKind::Posture(event));
+        }
     }
 
-    /// A stage in the job's life.
+    /// A stage in the job's life; the same holds for many of these.
     pub fn job(&self, event: JobEvent) {
-        self.lock().write(EventKind::Job(event));
+        let state = &mut *self.lock();
+        if event.stage == JobStage::Ended {
+            state.write_singles();
+            return state.write(EventKind::Job(event));
+        }
+        if let Some(event) = state.stages.note(event.stage, event) {
+            state.write(EventKind::Job(event));
+        }
     }
 
-    /// Writes the repeats that wait.
+    /// Writes everything that waits: repeats, and how many events of a kind there were more.
     pub fn write_repeats(&self) {
-        self.lock().write_repeats();
+        let state = &mut *self.lock();
+        state.write_repeats();
+        state.write_singles();
     }
 
     /// Whether repeats wait to be written.
     pub fn has_repeats(&self) -> bool {
         let state = self.lock();
-        state.network.is_waiting() || state.dns.is_waiting()
+        state.network.is_waiting()
+            || state.dns.is_waiting()
+            || state.processes.is_waiting()
+            || state.detections.is_waiting()
+            || state.stages.is_waiting()
+            || state.postures.is_waiting()
     }
 
     /// The report of everything recorded so far.
@@ -222,6 +289,27 @@ impl State {
         self.log.append(Timestamp::now(), kind);
     }
 
+    /// A report does not wait for these: a job can ask for as many reports as it likes.
+    fn write_singles(&mut self) {
+        let told = |count: u64, what: &str| format!("{count} more like this; the last: {what}");
+        let mut late: Vec<EventKind> = Vec::new();
+        for Waiting { count, last } in self.detections.collect() {
+            let evidence = told(count, &last.evidence);
+            late.push(EventKind::Detection(DetectionEvent { evidence, ..last }));
+        }
+        for Waiting { count, last } in self.stages.collect() {
+            let reason = told(count, &last.reason);
+            late.push(EventKind::Job(JobEvent { reason, ..last }));
+        }
+        for Waiting { count, last } in self.postures.collect() {
+            let reason = told(count, &last.reason);
+            late.push(EventKind::Posture(PostureEvent { reason, ..last }));
+        }
+        for kind in late {
+            self.write(kind);
+        }
+    }
+
     fn note_network(&mut self, event: &NetworkEvent) -> Noted {
         let key = NetworkKey::of(event, &mut self.network_texts);
         self.network.note(key, event.packets, || event.clone())
@@ -230,6 +318,16 @@ impl State {
     fn note_dns(&mut self, event: &DnsEvent) -> Noted {
         let key = DnsKey::of(event, &mut self.dns_texts);
         self.dns.note(key, event.count, || event.clone())
+    }
+
+    fn note_process(&mut self, process: &Process) -> Noted {
+        self.processes.note(ExecKey::of(process), 1, || process.clone())
+    }
+
+    fn write_process_repeats(&mut self, take: TakeProcesses) {
+        for (process, count) in take(&mut self.processes) {
+            self.write(EventKind::Process(ProcessEvent { process, count }));
+        }
     }
 
     fn write_network_repeats(&mut self, take: TakeNetwork) {
@@ -247,8 +345,10 @@ impl State {
     fn write_repeats(&mut self) {
         self.write_network_repeats(Repeats::take);
         self.write_dns_repeats(Repeats::take);
+        self.write_process_repeats(Repeats::take);
     }
 }
 
 type TakeNetwork = fn(&mut Repeats<NetworkKey, NetworkEvent>) -> Vec<(NetworkEvent, u64)>;
 type TakeDns = fn(&mut Repeats<DnsKey, DnsEvent>) -> Vec<(DnsEvent, u64)>;
+type TakeProcesses = fn(&mut Repeats<ExecKey, Process>) -> Vec<(Process, u64)>;

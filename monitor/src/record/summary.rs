@@ -6,10 +6,9 @@ use portcullis_common::event::{
     Process, Verdict,
 };
 use portcullis_common::policy::EgressMode;
-use portcullis_common::report::{Destination, Report};
+use portcullis_common::report::{Destination, FRAME_RULE, Report, endpoint};
 use portcullis_common::resolution::Identity;
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -64,7 +63,6 @@ struct RowKey {
     is_inbound: bool,
 }
 
-/// How often, by kind: one call of `getaddrinfo` asks for A and AAAA, and that is one attempt, not two.
 /// Who called, and what decided.
 #[derive(Debug, Eq, Hash, PartialEq)]
 struct Caller {
@@ -73,6 +71,7 @@ struct Caller {
     rule: String,
 }
 
+/// How often, by kind: one call of `getaddrinfo` asks for A and AAAA, and that is one attempt, not two.
 #[derive(Clone, Copy, Debug, Default)]
 struct Row {
     calls: u64,
@@ -228,6 +227,8 @@ impl Summary {
 fn rule_kind(event: &NetworkEvent) -> RuleKind {
     match (event.verdict, event.direction) {
         (Verdict::Allowed, _) => RuleKind::Allowed,
+        (Verdict::Blocked, _) if event.rule == FRAME_RULE => RuleKind::Frame,
+        (Verdict::WouldBlock, _) if event.rule == FRAME_RULE => RuleKind::WouldBlockFrame,
         (Verdict::Blocked, Direction::Inbound) => RuleKind::Inbound,
         (Verdict::Blocked, _) if event.rule.starts_with(DENIED_PREFIX) => RuleKind::Denied,
         (Verdict::Blocked, _) => RuleKind::Blocked,
@@ -254,28 +255,6 @@ fn who(process: Option<&Process>) -> (String, String) {
         .and_then(|exe| Path::new(exe).file_name().map(|name| name.to_string_lossy().into_owned()));
     let name = name.or_else(|| process.uid.map(|uid| format!("uid {uid}")));
     (name.unwrap_or_else(unknown), process.step.clone().unwrap_or_else(unknown))
-}
-
-/// The destination as an endpoint of the policy grammar, as far as the grammar can say it.
-fn endpoint(event: &NetworkEvent) -> String {
-    if event.direction == Direction::Inbound {
-        return format!("from {}", peer(event));
-    }
-    peer(event)
-}
-
-fn peer(event: &NetworkEvent) -> String {
-    let host = match (&event.name, event.address) {
-        (Some(name), _) => name.clone(),
-        (None, IpAddr::V4(address)) => address.to_string(),
-        (None, IpAddr::V6(address)) => format!("[{address}]"),
-    };
-    match (event.protocol.as_str(), event.port) {
-        ("tcp", Some(port)) => format!("{host}:{port}"),
-        ("icmp" | "icmpv6", _) => format!("icmp://{host}"),
-        (protocol, Some(port)) => format!("{protocol}://{host}:{port}"),
-        (protocol, None) => format!("{protocol}://{host}"),
-    }
 }
 
 #[cfg(test)]

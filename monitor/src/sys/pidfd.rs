@@ -4,6 +4,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// Opens a pidfd (close-on-exec) for the process that holds `pid` now.
 ///
@@ -41,6 +42,21 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Duplicates a descriptor of the process that `pidfd` stands for; the copy is ours and close-on-exec.
+///
+/// # Errors
+/// `EBADF` when the process has no such descriptor, `EPERM` when it may not be looked into, `ESRCH` when it is gone.
+pub fn duplicate(pidfd: BorrowedFd<'_>, descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_getfd takes three integers and touches no memory of ours; the pidfd is borrowed and thus open.
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), descriptor, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let copy = RawFd::try_from(copy).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Whether the process has exited: a pidfd becomes readable then, reaped or not.
 ///
 /// # Errors
@@ -48,6 +64,26 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
 pub fn has_exited(pidfd: impl AsFd) -> io::Result<bool> {
     let mut descriptors = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     Ok(poll(&mut descriptors, PollTimeout::ZERO)? > 0)
+}
+
+/// Waits until the process has exited; `false` when `patience` ran out.
+///
+/// # Errors
+/// When the descriptor can't be polled.
+pub fn wait_exit(pidfd: impl AsFd, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout =
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let mut descriptors = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut descriptors, timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +96,9 @@ mod tests {
         let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
         let pidfd = open(child.id()).unwrap();
         assert!(!has_exited(&pidfd).unwrap());
+        assert!(!wait_exit(&pidfd, Duration::from_millis(2)).unwrap());
         send_signal(pidfd.as_fd(), Signal::SIGKILL).unwrap();
+        assert!(wait_exit(&pidfd, Duration::from_mins(1)).unwrap());
         child.wait().unwrap();
         assert!(has_exited(&pidfd).unwrap());
         let error = send_signal(pidfd.as_fd(), Signal::SIGKILL).unwrap_err();

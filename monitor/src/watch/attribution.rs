@@ -2,7 +2,7 @@
 
 use super::bounded::BoundedCache;
 use super::flow::Flow;
-use super::inodes::SocketOwners;
+use super::inodes::{SocketOwners, owner_of_any};
 use super::process::ProcessInspector;
 use super::sockets::{SocketDiagnostics, SocketError};
 use crate::caller::{ProcessKey, Worker};
@@ -28,6 +28,8 @@ const PORT_MEMORY: Duration = Duration::from_secs(1);
 /// How an attribution was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AttributionSource {
+    /// The kernel told who made the call when it was made.
+    Kernel,
     /// The socket and the process that holds it, now.
     Socket,
     /// The process that had the client port a moment ago.
@@ -70,6 +72,18 @@ impl Attribution {
 pub trait ProcessSensor: fmt::Debug + Send + Sync {
     /// Whose `flow` is; its source is the local side.
     fn attribute(&self, flow: &Flow) -> Attribution;
+
+    /// Whose socket has the local side `client`. Its packets were redirected to us, so where it believes to send them is
+    /// not known; `likely_servers` are tried first.
+    fn attribute_client(
+        &self,
+        protocol: u8,
+        client: SocketAddr,
+        likely_servers: &[SocketAddr],
+    ) -> Attribution;
+
+    /// A process as it is now, or as it was when it was seen last.
+    fn process(&self, key: ProcessKey) -> Option<Process>;
 }
 
 /// The sensor that works on every kernel: `sock_diag` for the socket, `/proc` for its process.
@@ -85,6 +99,17 @@ pub struct ProcfsSensor {
     owners: Mutex<SocketOwners>,
     /// Who had a client port.
     ports: Mutex<BoundedCache<(u8, SocketAddr), Remembered>>,
+    /// Whose the latest frame was.
+    latest_frame: Mutex<Option<FrameSender>>,
+}
+
+/// Who sent a frame, for as long as the same packet sockets are open.
+#[derive(Clone, Debug)]
+struct FrameSender {
+    /// The sockets that it could have come from.
+    candidates: Vec<u32>,
+    /// Whose it was.
+    process: Option<Arc<Process>>,
 }
 
 /// A client port's owner.
@@ -122,6 +147,7 @@ impl ProcfsSensor {
             inspector: Arc::new(ProcessInspector::new(worker, REMEMBERED_PROCESSES)),
             owners: Mutex::default(),
             ports: Mutex::new(BoundedCache::new(REMEMBERED_PORTS)),
+            latest_frame: Mutex::default(),
         }
     }
 
@@ -166,37 +192,44 @@ impl ProcfsSensor {
 }
 
 impl ProcfsSensor {
-    /// Whose socket has the local side `client`. Its packets were redirected to us, so where it believes to send them is
-    /// not known; `likely_servers` are tried first, because an exact look-up costs microseconds and a whole table more.
-    pub fn attribute_client(
-        &self,
-        protocol: u8,
-        client: SocketAddr,
-        likely_servers: &[SocketAddr],
-    ) -> Attribution {
-        if let Some(known) = self.asked_just_before(protocol, client) {
-            return known;
-        }
-        let same_family = |server: &&SocketAddr| server.is_ipv4() == client.is_ipv4();
-        for server in likely_servers.iter().filter(same_family) {
-            let attribution = self.attribute(&Flow::new(protocol, client, *server));
-            if attribution.process.is_some() {
-                return attribution;
-            }
-        }
-        let socket = match self.diagnostics.find_by_local(protocol, client) {
-            Ok(Some(socket)) => socket,
-            Ok(None) => return Attribution::UNKNOWN,
+    /// Who sent a frame by `interface`: whoever holds a packet socket there, processes of the job before others. `uid` is
+    /// what the kernel tells of the sending socket. When several hold one it is one of them: a frame does not tell.
+    pub fn attribute_frame(&self, interface: Option<u32>, uid: Option<u32>) -> Attribution {
+        let candidates = match self.diagnostics.packet_sockets(interface, uid) {
+            Ok(candidates) => candidates,
             Err(error) => {
-                tracing::warn!(%error, "a client can't be attributed");
-                return Attribution::UNKNOWN;
+                tracing::warn!(%error, "a frame can't be attributed");
+                Vec::new()
             }
         };
-        self.attribute(&Flow::new(protocol, client, socket.remote))
+        let process = self.holder(candidates);
+        let source = match (&process, uid) {
+            (Some(_), _) => AttributionSource::Socket,
+            (None, Some(_)) => AttributionSource::UserOnly,
+            (None, None) => AttributionSource::Unknown,
+        };
+        Attribution { process, uid, cgroup: None, source }
     }
-}
 
-impl ProcfsSensor {
+    /// The process that holds one of the packet sockets.
+    fn holder(&self, candidates: Vec<u32>) -> Option<Arc<Process>> {
+        if candidates.is_empty() {
+            return None;
+        }
+        let mut latest = self.latest_frame.lock().unwrap_or_else(PoisonError::into_inner);
+        // A flood of frames comes from the same sockets: they are looked for once.
+        if let Some(known) = &*latest
+            && known.candidates == candidates
+        {
+            return known.process.clone();
+        }
+        let group = self.group.iter().map(|job| job.processes().unwrap_or_default());
+        let process =
+            owner_of_any(&candidates, group).and_then(|owner| self.inspector.inspect(owner));
+        *latest = Some(FrameSender { candidates, process: process.clone() });
+        process
+    }
+
     /// A resolver library asks several questions from one socket, one after the other: within the memory of ports it is
     /// not looked up again, for the client waits.
     fn asked_just_before(&self, protocol: u8, client: SocketAddr) -> Option<Attribution> {
@@ -241,5 +274,37 @@ impl ProcessSensor for ProcfsSensor {
             (None, Some((attribution, _))) => attribution,
             (None, None) => Attribution::UNKNOWN,
         }
+    }
+
+    fn attribute_client(
+        &self,
+        protocol: u8,
+        client: SocketAddr,
+        likely_servers: &[SocketAddr],
+    ) -> Attribution {
+        if let Some(known) = self.asked_just_before(protocol, client) {
+            return known;
+        }
+        let same_family = |server: &&SocketAddr| server.is_ipv4() == client.is_ipv4();
+        // An exact look-up costs microseconds, one in a whole table more.
+        for server in likely_servers.iter().filter(same_family) {
+            let attribution = self.attribute(&Flow::new(protocol, client, *server));
+            if attribution.process.is_some() {
+                return attribution;
+            }
+        }
+        let socket = match self.diagnostics.find_by_local(protocol, client) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return Attribution::UNKNOWN,
+            Err(error) => {
+                tracing::warn!(%error, "a client can't be attributed");
+                return Attribution::UNKNOWN;
+            }
+        };
+        self.attribute(&Flow::new(protocol, client, socket.remote))
+    }
+
+    fn process(&self, key: ProcessKey) -> Option<Process> {
+        self.inspector.inspect(key).map(|process| Process::clone(&process))
     }
 }

@@ -96,6 +96,28 @@ impl SocketOwners {
     }
 }
 
+/// A process that holds one of several sockets: lists of processes are looked through in their order, and in each the
+/// first of `inodes` that somebody holds wins.
+pub fn owner_of_any(
+    inodes: &[u32],
+    likely: impl IntoIterator<Item = Vec<u32>>,
+) -> Option<ProcessKey> {
+    if inodes.is_empty() {
+        return None;
+    }
+    let all = std::iter::once_with(|| ProcFs.pids());
+    likely.into_iter().chain(all).find_map(|mut pids| {
+        pids.sort_unstable_by(|left, right| right.cmp(left));
+        let rank = |held: u32| inodes.iter().position(|inode| *inode == held);
+        let best = pids.into_iter().filter_map(|pid| {
+            let held = socket_inodes(pid).into_iter().filter_map(rank).min()?;
+            Some((held, pid))
+        });
+        let (rank, pid) = best.min_by_key(|(rank, _)| *rank)?;
+        owner_if_holding(pid, *inodes.get(rank)?)
+    })
+}
+
 /// The key of `pid` when it holds the socket.
 fn owner_if_holding(pid: u32, inode: u32) -> Option<ProcessKey> {
     let process = open_process(pid)?;

@@ -7,11 +7,13 @@ use super::netlink::{Connection, HEADER_LENGTH, Reader, messages};
 use super::process::ProcessInspector;
 use crate::caller::{ProcFs, ProcessEntry, ProcessKey, ProcessTable};
 use crate::cgroup::job::descendants;
+use crate::sys::namespace::in_network_namespace;
 use libc::{CN_IDX_PROC, PROC_CN_MCAST_LISTEN, PROC_EVENT_EXEC, PROC_EVENT_EXIT, PROC_EVENT_FORK};
 use netlink_sys::protocols::NETLINK_CONNECTOR;
 use portcullis_common::event::Process;
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -116,6 +118,19 @@ impl ProcessChanges {
         Err(LifecycleError::Refused(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Subscribes, in the network namespace of the machine's first process when this one's has no process connector: the
+    /// kernel has it in its first network namespace only.
+    ///
+    /// # Errors
+    /// See [`LifecycleError`].
+    pub fn subscribe_on_machine() -> Result<Self, LifecycleError> {
+        Self::subscribe().or_else(|error| {
+            let Ok(namespace) = std::fs::File::open("/proc/1/ns/net") else { return Err(error) };
+            in_network_namespace(namespace.as_fd(), Self::subscribe)
+                .map_err(LifecycleError::Open)?
+        })
+    }
+
     /// Starts a thread that hands each change to `handle` at once.
     ///
     /// # Errors
@@ -174,6 +189,12 @@ impl JobProcesses {
     /// Takes a change in. For a program that a process of the job has executed, the snapshot of it, as far as it still
     /// lives.
     pub fn apply(&mut self, change: ProcessChange) -> Option<Arc<Process>> {
+        let pid = self.track(change)?;
+        ProcFs.key(pid).and_then(|key| self.inspector.inspect(key))
+    }
+
+    /// Takes a change in, without looking at any process. The process of the job that has executed a program.
+    pub fn track(&mut self, change: ProcessChange) -> Option<u32> {
         match change {
             ProcessChange::Fork { parent, child } => {
                 if self.pids.contains(&parent) {
@@ -188,10 +209,7 @@ impl JobProcesses {
                 }
                 None
             }
-            ProcessChange::Exec { pid } if self.pids.contains(&pid) => {
-                ProcFs.key(pid).and_then(|key| self.inspector.inspect(key))
-            }
-            ProcessChange::Exec { .. } => None,
+            ProcessChange::Exec { pid } => self.pids.contains(&pid).then_some(pid),
             ProcessChange::Exit { pid } => {
                 // The first thread can end before the others, which can fork: such a process is kept.
                 if self.pids.contains(&pid) && !has_other_threads(pid) {
@@ -205,6 +223,11 @@ impl JobProcesses {
     /// Whether the process descends from the Worker and has not ended.
     pub fn contains(&self, pid: u32) -> bool {
         self.pids.contains(&pid)
+    }
+
+    /// The processes that are followed.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.pids.iter().copied()
     }
 
     /// How many processes were not followed because there were too many.

@@ -1,6 +1,7 @@
 //! Packets that rules logged, by NFLOG.
 
 use super::flow::Flow;
+use super::frame::{self, Frame};
 use super::netlink::{Connection, Reader, messages};
 use super::packet::{self, Headers};
 use netlink_packet_core::{NLM_F_ACK, NetlinkMessage, NetlinkPayload};
@@ -54,8 +55,10 @@ pub enum NflogError {
 pub struct LoggedPacket {
     /// The rule's prefix; empty when it has none.
     pub prefix: String,
-    /// What the packet's headers say.
+    /// What the packet's headers say; of a frame without an IP packet only what an event needs.
     pub headers: Headers,
+    /// What the link layer's header says, at an interface that has one.
+    pub frame: Option<Frame>,
     /// The user of the socket that sent it, for packets of this machine.
     pub uid: Option<u32>,
     /// The group of the socket that sent it.
@@ -122,6 +125,8 @@ pub struct NflogGroup {
     connection: Connection,
     /// The group.
     group: u16,
+    /// Interfaces whose frames begin with the IP header.
+    without_link_header: Vec<u32>,
 }
 
 /// A running reader. Dropping it ends the thread and frees the group.
@@ -153,7 +158,7 @@ impl NflogGroup {
                 Ok(()) => {
                     let result = set_up(&mut connection, group);
                     return match result {
-                        Ok(()) => Ok(Self { connection, group }),
+                        Ok(()) => Ok(Self { connection, group, without_link_header: Vec::new() }),
                         Err(source) => Err(NflogError::Bind { group, source }),
                     };
                 }
@@ -168,6 +173,14 @@ impl NflogGroup {
     /// The group's number, for the rules.
     pub fn group(&self) -> u16 {
         self.group
+    }
+
+    /// Names the interfaces, by index, whose frames have no Ethernet header: tunnels. What they log can't be told from its
+    /// bytes, which the job chose.
+    #[must_use]
+    pub fn without_link_header(mut self, interfaces: Vec<u32>) -> Self {
+        self.without_link_header = interfaces;
+        self
     }
 
     /// Starts a thread that hands each packet to `handle` at once: the sooner the sender is looked up, the likelier it
@@ -209,13 +222,14 @@ impl NflogGroup {
     ) -> Result<NflogReader, NflogError> {
         let counted = Arc::clone(&losses);
         let mut expected = None;
+        let plain = self.without_link_header;
         let reader = Reader::start("nflog", self.connection, move |datagram| {
             let Some(datagram) = datagram else {
                 counted.overruns.fetch_add(1, Ordering::Relaxed);
                 return;
             };
             for message in messages(datagram) {
-                if let Some(packet) = parse_message(message, &mut expected, &counted) {
+                if let Some(packet) = parse_message(message, &plain, &mut expected, &counted) {
                     handle(packet);
                 }
             }
@@ -285,6 +299,7 @@ fn note_gap(expected: &mut Option<u32>, sequence: Option<u32>, losses: &NflogLos
 /// Reads one netlink message and counts what it shows to be lost; `None` when it is no readable packet.
 fn parse_message(
     message: &[u8],
+    without_link_header: &[u32],
     expected: &mut Option<u32>,
     losses: &NflogLosses,
 ) -> Option<LoggedPacket> {
@@ -299,7 +314,7 @@ fn parse_message(
             _ => None,
         });
         note_gap(expected, sequence, losses);
-        parse_attributes(message.header.family, &attributes)
+        parse_attributes(message.header.family, &attributes, without_link_header)
     });
     if packet.is_none() {
         losses.unreadable.fetch_add(1, Ordering::Relaxed);
@@ -311,26 +326,33 @@ fn parse_message(
 fn parse_attributes(
     family: NetfilterProtoFamily,
     attributes: &[PacketNla],
+    without_link_header: &[u32],
 ) -> Option<LoggedPacket> {
     let payload = attributes.iter().find_map(|attribute| match attribute {
         PacketNla::Payload(payload) => Some(payload.as_slice()),
         _ => None,
     })?;
+    let output_interface = attributes.iter().find_map(|attribute| match attribute {
+        PacketNla::IfIndexOutDev(index) => Some(*index),
+        _ => None,
+    });
     // At a device's egress hook the packet begins with its Ethernet header, everywhere else with the IP header.
-    let headers = match family {
-        NetfilterProtoFamily::NetDev => {
-            packet::parse_ethernet(payload).or_else(|| packet::parse(payload))
-        }
-        _ => packet::parse(payload),
-    }?;
+    let has_link_header = family == NetfilterProtoFamily::NetDev
+        && output_interface.is_none_or(|index| !without_link_header.contains(&index));
+    let frame = if has_link_header { Some(frame::parse(payload)?) } else { None };
+    let headers = match &frame {
+        Some(frame) => frame.headers.unwrap_or_else(|| Headers::of_frame(frame)),
+        None => packet::parse(payload)?,
+    };
     let mut packet = LoggedPacket {
         prefix: String::new(),
         headers,
+        frame,
         uid: None,
         gid: None,
         mark: None,
         input_interface: None,
-        output_interface: None,
+        output_interface,
         sequence: None,
     };
     for attribute in attributes {
@@ -340,7 +362,6 @@ fn parse_attributes(
             PacketNla::Gid(gid) => packet.gid = Some(*gid),
             PacketNla::Mark(mark) => packet.mark = Some(*mark),
             PacketNla::IfIndexInDev(index) => packet.input_interface = Some(*index),
-            PacketNla::IfIndexOutDev(index) => packet.output_interface = Some(*index),
             PacketNla::Seq(sequence) => packet.sequence = Some(*sequence),
             _ => {}
         }

@@ -1,6 +1,7 @@
 //! The headers of a packet, out of bytes that the job chose.
 
 use super::flow::{Flow, ICMP, ICMP_V6, TCP, UDP, UDP_LITE};
+use super::frame::Frame;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `IPPROTO_SCTP`.
@@ -50,6 +51,19 @@ pub struct IcmpKind {
 }
 
 impl Headers {
+    /// What stands for the headers of a frame that has no IP packet.
+    pub(super) fn of_frame(frame: &Frame) -> Self {
+        Self {
+            protocol: 0,
+            source: Ipv4Addr::UNSPECIFIED.into(),
+            destination: frame.address(),
+            ports: None,
+            icmp: None,
+            is_later_fragment: false,
+            length: 0,
+        }
+    }
+
     /// The flow of an outgoing packet; ports are 0 where there are none.
     pub fn flow(&self) -> Flow {
         let ports = self.ports.unwrap_or(Ports { source: 0, destination: 0 });
@@ -69,21 +83,6 @@ pub fn parse(packet: &[u8]) -> Option<Headers> {
         6 => parse_v6(packet),
         _ => None,
     }
-}
-
-/// Reads a frame that begins with an Ethernet header, with up to two VLAN tags.
-pub fn parse_ethernet(frame: &[u8]) -> Option<Headers> {
-    let mut rest = frame.get(12..)?;
-    for _ in 0..3 {
-        let (kind, after) = rest.split_first_chunk::<2>()?;
-        match u16::from_be_bytes(*kind) {
-            0x0800 | 0x86dd => return parse(after),
-            // 802.1Q, 802.1ad.
-            0x8100 | 0x88a8 => rest = after.get(2..)?,
-            _ => return None,
-        }
-    }
-    None
 }
 
 /// RFC 791.
@@ -249,23 +248,12 @@ mod tests {
         assert_eq!(parse(&lying).unwrap().ports, None);
     }
 
-    #[test]
-    fn frames() {
-        let mut frame = vec![0; 12];
-        frame.extend([0x81, 0, 0, 5, 0x08, 0]);
-        frame.extend(v4(TCP, 0, &PORTS));
-        assert_eq!(parse_ethernet(&frame).unwrap().ports.unwrap().destination, 443);
-        frame[17] = 6; // ARP
-        assert_eq!(parse_ethernet(&frame), None);
-    }
-
     proptest! {
         #[test]
         fn any_bytes_are_survived(mut bytes in prop::collection::vec(any::<u8>(), 0..200), v6 in any::<bool>()) {
             if let Some(first) = bytes.first_mut() {
                 *first = (*first & 0xf) | if v6 { 0x60 } else { 0x40 };
             }
-            let _ = parse_ethernet(&bytes);
             prop_assert_eq!(parse(&bytes).is_some(), bytes.len() >= if v6 { 40 } else { 20 });
         }
     }

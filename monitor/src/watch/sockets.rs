@@ -2,6 +2,7 @@
 
 use super::flow::{Flow, TCP, UDP, UDP_LITE, canonical, is_bound_for};
 use super::netlink::Connection;
+use super::packet_sockets::PacketTable;
 use super::raw_sockets::{RawSocket, RawTables};
 use crate::sys::namespace::in_network_namespace;
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, Nla as _};
@@ -129,6 +130,25 @@ impl SocketRecord {
     }
 }
 
+/// Bytes that a TCP connection has moved since its beginning.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Traffic {
+    /// Received.
+    pub received: u64,
+    /// Sent, and confirmed by the peer.
+    pub sent: u64,
+}
+
+impl Traffic {
+    /// From `struct tcp_info` (linux/tcp.h): `tcpi_bytes_acked` and `tcpi_bytes_received`, since Linux 4.1.
+    fn read(information: &[u8]) -> Option<Self> {
+        let field = |offset: usize| {
+            Some(u64::from_ne_bytes(*information.get(offset..)?.first_chunk::<8>()?))
+        };
+        Some(Self { sent: field(120)?, received: field(128)? })
+    }
+}
+
 /// The socket tables of one network namespace, through a held netlink socket.
 #[derive(Debug)]
 pub struct SocketDiagnostics {
@@ -136,6 +156,8 @@ pub struct SocketDiagnostics {
     connection: Mutex<Connection>,
     /// Raw and ping sockets.
     raw: Mutex<RawTables>,
+    /// Packet sockets.
+    packet: Mutex<PacketTable>,
 }
 
 impl SocketDiagnostics {
@@ -147,7 +169,12 @@ impl SocketDiagnostics {
         let connection =
             Connection::open(NETLINK_SOCK_DIAG, Some(namespace)).map_err(SocketError::Open)?;
         let raw = RawTables::open(namespace).map_err(SocketError::Open)?;
-        Ok(Self { connection: Mutex::new(connection), raw: Mutex::new(raw) })
+        let packet = PacketTable::open(namespace).map_err(SocketError::Open)?;
+        Ok(Self {
+            connection: Mutex::new(connection),
+            raw: Mutex::new(raw),
+            packet: Mutex::new(packet),
+        })
     }
 
     /// The socket that sent, or receives, the packets of `flow`. An exact look-up (microseconds); only for raw sockets and
@@ -174,6 +201,19 @@ impl SocketDiagnostics {
             found.map(|socket| SocketRecord::from_raw(flow.protocol, socket))
         };
         Ok(found.filter(|socket| !socket.is_listening()))
+    }
+
+    /// The inodes of the packet sockets that can have sent a frame by `interface` for the user `uid`, the likeliest first.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn packet_sockets(
+        &self,
+        interface: Option<u32>,
+        uid: Option<u32>,
+    ) -> Result<Vec<u32>, SocketError> {
+        let mut packet = self.packet.lock().unwrap_or_else(PoisonError::into_inner);
+        packet.find(interface, uid).map_err(SocketError::Query)
     }
 
     /// The socket with this local side, whatever its remote side; of several the most specific.
@@ -266,6 +306,61 @@ impl SocketDiagnostics {
         match self.find(flow)? {
             Some(socket) if socket.is_connecting() => self.destroy(&socket),
             _ => Ok(false),
+        }
+    }
+
+    /// What a TCP connection has received, and what it has sent and its peer has confirmed, in bytes since its beginning;
+    /// `None` when there is no such connection any more, or it counts nothing (UDP).
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn traffic(&self, socket: &SocketRecord) -> Result<Option<Traffic>, SocketError> {
+        let Some((family, id)) = socket.name.as_ref().filter(|_| socket.protocol == TCP) else {
+            return Ok(None);
+        };
+        let payload = request_with(*family, TCP, id.clone(), ExtensionFlags::INFO);
+        let mut traffic = None;
+        let result = self.request(SOCK_DIAG_BY_FAMILY, 0, &payload, |response| {
+            traffic = response.nlas.iter().find_map(|attribute| match attribute {
+                Nla::TcpInfo(information) => Traffic::read(information),
+                _ => None,
+            });
+        });
+        match result {
+            Ok(()) => Ok(traffic),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(SocketError::Query(error)),
+        }
+    }
+
+    /// The connected Unix sockets of the network namespace: each with the inode of its other end.
+    ///
+    /// # Errors
+    /// [`SocketError::Query`].
+    pub fn unix_pairs(&self) -> Result<Vec<(u32, u32)>, SocketError> {
+        let request = UnixRequest {
+            state_flags: UnixStateFlags::all(),
+            inode: 0,
+            show_flags: ShowFlags::PEER,
+            cookie: ANY_COOKIE,
+        };
+        let mut payload = vec![0; request.buffer_len()];
+        request.emit(&mut payload);
+        let mut pairs = Vec::new();
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = connection.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &payload, |message| {
+            if let SockDiagMessage::UnixResponse(response) = message {
+                let peer = response.nlas.iter().find_map(|attribute| match attribute {
+                    UnixNla::Peer(inode) => Some(*inode),
+                    _ => None,
+                });
+                pairs.extend(peer.map(|peer| (response.header.inode, peer)));
+            }
+        });
+        match result {
+            Ok(()) => Ok(pairs),
+            Err(error) if is_absent(&error) => Ok(Vec::new()),
+            Err(error) => Err(SocketError::Query(error)),
         }
     }
 
@@ -364,13 +459,18 @@ fn is_absent(error: &io::Error) -> bool {
 
 /// A request's payload.
 fn request(family: u8, protocol: u8, socket_id: SocketId) -> Vec<u8> {
-    let request = InetRequest {
-        family,
-        protocol,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::all(),
-        socket_id,
-    };
+    request_with(family, protocol, socket_id, ExtensionFlags::empty())
+}
+
+/// A request's payload that asks for more than the socket itself.
+fn request_with(
+    family: u8,
+    protocol: u8,
+    socket_id: SocketId,
+    extensions: ExtensionFlags,
+) -> Vec<u8> {
+    let request =
+        InetRequest { family, protocol, extensions, states: StateFlags::all(), socket_id };
     let mut payload = vec![0; request.buffer_len()];
     request.emit(&mut payload);
     payload

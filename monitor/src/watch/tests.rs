@@ -1,6 +1,6 @@
 //! Flows, sockets, packets and processes in network namespaces of this test's own.
 
-use super::attribution::{Attribution, AttributionSource, ProcessSensor, ProcfsSensor};
+use super::attribution::{AttributionSource, ProcessSensor, ProcfsSensor};
 use super::flow::{Flow, TCP, UDP};
 use super::nflog::{LoggedPacket, NflogError, NflogGroup};
 use super::process::ProcessInspector;
@@ -8,9 +8,8 @@ use super::sockets::{SocketDiagnostics, SocketRecord};
 use super::worker_exit::WorkerExit;
 use crate::caller::testing::{FakeRunner, eventually, scratch_network_namespace};
 use crate::caller::{ProcFs, Worker, lineage};
-use crate::cgroup::{Cgroup, Hierarchy, JobCgroup};
+use crate::cgroup::{Cgroup, Hierarchy};
 use crate::sys::namespace::in_network_namespace;
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,6 +17,8 @@ use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
+
+mod short_lived;
 
 /// Runs `work` in the namespace.
 fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> T {
@@ -373,106 +374,6 @@ async fn the_worker_s_exit_is_awaited() {
     for _ in 0..2 {
         tokio::time::timeout(Duration::from_secs(20), exit.wait()).await.unwrap().unwrap();
     }
-}
-
-/// What a hundred short-lived clients of one kind came to.
-#[derive(Debug, Default)]
-struct Share {
-    seen: u32,
-    attributed: u32,
-    step_known: u32,
-    exiting: u32,
-    user_known: u32,
-    cgroup_known: u32,
-}
-
-#[test]
-fn short_lived_clients_are_attributed() {
-    const CLIENTS: u32 = 100;
-    let namespace = scratch_network_namespace();
-    let scratch = Scratch::new("share");
-    let mut runner = within(&namespace, FakeRunner::start);
-    scratch.0.add(runner.listener.pid).unwrap();
-    scratch.0.add(runner.worker.pid).unwrap();
-    let job = JobCgroup::create(&Hierarchy::find().unwrap(), runner.worker, "share").unwrap();
-    let group = NflogGroup::bind(namespace.as_fd(), 1..=1).unwrap();
-    add_output_rules(
-        &namespace,
-        &[
-            "tcp dport 80 log group 1 reject with tcp reset",
-            "tcp dport 81 log group 1 drop",
-            "tcp dport 82 ct state new log group 1 accept",
-            "udp dport 83 log group 1 accept",
-            "udp dport 84 log group 1 drop",
-        ],
-    );
-    // Somebody listens at the allowed ports.
-    let _listener = within(&namespace, || TcpListener::bind("127.0.0.1:82").unwrap());
-    let _sink = within(&namespace, || UdpSocket::bind("127.0.0.1:83").unwrap());
-
-    let candidate = lineage(&ProcFs, runner.worker).unwrap().worker().unwrap().clone();
-    let worker = Worker::open(&candidate).unwrap();
-    let sensor = ProcfsSensor::new(&worker, Some(job.clone())).unwrap();
-    let (report, reported) = mpsc::channel::<(Flow, Attribution)>();
-    let reader = group
-        .start(move |packet| {
-            let attribution = sensor.attribute(&packet.flow());
-            if packet.flow().destination.port() == 81 {
-                assert!(sensor.diagnostics().refuse(&packet.flow()).unwrap());
-            }
-            let _ = report.send((packet.flow(), attribution));
-        })
-        .unwrap();
-
-    // Lower bounds for a machine whose processors are all busy; what was seen is printed. A TCP reset is delivered inside
-    // of `connect`, so nothing is left to look up; a drop that is refused after the look-up keeps the evidence.
-    for (kind, port, least) in
-        [("tcp", 80, 0), ("tcp", 81, 90), ("tcp", 82, 1), ("udp", 83, 0), ("udp", 84, 1)]
-    {
-        let done = runner.ask(&format!(
-            "for i in $(seq {CLIENTS}); do GITHUB_ACTION=__run_9 bash -c 'echo x >/dev/{kind}/127.0.0.1/{port}' 2>/dev/null; done; echo done"
-        ));
-        assert_eq!(done, "done");
-        let mut share = Share::default();
-        let mut flows = HashSet::new();
-        while share.seen < CLIENTS {
-            let (flow, attribution) = reported.recv_timeout(Duration::from_secs(20)).unwrap();
-            // A SYN that is sent again is the same call; a UDP port that is picked again is not.
-            if flow.destination.port() != port || (kind == "tcp" && !flows.insert(flow)) {
-                continue;
-            }
-            share.seen += 1;
-            share.user_known += u32::from(attribution.uid == Some(0));
-            share.cgroup_known += u32::from(attribution.cgroup == Some(job.identity().id));
-            // A remembered one may be that of an earlier client that had the same port.
-            if let Some(process) = &attribution.process
-                && attribution.source == AttributionSource::Socket
-            {
-                assert_eq!(process.ancestors.last().unwrap().pid, runner.worker.pid);
-                if process.argv.is_empty() {
-                    // It was exiting: only who it was is known.
-                    share.exiting += 1;
-                    continue;
-                }
-                share.attributed += 1;
-                let said = format!("/dev/{kind}/127.0.0.1/{port}");
-                assert!(
-                    process.argv.iter().any(|word| word.contains(&said)),
-                    "the wrong one: {process:?}"
-                );
-                share.step_known += u32::from(process.step.as_deref() == Some("__run_9"));
-                assert!(process.step.as_deref().is_none_or(|step| step == "__run_9"));
-            }
-        }
-        println!("{kind} {port}: {share:?}");
-        assert!(share.attributed >= least, "{kind} {port}: {share:?}");
-        // The kernel remembers the cgroup even of a connection that its owner has closed.
-        let least = if kind == "tcp" && port != 80 { 90 } else { least };
-        assert!(share.cgroup_known >= least, "{kind} {port}: {share:?}");
-    }
-    assert_eq!(reader.losses().counts().missing, 0);
-    drop(reader);
-    job.end(Duration::from_secs(20)).unwrap();
 }
 
 #[test]

@@ -78,6 +78,8 @@ fn a_job_has_its_own_resolver_and_reaches_no_other() {
     let mut ports = Vec::new();
     for cgroup in [&first, &second] {
         let mut target = job_target(&world, cgroup);
+        // The other one's group, which may be younger.
+        target.other_jobs = vec![second.id()];
         target.resolver = resolvers(&world);
         ports.push(target.resolver);
         tables.push(install(&world, &policy(EgressMode::Block, &[], &[]), &target));

@@ -3,7 +3,7 @@
 use crate::world::{Cgroup, World, unique};
 use portcullis_common::endpoint::{DnsName, Endpoint, PortRange, Protocol};
 use portcullis_common::event::EnforcementScope;
-use portcullis_common::policy::{EffectivePolicy, EgressMode, LockdownMode, Rule};
+use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
 use portcullis_monitor::egress::grant::Grant;
 use portcullis_monitor::egress::target::{
     EnforcementTarget, Interface, KernelSupport, OwnerMode, TableName, Uplink,
@@ -27,17 +27,9 @@ pub(crate) fn rules(endpoints: &[&str]) -> Vec<Arc<Rule>> {
 pub(crate) fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> EffectivePolicy {
     EffectivePolicy {
         name: "test".to_owned(),
-        version: "1".to_owned(),
-        egress,
         allowed: rules(allowed),
         denied: rules(denied),
-        fail_on_block: false,
-        disable_sudo: false,
-        disable_sudo_and_containers: false,
-        disable_file_monitoring: false,
-        disable_telemetry: false,
-        on_failure: None,
-        lockdown: LockdownMode::default(),
+        ..EffectivePolicy::built_in(egress)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::world::{
     Agent, Capture, Cgroup, EVIL4, EVIL6, Holder, Namespace, OK4, OK6, World, at, read_mac,
 };
 use portcullis_common::policy::EgressMode;
-use portcullis_monitor::egress::target::{ForwardedDns, Interface};
+use portcullis_monitor::egress::target::{Interface, ResolverPorts};
 
 /// A namespace behind a bridge of the host, with masquerading, as a container engine makes it.
 fn container(world: &World, bridge: &str, subnet: u8) -> Namespace {
@@ -114,24 +114,17 @@ fn a_job_is_judged_by_the_interfaces_that_are_new_and_others_are_left_alone() {
 }
 
 #[test]
-fn dns_of_containers_goes_to_the_resolver_on_their_bridge() {
+fn dns_of_containers_goes_to_the_resolver_on_every_bridge() {
     let world = World::new();
     world.serve(53);
     let container = container(&world, "br-job", 1);
-    let resolvers = ["172.30.1.1:5399", "[fd00:db8:c1::1]:5399"];
-    for address in resolvers {
+    for address in ["172.30.1.1:5399", "[fd00:db8:c1::1]:5399"] {
         crate::dns::resolver(&world, address);
     }
     let mut target = host_target(&world);
     target.container_bridges =
         vec![Interface { name: "br-job".to_owned(), index: world.index("br-job") }];
-    target.forwarded_dns = resolvers
-        .iter()
-        .map(|resolver| ForwardedDns {
-            interface: "br-job".to_owned(),
-            resolver: resolver.parse().unwrap(),
-        })
-        .collect();
+    target.container_resolver = ResolverPorts { v4: Some(5399), v6: Some(5399) };
     let _table = install(&world, &policy(EgressMode::Block, &[], &[]), &target);
     let mut inside = Agent::new(&container, None, 0);
     for server in [EVIL4, EVIL6] {

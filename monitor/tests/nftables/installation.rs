@@ -223,6 +223,41 @@ fn tables_of_a_dead_monitor_are_adopted_with_their_grants_and_counters() {
 }
 
 #[test]
+fn what_we_opened_is_open_again_after_tampering_and_what_others_opened_is_not() {
+    let world = World::new();
+    let policy = policy(EgressMode::Block, &["ok.test:443"], &[]);
+    for tampering in [
+        "flush ruleset",
+        "delete table inet NAME",
+        "flush set inet NAME granted4",
+        "add element inet NAME granted4 '{ 203.0.113.66 . tcp . 443 timeout 1h }'",
+        "add element inet NAME active4 '{ 203.0.113.66 . tcp . 443 timeout 1h }'",
+    ] {
+        let target =
+            EnforcementTarget { owner: OwnerMode::None, table: table(), ..host_target(&world) };
+        let rules = rule_set(&policy, &target).unwrap();
+        let installed = InstalledTable::install(world.host.fd(), &rules).unwrap();
+        let short = Duration::from_millis(200);
+        installed.add_grants(&[grant(OK4, Protocol::Tcp, 443, MINUTE)]).unwrap();
+        installed.add_grants(&[grant("198.51.100.77", Protocol::Tcp, 443, short)]).unwrap();
+        eventually("the end of the short grant", || {
+            (installed.list_grants().unwrap().len() == 1).then_some(())
+        });
+        let command = tampering.replace("NAME", installed.name().as_str());
+        world.host.run(&format!("nft {command}"));
+        for _ in 0..2 {
+            installed.restore(&rules).unwrap();
+            installed.verify().unwrap();
+            let open = installed.list_grants().unwrap();
+            let addresses: Vec<_> = open.iter().map(|grant| grant.address.to_string()).collect();
+            assert_eq!(addresses, [OK4], "{tampering}");
+            assert!(open[0].remaining > MINUTE / 2 && open[0].remaining <= MINUTE, "{tampering}");
+        }
+        installed.remove().unwrap();
+    }
+}
+
+#[test]
 fn a_socket_kept_elsewhere_goes_on_owning_the_tables() {
     let world = World::new();
     let target = EnforcementTarget { owner: OwnerMode::Owner, ..host_target(&world) };

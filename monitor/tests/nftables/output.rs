@@ -149,7 +149,9 @@ fn jobs_in_one_namespace_are_judged_apart() {
     let (first, second) = (Cgroup::new(), Cgroup::new());
     let allow_ok = policy(EgressMode::Block, &["198.51.100.10:443", "[2001:db8:a::10]:443"], &[]);
     let allow_evil = policy(EgressMode::Block, &["203.0.113.66:443", "[2001:db8::66]:443"], &[]);
-    let table = install(&world, &allow_ok, &job_target(&world, &first));
+    let mut older = job_target(&world, &first);
+    older.other_jobs = vec![second.id()];
+    let table = install(&world, &allow_ok, &older);
     let mut with_user = job_target(&world, &second);
     with_user.runner_uid = Some(1002);
     let other = install(&world, &allow_evil, &with_user);
@@ -178,6 +180,33 @@ fn jobs_in_one_namespace_are_judged_apart() {
     table.remove().unwrap();
     assert!(two.ask(&format!("tcp {} CANARY", at(OK4, 443))).contains("TimedOut"));
     assert!(one.ask(&format!("tcp {} free", at(EVIL4, 443))).starts_with("ok"));
+}
+
+/// Whatever a daemon starts in a group of its own once the job runs, unless it is another job's or the machine's own.
+#[test]
+fn groups_younger_than_the_job_are_judged_like_it() {
+    let world = World::new();
+    world.serve(443);
+    let seen = Capture::new(&world.outside, "eth0");
+    let (before, service, job) = (Cgroup::new(), Cgroup::new(), Cgroup::new());
+    let (other, engine) = (Cgroup::new(), Cgroup::new());
+    let mut target = job_target(&world, &job);
+    target.other_jobs = vec![other.id()];
+    target.infrastructure = vec![service.id()];
+    let allowed = policy(EgressMode::Block, &["198.51.100.10:443"], &[]);
+    let table = install(&world, &allowed, &target);
+    for group in [None, Some(&before), Some(&service), Some(&other)] {
+        let mut theirs = Agent::new(&world.host, group, 1003);
+        assert!(theirs.ask(&format!("tcp {} theirs", at(EVIL4, 443))).starts_with("ok"));
+    }
+    for user in [0, 1003] {
+        let mut container = Agent::new(&world.host, Some(&engine), user);
+        assert!(container.ask(&format!("tcp {} container", at(OK4, 443))).starts_with("ok"));
+        assert!(container.ask(&format!("tcp {} CANARY", at(EVIL4, 443))).contains("TimedOut"));
+        assert!(!container.ask(&format!("udp {} CANARY", at(EVIL4, 443))).starts_with("ok"));
+    }
+    assert_eq!(seen.count("CANARY"), 0);
+    assert!(counter(&table, "blocked") >= 4);
 }
 
 #[test]

@@ -82,6 +82,14 @@ def tcp_fast_open(address, port, secret):
     connection.sendto(secret, socket.MSG_FASTOPEN, (address, port))
 
 
+def tcp_fast_open_mapped(address, port, secret):
+    """The same to IPv4 from an IPv6 socket."""
+    connection = stream(address, kind=socket.AF_INET6)
+    connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    connection.setsockopt(socket.IPPROTO_TCP, 34, 1)
+    connection.sendto(secret, socket.MSG_FASTOPEN, (f"::ffff:{address}", port))
+
+
 def tcp_fast_open_connect(address, port, secret):
     """The same by connect() and write() (TCP_FASTOPEN_CONNECT)."""
     connection = stream(address)
@@ -389,6 +397,55 @@ def packet_datagram(address, port, secret):
     sender.sendto(payload, ("eth0", kind, 0, 1, gateway))
 
 
+def packet_ring(address, port, secret):
+    """Through a ring in memory that is shared with the kernel (PACKET_TX_RING)."""
+    gateway, own = gateway_and_own()
+    kind, payload = frame_payload(address, port, secret)
+    frame = gateway + own + struct.pack(">H", kind) + payload
+    sender = opened(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sender.setsockopt(263, 10, 1)  # PACKET_VERSION, TPACKET_V2
+    sender.setsockopt(263, 13, struct.pack("=IIII", 4096, 1, 2048, 2))  # PACKET_TX_RING
+    sender.bind(("eth0", 0))
+    ring = mmap.mmap(sender.fileno(), 4096)
+    HELD.append(ring)
+    ring[32:32 + len(frame)] = frame
+    struct.pack_into("=II", ring, 0, 1, len(frame))  # TP_STATUS_SEND_REQUEST
+    sender.send(b"")
+
+
+def packet_many(address, port, secret):
+    """By sendmmsg, from a socket that is bound to no interface."""
+    gateway, own = gateway_and_own()
+    kind, payload = frame_payload(address, port, secret)
+    frame = gateway + own + struct.pack(">H", kind) + payload
+    name = ctypes.create_string_buffer(
+        struct.pack("=HHiHBB", socket.AF_PACKET, 0, socket.if_nametoindex("eth0"), 0, 0, 6) + gateway + bytes(2))
+    data = ctypes.create_string_buffer(frame, len(frame))
+    vector = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(data), len(frame)))
+    header = struct.pack("=QIIQQQQII", ctypes.addressof(name), 20, 0, ctypes.addressof(vector), 1, 0, 0, 0, 0)
+    messages = ctypes.create_string_buffer((header + bytes(8)) * 2)
+    sender = opened(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    HELD.append((name, data, vector))
+    checked(LIBC.sendmmsg(sender.fileno(), messages, 2, 0))
+
+
+def packet_arp(address, port, secret):
+    """A question for the address, with the secret behind it: it reaches the local network only."""
+    gateway, own = gateway_and_own()
+    body = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + own + socket.inet_aton("192.0.2.10") + bytes(6)
+    sender = opened(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sender.bind(("eth0", 0))
+    sender.send(gateway + own + b"\x08\x06" + body + socket.inet_aton(address) + secret)
+
+
+def packet_ethertype(address, port, secret):
+    """A type of frame for experiments (IEEE 802): no IP at all."""
+    gateway, own = gateway_and_own()
+    sender = opened(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sender.bind(("eth0", 0))
+    sender.send(gateway + own + b"\x88\xb5" + secret)
+
+
 TECHNIQUES = {
     "tcp": tcp,
     "mptcp": mptcp,
@@ -396,6 +453,7 @@ TECHNIQUES = {
     "tcp-mapped": tcp_mapped,
     "tcp-fast-open": tcp_fast_open,
     "tcp-fast-open-connect": tcp_fast_open_connect,
+    "tcp-fast-open-mapped": tcp_fast_open_mapped,
     "udp-sendto": udp_sendto,
     "udp-sendmsg": udp_sendmsg,
     "udp-sendmmsg": udp_sendmmsg,
@@ -426,6 +484,10 @@ TECHNIQUES = {
     "packet-bypass": packet_bypass,
     "packet-forged-mac": packet_forged_mac,
     "packet-datagram": packet_datagram,
+    "packet-ring": packet_ring,
+    "packet-many": packet_many,
+    "packet-arp": packet_arp,
+    "packet-ethertype": packet_ethertype,
 }
 
 

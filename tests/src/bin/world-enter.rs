@@ -24,9 +24,12 @@ struct Arguments {
     /// The directory of a cgroup (version 2).
     #[arg(long)]
     cgroup: Option<PathBuf>,
-    /// A user id; its group id and only supplementary group have the same number.
+    /// A user id; its group id and first supplementary group have the same number.
     #[arg(long)]
     user: Option<u32>,
+    /// Further supplementary groups of the user.
+    #[arg(long)]
+    group: Vec<u32>,
     /// The working directory.
     #[arg(long)]
     directory: Option<PathBuf>,
@@ -54,7 +57,9 @@ fn main() -> Result<()> {
     }
     if let Some(user) = arguments.user {
         let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
-        setgroups(&[gid])?;
+        let groups: Vec<Gid> =
+            [gid].into_iter().chain(arguments.group.iter().copied().map(Gid::from_raw)).collect();
+        setgroups(&groups)?;
         setresgid(gid, gid, gid)?;
         setresuid(uid, uid, uid)?;
     }

@@ -1,5 +1,6 @@
 //! `Runner.Worker`: runs one job (Runner.Worker/JobRunner.cs, JobExtension.cs, StepsRunner.cs).
 
+mod containers;
 mod execution;
 mod output;
 mod uploads;
@@ -13,6 +14,7 @@ use crate::job::{
     Annotation, Condition, Job, JobOutcome, JobResult, StepKind, StepOutcome, StepResult,
 };
 use anyhow::{Context, Result, bail};
+use containers::Containers;
 use nix::sys::signal::SigSet;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -59,6 +61,8 @@ struct Worker {
     results: Vec<StepResult>,
     status: JobOutcome,
     uploads: Uploads,
+    /// The job's container and those of its services, while they run.
+    containers: Option<Containers>,
 }
 
 pub(super) fn main() -> Result<ExitCode> {
@@ -127,6 +131,7 @@ fn run(job: Job, to_listener: File, control: Arc<Control>) -> Result<JobOutcome>
         results: Vec::new(),
         status: JobOutcome::Success,
         uploads: Uploads::start(&name)?,
+        containers: None,
         job,
     };
     for (name, value) in worker.job.env.clone() {
@@ -138,10 +143,19 @@ fn run(job: Job, to_listener: File, control: Arc<Control>) -> Result<JobOutcome>
     let hook = |stage: &str| {
         std::env::var_os(format!("ACTIONS_RUNNER_HOOK_JOB_{stage}")).map(PathBuf::from)
     };
-    let before = steps::before(&worker.job.steps, hook("STARTED").as_deref());
-    let ran = worker.run_all(before)?;
-    let after = steps::after(&worker.job.steps, &ran, hook("COMPLETED").as_deref());
+    let mut before = steps::before(&worker.job.steps, hook("STARTED").as_deref());
+    let has_hook = before.front().is_some_and(|first| first.kind == StepKind::StartedHook);
+    let rest = before.split_off(usize::from(has_hook));
+    worker.run_all(before)?;
+    // *Initialize containers* comes after the hook and in front of everything else, under `success()`.
+    worker.start_containers(&root)?;
+    let ran = worker.run_all(rest)?;
+    let mut after = steps::after(&worker.job.steps, &ran, hook("COMPLETED").as_deref());
+    let has_hook = after.back().is_some_and(|last| last.kind == StepKind::CompletedHook);
+    let last = after.split_off(after.len() - usize::from(has_hook));
     worker.run_all(after)?;
+    worker.stop_containers();
+    worker.run_all(last)?;
 
     let orphans = orphans::clean_up(&existing, &tracking_id);
     let result = JobResult {

@@ -1,7 +1,9 @@
 //! Builds a world.
 
 use super::prerequisites::Prerequisite;
-use super::{RUNNER_USERS, Runner, RunnerHost, World, cleanup, names, network, prerequisites};
+use super::{
+    RUNNER_USERS, Runner, RunnerHost, World, cleanup, engine, names, network, prerequisites,
+};
 use crate::attacker::Attacker;
 use crate::binaries;
 use crate::namespace::{MountNamespace, NetworkNamespace};
@@ -21,21 +23,35 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 
+/// Makes the text of an accounts file: its name, and the line of the runner with this user and number.
+type Accounts<'a> = dyn Fn(&str, &dyn Fn(u32, usize) -> String) -> Result<String> + 'a;
+
 /// How many users are kept for one world.
 const USERS_OF_A_WORLD: usize = 4;
 
 /// What a world shall have.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a question of its own, answered by a method"
+)]
 pub struct Builder {
     runners: u32,
     is_same_user: bool,
     has_packages: bool,
     has_repository: bool,
+    has_engine: bool,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { runners: 1, is_same_user: false, has_packages: false, has_repository: false }
+        Self {
+            runners: 1,
+            is_same_user: false,
+            has_packages: false,
+            has_repository: false,
+            has_engine: false,
+        }
     }
 }
 
@@ -68,6 +84,14 @@ impl Builder {
         self
     }
 
+    /// The runner host has a `/run` of its own and a group `docker` that runners are in, so that container engines can be
+    /// started on it ([`World::docker`], [`World::podman`]).
+    #[must_use]
+    pub fn engine(mut self) -> Self {
+        self.has_engine = true;
+        self
+    }
+
     /// Everything that the main job (`tests/jobs/main.yml`) needs.
     #[must_use]
     pub fn main_job(self) -> Self {
@@ -86,6 +110,14 @@ impl Builder {
         if self.has_repository {
             needed.extend([Prerequisite::GIT, Prerequisite::CC, Prerequisite::MAKE]);
         }
+        if self.has_engine {
+            needed.extend([
+                Prerequisite::DOCKER,
+                Prerequisite::PODMAN,
+                Prerequisite::BUSYBOX,
+                Prerequisite::IPTABLES,
+            ]);
+        }
         prerequisites::check(&needed)?;
         cleanup::remove_stale()?;
         let (id, directory) = cleanup::claim()?;
@@ -101,7 +133,7 @@ impl Builder {
         let mut threads = Vec::new();
         let authority = Arc::new(Authority::new()?);
         let (users, lock) = self.users()?;
-        let binds = Self::lay_out(directory, &authority, &users)?;
+        let binds = self.lay_out(directory, &authority, &users)?;
 
         let runner_network = NetworkNamespace::create()?;
         let internet = NetworkNamespace::create()?;
@@ -126,6 +158,7 @@ impl Builder {
             network: runner_network,
             mount: MountNamespace::with_binds(&binds)?,
             cgroup: guard.cgroup().child("host")?,
+            groups: if self.has_engine { vec![engine::DOCKER_GROUP] } else { Vec::new() },
         });
         let runners = users
             .iter()
@@ -174,6 +207,7 @@ impl Builder {
 
     /// Makes the world's files; returns what is mounted where on the runner host.
     fn lay_out(
+        &self,
         directory: &Path,
         authority: &Authority,
         users: &[u32],
@@ -218,7 +252,7 @@ impl Builder {
                     format!("runner-{number}:x:{uid}:{uid}::{}:/bin/bash\n", home(number).display())
                 })?,
             ),
-            ("group", accounts("group", &|uid, number| format!("runner-{number}:x:{uid}:\n"))?),
+            ("group", self.groups(&accounts, users)?),
             ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
         ];
         let mut binds = vec![(tmp, PathBuf::from("/tmp"))];
@@ -232,7 +266,31 @@ impl Builder {
                 .with_context(|| format!("this machine has no {}", target.display()))?;
             binds.push((source, target));
         }
+        if self.has_engine {
+            engine::lay_out(directory)?;
+            binds.push((directory.join("root/run"), PathBuf::from("/run")));
+        }
         Ok(binds)
+    }
+
+    /// `/etc/group`: a group for each runner, and `docker` with all of them.
+    fn groups(&self, accounts: &Accounts<'_>, users: &[u32]) -> Result<String> {
+        let mut text = accounts("group", &|uid, number| format!("runner-{number}:x:{uid}:\n"))?;
+        if self.has_engine {
+            // The machine may have a group of this name, which is not the world's.
+            text = text
+                .lines()
+                .filter(|line| !line.starts_with("docker:"))
+                .fold(String::new(), |text, line| text + line + "\n");
+            let names: Vec<String> =
+                (1..=users.len()).map(|number| format!("runner-{number}")).collect();
+            text += "docker:x:";
+            text += &engine::DOCKER_GROUP.to_string();
+            text += ":";
+            text += &names.join(",");
+            text += "\n";
+        }
+        Ok(text)
     }
 
     fn serve_inputs(&self, directory: &Path, web: &Web) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Takes a world down, and takes down worlds whose tests were killed.
 
-use super::World;
+use super::{World, engine};
 use crate::cgroup::{self, Cgroup};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
@@ -75,6 +75,7 @@ fn remove(id: &str) -> Result<()> {
     let mount_point = cgroup::mount_point()?;
     kill_strays(&directory);
     Cgroup::at(mount_point.join(id)).destroy()?;
+    engine::remove_version_1_groups(id);
     let slice = mount_point.join("system.slice");
     for entry in fs::read_dir(&slice).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().ends_with(&format!("-{id}.service")) {

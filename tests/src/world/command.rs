@@ -20,6 +20,7 @@ pub struct HostCommand {
     mount: Option<PathBuf>,
     cgroup: Option<PathBuf>,
     user: Option<u32>,
+    groups: Vec<u32>,
     directory: Option<PathBuf>,
 }
 
@@ -33,6 +34,7 @@ impl HostCommand {
             mount: None,
             cgroup: None,
             user: None,
+            groups: Vec::new(),
             directory: None,
         }
     }
@@ -72,6 +74,13 @@ impl HostCommand {
     #[must_use]
     pub fn user(mut self, uid: u32) -> Self {
         self.user = Some(uid);
+        self
+    }
+
+    /// Gives the user these supplementary groups beside its own.
+    #[must_use]
+    pub fn groups(mut self, groups: &[u32]) -> Self {
+        self.groups.extend(groups);
         self
     }
 
@@ -160,6 +169,9 @@ impl HostCommand {
         }
         if let Some(user) = self.user {
             command.arg("--user").arg(user.to_string());
+            for group in &self.groups {
+                command.arg("--group").arg(group.to_string());
+            }
         }
         command.arg("--").arg(&self.program).args(&self.arguments);
         Ok(command)

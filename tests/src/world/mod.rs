@@ -4,6 +4,7 @@
 mod builder;
 mod cleanup;
 mod command;
+mod engine;
 mod monitor;
 mod names;
 pub mod network;
@@ -24,6 +25,7 @@ use crate::sync::{Stop, lock};
 use anyhow::{Context, Result, bail};
 pub use builder::Builder;
 pub use command::{HostCommand, Process};
+pub use engine::{CONTAINER_TOOLS, Docker, DockerOptions, IMAGE, Podman};
 pub use monitor::{Monitor, MonitorOptions, MonitorPlace};
 use nix::fcntl::Flock;
 use portcullis_common::event::Event;
@@ -71,6 +73,8 @@ pub(crate) struct RunnerHost {
     network: NetworkNamespace,
     mount: MountNamespace,
     cgroup: Cgroup,
+    /// Supplementary groups of runners.
+    groups: Vec<u32>,
 }
 
 impl World {
@@ -160,6 +164,19 @@ impl World {
             .env("PATH", PATH)
     }
 
+    /// A program to be started on the internet's host, where its servers are, as root.
+    pub fn internet_command(&self, program: impl AsRef<OsStr>) -> HostCommand {
+        HostCommand::new(program)
+            .network(self.internet.path())
+            .cgroup(&self.host.cgroup)
+            .env("PATH", PATH)
+    }
+
+    /// As [`Self::internet_command`], with the files and the name server of the runner host.
+    pub fn internet_command_with_names(&self, program: impl AsRef<OsStr>) -> HostCommand {
+        self.host.command(program).network(self.internet.path())
+    }
+
     /// The world's part of the cgroup tree.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
@@ -229,6 +246,22 @@ impl World {
     /// When it is not built, ends, or does not come; the error holds what it wrote.
     pub fn monitor(&self, options: MonitorOptions) -> Result<Monitor> {
         Monitor::start(Arc::clone(&self.host), options)
+    }
+
+    /// Starts a Docker engine on the runner host, with the image [`IMAGE`].
+    ///
+    /// # Errors
+    /// When the world was built without [`Builder::engine`], or the engine does not come; the error holds what it wrote.
+    pub fn docker(&self, options: &DockerOptions) -> Result<Docker> {
+        Docker::start(self, options)
+    }
+
+    /// Prepares podman on the runner host, with the image [`IMAGE`]; it has no daemon.
+    ///
+    /// # Errors
+    /// When the image can't be made.
+    pub fn podman(&self) -> Result<Podman> {
+        Podman::prepare(self)
     }
 
     /// A program of the product, put into `<root>/opt/portcullis/bin`.

@@ -26,6 +26,14 @@ impl Prerequisite {
     pub(super) const VENV: Self =
         Self { probe: &["/usr/bin/python3", "-c", "import ensurepip"], package: "python3-venv" };
 
+    pub(super) const DOCKER: Self =
+        Self { probe: &["/usr/sbin/dockerd", "--version"], package: "docker.io" };
+    pub(super) const PODMAN: Self = Self { probe: &["podman", "--version"], package: "podman" };
+    pub(super) const BUSYBOX: Self =
+        Self { probe: &["/usr/bin/busybox", "true"], package: "busybox-static" };
+    pub(super) const IPTABLES: Self =
+        Self { probe: &["iptables", "--version"], package: "iptables" };
+
     fn is_there(self) -> bool {
         Command::new(self.probe[0])
             .args(&self.probe[1..])

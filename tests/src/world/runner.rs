@@ -211,6 +211,7 @@ impl Runner {
             .command(self.directory.join("bin").join(LISTENER))
             .arg("run")
             .user(self.uid)
+            .groups(&self.host.groups)
             .cgroup(&self.cgroup)
             .directory(&self.directory)
             .env("HOME", self.directory.join("home"))

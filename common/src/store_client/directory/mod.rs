@@ -122,7 +122,7 @@ impl DirectoryStore {
         }
         let completeness =
             if errors.len() == 0 { Completeness::Whole } else { Completeness::Partial };
-        let set = match PolicySet::check(documents, completeness) {
+        let set = match PolicySet::check(documents.into_iter().map(Arc::new), completeness) {
             Ok(set) => set,
             Err(found) => {
                 errors.extend(found);

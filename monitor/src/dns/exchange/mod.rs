@@ -8,7 +8,7 @@ use super::answer::{self, AnswerError, Findings};
 use super::config::Timeouts;
 use super::message::{BuildError, OutgoingQuery, is_truncated};
 use super::observer::{DnsObserver, UpstreamChange};
-use super::server::{ResolverError, UpstreamSource};
+use super::sockets::{ResolverError, UpstreamSource};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;

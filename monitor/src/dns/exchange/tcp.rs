@@ -2,7 +2,7 @@
 
 use super::super::message::{Match, OutgoingQuery};
 use super::super::observer::Transport;
-use super::super::server::UpstreamSource;
+use super::super::sockets::UpstreamSource;
 use crate::sys::namespace::in_network_namespace;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockname, setsockopt, socket,

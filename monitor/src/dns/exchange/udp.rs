@@ -2,7 +2,7 @@
 
 use super::super::message::{Match, OutgoingQuery, read_u16};
 use super::super::observer::Transport;
-use super::super::server::UpstreamSource;
+use super::super::sockets::UpstreamSource;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -11,6 +11,7 @@ use super::super::message::{
 use super::super::observer::{
     BudgetKind, DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Reason, Transport,
 };
+use super::anywhere::{self, ArrivedAt};
 use super::resolve::Asked;
 use crate::egress::grant::GrantSink;
 use hickory_proto::rr::RecordType;
@@ -53,8 +54,8 @@ pub(super) struct State {
 /// Where an answer goes.
 #[derive(Debug)]
 pub(super) enum Respond {
-    /// A datagram.
-    Udp(Arc<UdpSocket>),
+    /// A datagram, from the address that the query arrived at when the socket has several.
+    Udp(Arc<UdpSocket>, Option<ArrivedAt>),
     /// A place in a connection's queue.
     Tcp(mpsc::OwnedPermit<Vec<u8>>),
 }
@@ -63,8 +64,11 @@ impl Respond {
     /// Sends an answer. A client that can't take a datagram now asks again; nobody waits for it.
     pub(super) fn send(self, answer: &[u8], client: SocketAddr) {
         match self {
-            Self::Udp(socket) => {
+            Self::Udp(socket, None) => {
                 let _ = socket.try_send_to(answer, client);
+            }
+            Self::Udp(socket, Some(arrived)) => {
+                let _ = anywhere::send(&socket, answer, client, arrived);
             }
             Self::Tcp(place) => drop(place.send(answer.to_vec())),
         }
@@ -243,6 +247,7 @@ impl Core {
     ///
     /// # Errors
     /// When that may not be: the refusal.
+    #[expect(clippy::result_large_err, reason = "a refusal is answered at once by its one caller")]
     fn ask(
         self: &Arc<Self>,
         query: &Query<'_>,

@@ -1,26 +1,17 @@
 //! The sockets that a job's queries arrive on: UDP and TCP, one port number for all addresses.
 
-use super::ResolverError;
+use super::super::sockets::{ResolverError, SkippedListener};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 /// Times a port chosen by the kernel for one socket may turn out to be taken for another.
-const PORT_TRIES: usize = 64;
+pub(super) const PORT_TRIES: usize = 64;
 
 /// The sockets of one address.
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) udp: UdpSocket,
     pub(super) tcp: TcpListener,
-}
-
-/// An address that could not be listened on because the namespace does not have it.
-#[derive(Debug)]
-pub struct SkippedListener {
-    /// The address.
-    pub address: IpAddr,
-    /// What the kernel said.
-    pub error: io::Error,
 }
 
 /// All listening sockets and what was left out.

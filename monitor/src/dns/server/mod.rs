@@ -1,5 +1,6 @@
 //! A running resolver: its sockets, its tasks, and its end.
 
+mod anywhere;
 mod core;
 mod listen;
 mod resolve;
@@ -11,10 +12,10 @@ use super::config::ResolverConfig;
 use super::exchange::{self, Exchange};
 use super::judge::Judge;
 use super::names::NamePolicy;
-use super::observer::{DnsObserver, Transport};
+use super::observer::DnsObserver;
+use super::sockets::{ResolverError, SkippedListener, UpstreamSource};
 use crate::egress::grant::GrantSink;
 use crate::sys::namespace::in_network_namespace;
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -22,59 +23,12 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-pub use listen::SkippedListener;
-
-/// Why a resolver could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolverError {
-    /// The Worker's network namespace could not be entered.
-    #[error("the Worker's network namespace could not be entered to open the resolver's sockets")]
-    Namespace(#[source] io::Error),
-    /// A listener could not be bound.
-    #[error("the resolver could not listen on {address}; another program may hold the port")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// None of the addresses to listen on exists.
-    #[error(
-        "none of the addresses that the resolver should listen on exists in the Worker's network namespace"
-    )]
-    NoAddress {
-        /// What was tried.
-        skipped: Vec<SkippedListener>,
-    },
-    /// An upstream socket could not be made.
-    #[error("no socket for questions to the upstream {upstream} could be opened")]
-    Upstream {
-        /// The upstream.
-        upstream: SocketAddr,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A socket could not be handed to the runtime.
-    #[error("a socket of the resolver could not be registered with the runtime")]
-    Register(#[source] io::Error),
-}
-
-/// A socket of the resolver that talks to an upstream: the firewall must let exactly these out.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct UpstreamSource {
-    /// The transport.
-    pub transport: Transport,
-    /// The source port, held as long as the resolver lives.
-    pub port: u16,
-    /// The only destination.
-    pub upstream: SocketAddr,
-}
-
 /// The resolver of one job. It stops when dropped.
 #[derive(Debug)]
 pub struct Resolver {
     port: u16,
     addresses: Vec<SocketAddr>,
+    anywhere: Vec<SocketAddr>,
     skipped: Vec<SkippedListener>,
     sources: Vec<UpstreamSource>,
     core: Arc<Core>,
@@ -85,6 +39,7 @@ pub struct Resolver {
 /// What the thread in the Worker's namespace opened.
 struct Opened {
     listeners: listen::Listeners,
+    anywhere: Vec<listen::Listener>,
     upstreams: Vec<exchange::BoundUpstream>,
 }
 
@@ -92,7 +47,9 @@ impl Opened {
     fn open(config: &ResolverConfig) -> Result<Self, ResolverError> {
         let count = config.upstreams.len().min(ResolverConfig::MAX_UPSTREAMS);
         let upstreams = exchange::bind(config.upstreams.get(..count).unwrap_or(&[]))?;
-        Ok(Self { listeners: listen::bind(&config.listen, config.port)?, upstreams })
+        let listeners = listen::bind(&config.listen, config.port)?;
+        let anywhere = if config.listen_anywhere { anywhere::bind_all()? } else { Vec::new() };
+        Ok(Self { listeners, anywhere, upstreams })
     }
 }
 
@@ -136,18 +93,26 @@ impl Resolver {
         };
         let core =
             Arc::new(Core::new(judge, exchange, grants, observer, config.budgets, config.cache));
-        let mut addresses = Vec::new();
         let slots = Arc::new(Semaphore::new(config.tcp.connections));
-        for listener in opened.listeners.bound {
-            let udp = UdpSocket::from_std(listener.udp).map_err(ResolverError::Register)?;
-            let tcp = TcpListener::from_std(listener.tcp).map_err(ResolverError::Register)?;
-            addresses.push(udp.local_addr().map_err(ResolverError::Register)?);
-            tasks.spawn(udp::serve(Arc::clone(&core), Arc::new(udp)));
-            tasks.spawn(tcp::serve(Arc::clone(&core), tcp, config.tcp, Arc::clone(&slots)));
-        }
+        let mut serve = |listeners: Vec<listen::Listener>, sockets| {
+            let mut addresses = Vec::new();
+            for listener in listeners {
+                let udp = UdpSocket::from_std(listener.udp)?;
+                let tcp = TcpListener::from_std(listener.tcp)?;
+                addresses.push(udp.local_addr()?);
+                tasks.spawn(udp::serve(Arc::clone(&core), Arc::new(udp), sockets));
+                tasks.spawn(tcp::serve(Arc::clone(&core), tcp, config.tcp, Arc::clone(&slots)));
+            }
+            Ok(addresses)
+        };
+        let addresses = serve(opened.listeners.bound, udp::Listens::OnAddress)
+            .map_err(ResolverError::Register)?;
+        let anywhere =
+            serve(opened.anywhere, udp::Listens::Anywhere).map_err(ResolverError::Register)?;
         Ok(Self {
             port: opened.listeners.port,
             addresses,
+            anywhere,
             skipped: opened.listeners.skipped,
             sources,
             core,
@@ -163,6 +128,11 @@ impl Resolver {
     /// The addresses listened on.
     pub fn listen_addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where queries are heard that rules redirect from other network namespaces: the port on every address, by family.
+    pub fn listens_anywhere(&self) -> &[SocketAddr] {
+        &self.anywhere
     }
 
     /// The addresses asked for that the namespace does not have.

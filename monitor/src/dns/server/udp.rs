@@ -2,6 +2,7 @@
 
 use super::super::message::MAXIMUM_QUERY;
 use super::super::observer::Transport;
+use super::anywhere;
 use super::core::{Core, Respond, Step};
 use std::io;
 use std::sync::Arc;
@@ -10,9 +11,18 @@ use tokio::net::UdpSocket;
 /// Datagrams taken before other tasks of the runtime get their turn.
 const BATCH: usize = 64;
 
+/// What a socket is bound to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Listens {
+    /// One address.
+    OnAddress,
+    /// All addresses of a family.
+    Anywhere,
+}
+
 /// Answers the datagrams of `socket` until the task is aborted. Known answers leave from here at once; the others are asked
 /// for by tasks of their own.
-pub(super) async fn serve(core: Arc<Core>, socket: Arc<UdpSocket>) {
+pub(super) async fn serve(core: Arc<Core>, socket: Arc<UdpSocket>, listens: Listens) {
     // One byte more than the longest query, so that a longer one is seen to be longer.
     let mut buffer = vec![0; MAXIMUM_QUERY + 1];
     let mut out = Vec::with_capacity(2048);
@@ -22,10 +32,16 @@ pub(super) async fn serve(core: Arc<Core>, socket: Arc<UdpSocket>) {
             return;
         }
         for _ in 0..BATCH {
-            match socket.try_recv_from(&mut buffer) {
-                Ok((length, client)) => {
+            let received = match listens {
+                Listens::OnAddress => {
+                    socket.try_recv_from(&mut buffer).map(|(length, client)| (length, client, None))
+                }
+                Listens::Anywhere => anywhere::receive(&socket, &mut buffer),
+            };
+            match received {
+                Ok((length, client, arrived)) => {
                     let message = buffer.get(..length).unwrap_or(&[]);
-                    let respond = Respond::Udp(Arc::clone(&socket));
+                    let respond = Respond::Udp(Arc::clone(&socket), arrived);
                     let step = core.handle(message, &mut out, client, Transport::Udp, respond);
                     match step {
                         Step::Reply(respond, observation) => {

@@ -179,10 +179,6 @@ impl RuleBuilder {
         self.load_destination(family, Register::FIRST).compare(Comparison::Equal, address)
     }
 
-    pub(super) fn source(self, family: IpFamily, address: &[u8]) -> Self {
-        self.load_source(family, Register::FIRST).compare(Comparison::Equal, address)
-    }
-
     pub(super) fn source_port(self, port: u16) -> Self {
         self.load_source_port(Register::FIRST).compare(Comparison::Equal, port.to_be_bytes())
     }
@@ -261,6 +257,10 @@ impl RuleBuilder {
         self.conntrack_bits(ConntrackKey::Status, bits, Comparison::Equal)
     }
 
+    pub(super) fn status_any(self, bits: u32) -> Self {
+        self.conntrack_bits(ConntrackKey::Status, bits, Comparison::NotEqual)
+    }
+
     /// A packet towards the side that opened the flow.
     pub(super) fn reply(self) -> Self {
         self.with(Expression::Conntrack { key: ConntrackKey::Direction, to: Register::FIRST })
@@ -274,6 +274,14 @@ impl RuleBuilder {
 
     pub(super) fn cgroup_in(self, level: u32, set: &str) -> Self {
         self.with(Expression::SocketCgroup { level, to: Register::FIRST }).lookup(set)
+    }
+
+    /// A socket whose cgroup at `level` is younger than `cgroup`: the kernel numbers groups in the order in which they are
+    /// made, and never uses a number twice (`idr_alloc_cyclic` with a generation, fs/kernfs/dir.c).
+    pub(super) fn cgroup_younger_than(self, level: u32, cgroup: CgroupId) -> Self {
+        self.with(Expression::SocketCgroup { level, to: Register::FIRST })
+            .with(Expression::NetworkOrder { register: Register::FIRST })
+            .compare(Comparison::AtLeast, cgroup.id.saturating_add(1).to_be_bytes())
     }
 
     /// A packet of a full socket: neither a connection request nor TIME-WAIT, nor without a socket.

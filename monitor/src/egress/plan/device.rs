@@ -4,10 +4,13 @@
 //! socket, also with `PACKET_QDISC_BYPASS`, has none. A macvlan child in another network namespace keeps its route but
 //! has an Ethernet address of its own.
 
-use super::build::{protocol, rule};
-use super::{Plan, chain, counters};
+use super::build::{RuleBuilder, protocol, rule};
+use super::{Plan, chain};
 use crate::egress::expression::{Comparison, MetaKey};
-use crate::egress::rule_set::{Chain, ChainKind, ChainPolicy, Hook, HookPoint, Table, TableFamily};
+use crate::egress::log_prefix::{Path, RuleKind};
+use crate::egress::rule_set::{
+    Chain, ChainKind, ChainPolicy, Hook, HookPoint, Rule, Table, TableFamily,
+};
 use crate::egress::target::IpFamily;
 
 /// `ETH_P_ARP` and `ETH_P_IP`.
@@ -27,7 +30,7 @@ impl Plan<'_> {
                 let mut rules = Vec::new();
                 if let Some(mac) = uplink.mac {
                     let foreign = rule().link_bytes(6, &mac, Comparison::NotEqual);
-                    rules.push(self.stop(foreign.count(counters::FRAMES)));
+                    rules.push(self.stop_frame(foreign));
                 }
                 rules.push(rule().goto("frames"));
                 Chain {
@@ -42,18 +45,12 @@ impl Plan<'_> {
                 }
             })
             .collect();
-        let stop = || self.stop(rule().count(counters::FRAMES));
         chains.push(chain(
             "frames",
             vec![
                 rule().has(MetaKey::RouteRealm).accept(),
                 // A process has no business making ARP; the kernel's own has no socket.
-                self.stop(
-                    rule()
-                        .meta(MetaKey::Protocol, ARP)
-                        .has(MetaKey::SocketUser)
-                        .count(counters::FRAMES),
-                ),
+                self.stop_frame(rule().meta(MetaKey::Protocol, ARP).has(MetaKey::SocketUser)),
                 // A socket of another network namespace can't be told, so that ARP of a macvlan child with a forged address
                 // is bounded to what ARP says.
                 rule()
@@ -69,14 +66,21 @@ impl Plan<'_> {
                     .source_port(68)
                     .destination_port(67)
                     .accept(),
-                stop(),
+                self.stop_frame(rule()),
             ],
         ));
         Table {
             family: TableFamily::Netdev,
-            counters: vec![counters::FRAMES],
+            counters: RuleKind::FRAMES.map(RuleKind::counter).into(),
             sets: Vec::new(),
             chains,
         }
+    }
+
+    /// Counts and logs each frame, and drops it, or in audit mode accepts. Interfaces know no flows, so that frames that
+    /// pass are logged one by one, too.
+    fn stop_frame(&self, rule: RuleBuilder) -> Rule {
+        let kind = if self.audit { RuleKind::WouldBlockFrame } else { RuleKind::Frame };
+        self.stop(self.logger.log(rule, kind, Path::Device))
     }
 }

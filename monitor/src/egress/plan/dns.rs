@@ -1,11 +1,10 @@
 //! DNS redirection: whatever server a query is addressed to, the job's resolver gets it.
 
-use super::build::{RuleBuilder, rule, text_key};
-use super::endpoints::address_bytes;
-use super::{Plan, base_chain, chain, family_of, set};
+use super::build::{RuleBuilder, rule};
+use super::{Plan, base_chain, chain, set};
 use crate::egress::expression::{Expression, MetaKey, Register};
 use crate::egress::rule_set::{Chain, ChainKind, HookPoint, Rule};
-use crate::egress::target::{ForwardedDns, IpFamily};
+use crate::egress::target::{IpFamily, ResolverPorts};
 use portcullis_common::event::EnforcementScope;
 
 /// The port of DNS (RFC 1035 §4.2).
@@ -28,20 +27,36 @@ impl Plan<'_> {
         match self.target.scope {
             EnforcementScope::Job => {
                 owner.extend(self.owners().map(|owner| owner.goto("dns_redirect")));
+                owner.extend(self.started_for_the_job("dns_redirect"));
             }
             EnforcementScope::Host => owner.push(rule().goto("dns_redirect")),
         }
-        let ports =
-            [(IpFamily::V4, self.target.resolver.v4), (IpFamily::V6, self.target.resolver.v6)];
-        let redirect =
-            ports.into_iter().filter_map(|(family, port)| Some(redirect(family, port?))).collect();
-        let mut chains = vec![output, chain("dns_owner", owner), chain("dns_redirect", redirect)];
-        if !self.target.forwarded_dns.is_empty() {
-            let rules = self.target.forwarded_dns.iter().map(forwarded).collect();
-            chains.push(base_chain("dns_prerouting", ChainKind::Nat, HookPoint::Prerouting, rules));
-        }
-        chains
+        let redirect = |ports: ResolverPorts| {
+            by_family(ports).map(|(family, port)| redirect(family, port)).collect()
+        };
+        // What containers ask, on bridges that come while the job runs too.
+        let mut prerouting = vec![rule().arrives_by_loopback().accept()];
+        prerouting.extend(self.of_other_namespaces().map(|condition| {
+            condition
+                .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                .destination_port(DNS_PORT)
+                .goto("dns_forwarded")
+        }));
+        vec![
+            output,
+            chain("dns_owner", owner),
+            chain("dns_redirect", redirect(self.target.resolver)),
+            base_chain("dns_prerouting", ChainKind::Nat, HookPoint::Prerouting, prerouting),
+            chain("dns_forwarded", redirect(self.target.container_resolver)),
+        ]
     }
+}
+
+/// The families that have a port.
+pub(super) fn by_family(ports: ResolverPorts) -> impl Iterator<Item = (IpFamily, u16)> {
+    [(IpFamily::V4, ports.v4), (IpFamily::V6, ports.v6)]
+        .into_iter()
+        .filter_map(|(family, port)| Some((family, port?)))
 }
 
 fn redirect(family: IpFamily, port: u16) -> Rule {
@@ -49,27 +64,5 @@ fn redirect(family: IpFamily, port: u16) -> Rule {
         .family(family)
         .with(Expression::Load { to: Register::FIRST, value: port.to_be_bytes().to_vec() })
         .with(Expression::Redirect { port: Register::FIRST })
-        .done()
-}
-
-fn forwarded(forwarded: &ForwardedDns) -> Rule {
-    let family = family_of(&forwarded.resolver);
-    let port = Register::FIRST.plus(4);
-    query()
-        .meta(MetaKey::InputName, text_key(&forwarded.interface))
-        .family(family)
-        .with(Expression::Load {
-            to: Register::FIRST,
-            value: address_bytes(forwarded.resolver.ip()),
-        })
-        .with(Expression::Load {
-            to: port,
-            value: forwarded.resolver.port().to_be_bytes().to_vec(),
-        })
-        .with(Expression::DestinationNat {
-            v6: family == IpFamily::V6,
-            address: Register::FIRST,
-            port,
-        })
         .done()
 }

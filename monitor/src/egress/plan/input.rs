@@ -1,6 +1,7 @@
 //! Packets that arrive: replies are not a way out, so nobody outside opens a flow to the job.
 
 use super::build::{RuleBuilder, protocol, rule, state};
+use super::dns::by_family;
 use super::endpoints::number;
 use super::{Plan, base_chain, chain, counters, family_of, set};
 use crate::egress::expression::MetaKey;
@@ -16,10 +17,18 @@ const UNICAST: u8 = 0;
 impl Plan<'_> {
     /// `input`.
     pub(super) fn input(&self) -> Chain {
-        let mut rules = vec![
-            rule().arrives_by_loopback().accept(),
-            rule().state_any(state::ESTABLISHED | state::RELATED).reply().accept(),
-        ];
+        let mut rules = vec![rule().arrives_by_loopback().accept()];
+        // The resolver listens on every address for containers, and for nobody else.
+        for (family, port) in by_family(self.target.container_resolver) {
+            let asked = |rule: RuleBuilder| {
+                rule.family(family)
+                    .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                    .destination_port(port)
+            };
+            rules.extend(self.of_other_namespaces().map(|rule| asked(rule).accept()));
+            rules.push(asked(rule()).count(counters::FOREIGN_RESOLVER).drop());
+        }
+        rules.push(rule().state_any(state::ESTABLISHED | state::RELATED).reply().accept());
         // A connection older than the rules can be known to connection tracking the wrong way round.
         for family in IpFamily::ALL {
             if self.target.adopted_flows.iter().any(|flow| family_of(&flow.local) == family) {
@@ -37,6 +46,7 @@ impl Plan<'_> {
         match self.target.scope {
             EnforcementScope::Job => {
                 rules.extend(self.owners().map(|owner| owner.goto("inbound_input")));
+                rules.extend(self.started_for_the_job("inbound_input"));
             }
             EnforcementScope::Host => rules.extend(self.host_rules()),
         }

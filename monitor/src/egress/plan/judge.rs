@@ -131,7 +131,7 @@ impl Plan<'_> {
     fn tail(&self, path: Path) -> Chain {
         let mut rules = self.accept_to_containers();
         match path {
-            Path::Output | Path::Input => {
+            Path::Output | Path::Input | Path::Device => {
                 rules.push(rule().has(MetaKey::SocketUser).goto("blocked_output"));
                 for family in IpFamily::ALL {
                     rules.push(

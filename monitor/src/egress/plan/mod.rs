@@ -37,8 +37,6 @@ pub mod counters {
     pub const FOREIGN_RESOLVER: &str = "foreign_resolver";
     /// Packets from outside that nobody waits for.
     pub const NOISE: &str = "noise";
-    /// Frames that bypass IP (`AF_PACKET`, macvlan) on their way out by an uplink.
-    pub const FRAMES: &str = "frames";
 }
 
 /// The priority of our filter chains: behind the usual ones (0), so that what others drop is not recorded as allowed,
@@ -165,11 +163,10 @@ fn check(target: &EnforcementTarget) -> Result<(), PlanError> {
     if target.infrastructure.iter().any(|cgroup| cgroup.level == 0) {
         return Err(PlanError::RootCgroup { whom: "an infrastructure unit" });
     }
-    let names = target
-        .uplinks
-        .iter()
-        .map(|uplink| &uplink.interface.name)
-        .chain(target.forwarded_dns.iter().map(|forwarded| &forwarded.interface));
+    if target.other_jobs.iter().any(|cgroup| cgroup.level == 0) {
+        return Err(PlanError::RootCgroup { whom: "another job" });
+    }
+    let names = target.uplinks.iter().map(|uplink| &uplink.interface.name);
     for name in names {
         if name.is_empty() || name.len() > MAX_INTERFACE_NAME_BYTES || name.contains('\0') {
             return Err(PlanError::InterfaceName(name.clone()));
@@ -208,6 +205,8 @@ struct Plan<'a> {
     allowed: BTreeMap<IpFamily, StaticEndpoints>,
     /// The infrastructure's cgroups by level.
     infrastructure: BTreeMap<u32, BTreeSet<Element>>,
+    /// The cgroups of other runners' younger jobs by level.
+    other_jobs: BTreeMap<u32, BTreeSet<Element>>,
     grants: Vec<GrantSets>,
 }
 
@@ -218,11 +217,6 @@ impl<'a> Plan<'a> {
         for family in IpFamily::ALL {
             denied.insert(family, static_endpoints(&policy.denied, family)?);
             allowed.insert(family, static_endpoints(&policy.allowed, family)?);
-        }
-        let mut infrastructure: BTreeMap<u32, BTreeSet<Element>> = BTreeMap::new();
-        for CgroupId { id, level } in &target.infrastructure {
-            let element = Element { key: id.to_ne_bytes().to_vec(), end: None };
-            infrastructure.entry(*level).or_default().insert(element);
         }
         let classes = grant_classes(&policy.allowed)?;
         let grants = classes
@@ -235,7 +229,8 @@ impl<'a> Plan<'a> {
             logger: Logger { table: target.table.clone(), group: target.nflog_group },
             denied,
             allowed,
-            infrastructure,
+            infrastructure: by_level(&target.infrastructure),
+            other_jobs: by_level(&target.other_jobs),
             grants,
         })
     }
@@ -246,8 +241,11 @@ impl<'a> Plan<'a> {
         chains.extend(self.owner_chains());
         chains.extend(self.inbound_chains());
         chains.extend(self.dns_chains());
-        let mut counters: Vec<&'static str> =
-            RuleKind::ALL.into_iter().map(RuleKind::counter).collect();
+        let mut counters: Vec<&'static str> = RuleKind::ALL
+            .into_iter()
+            .filter(|kind| !kind.is_of_frames())
+            .map(RuleKind::counter)
+            .collect();
         counters.extend([counters::KERNEL_MADE, counters::FOREIGN_RESOLVER, counters::NOISE]);
         Table { family: TableFamily::Inet, counters, sets: self.inet_sets(), chains }
     }
@@ -287,13 +285,18 @@ impl<'a> Plan<'a> {
                 )
             },
         ];
-        sets.extend(self.infrastructure.iter().map(|(level, elements)| Set {
-            name: infrastructure_set(*level),
+        let groups = |(name, elements): (String, &BTreeSet<Element>)| Set {
+            name,
             kind: SetKind::Exact,
             key: vec![KeyField::Cgroup],
             limit: None,
             elements: elements.clone(),
-        }));
+        };
+        let named = |name: fn(u32) -> String| {
+            move |(level, elements): (&u32, _)| groups((name(*level), elements))
+        };
+        sets.extend(self.infrastructure.iter().map(named(infrastructure_set)));
+        sets.extend(self.other_jobs.iter().map(named(other_jobs_set)));
         for family in IpFamily::ALL {
             sets.extend(self.family_sets(family));
         }
@@ -407,6 +410,20 @@ fn family_of(address: &SocketAddr) -> IpFamily {
 
 fn infrastructure_set(level: u32) -> String {
     format!("infrastructure_{level}")
+}
+
+fn other_jobs_set(level: u32) -> String {
+    format!("other_jobs_{level}")
+}
+
+/// Cgroups as elements of one set for each level.
+fn by_level(groups: &[CgroupId]) -> BTreeMap<u32, BTreeSet<Element>> {
+    let mut found: BTreeMap<u32, BTreeSet<Element>> = BTreeMap::new();
+    for CgroupId { id, level } in groups {
+        let element = Element { key: id.to_ne_bytes().to_vec(), end: None };
+        found.entry(*level).or_default().insert(element);
+    }
+    found
 }
 
 fn grant_sets(class: GrantClass, family: IpFamily, target: &EnforcementTarget) -> GrantSets {

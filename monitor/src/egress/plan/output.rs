@@ -1,13 +1,20 @@
 //! Packets that processes of the Worker's network namespace send.
 
 use super::build::{RuleBuilder, protocol, rule, state, status};
+use super::dns::by_family;
 use super::endpoints::address_bytes;
-use super::{Plan, base_chain, chain, counters, family_of, infrastructure_set, set};
+use super::{
+    Plan, base_chain, chain, counters, family_of, infrastructure_set, other_jobs_set, set,
+};
 use crate::egress::expression::{MetaKey, Register};
 use crate::egress::rule_set::{Chain, ChainKind, HookPoint, Rule};
 use crate::egress::target::IpFamily;
 use portcullis_common::event::EnforcementScope;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// How deep below the root of the hierarchy younger groups are looked for. Those of container engines and service managers
+/// lie 2 to 6 deep.
+const MAX_GROUP_LEVEL: u32 = 12;
 
 /// The user that the monitor runs as.
 const ROOT: u32 = 0;
@@ -15,19 +22,34 @@ const ROOT: u32 = 0;
 impl Plan<'_> {
     /// `output`: whose packet is it?
     pub(super) fn output(&self) -> Chain {
-        let mut rules: Vec<Rule> = self
-            .resolvers()
-            .into_iter()
-            .map(|resolver| {
-                let family = family_of(&resolver);
+        let mut rules: Vec<Rule> = by_family(self.target.container_resolver)
+            .map(|(family, port)| {
                 rule()
+                    .leaves_by_loopback()
                     .family(family)
-                    .destination(family, &address_bytes(resolver.ip()))
                     .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
-                    .destination_port(resolver.port())
+                    .destination_port(port)
                     .goto("resolver")
             })
             .collect();
+        rules.extend(self.resolvers().into_iter().map(|resolver| {
+            let family = family_of(&resolver);
+            rule()
+                .family(family)
+                .destination(family, &address_bytes(resolver.ip()))
+                .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                .destination_port(resolver.port())
+                .goto("resolver")
+        }));
+        for port in &self.target.closed_ports {
+            rules.extend(self.owners().map(|owner| {
+                owner
+                    .leaves_by_loopback()
+                    .transport(protocol::TCP)
+                    .destination_port(*port)
+                    .goto("denied_output")
+            }));
+        }
         rules.push(rule().leaves_by_loopback().accept());
         rules.extend(self.infrastructure_rules());
         rules.push(rule().jump("upstream"));
@@ -35,6 +57,16 @@ impl Plan<'_> {
         match self.target.scope {
             EnforcementScope::Job => {
                 rules.extend(self.owners().map(|owner| owner.goto("judge_output")));
+                // Another job's table may have redirected a query of what nobody owns to that job's resolver; the packet
+                // still has its old way out.
+                for (family, loopback) in [
+                    (IpFamily::V4, &[127, 0, 0, 1][..]),
+                    (IpFamily::V6, &Ipv6Addr::LOCALHOST.octets()),
+                ] {
+                    let redirected = rule().status_any(status::DESTINATION_NAT);
+                    rules.push(redirected.family(family).destination(family, loopback).accept());
+                }
+                rules.extend(self.started_for_the_job("judge_output"));
             }
             EnforcementScope::Host => {
                 // The kernel's answer to a connection that `input` let in belongs to no full socket yet, so that the
@@ -64,8 +96,7 @@ impl Plan<'_> {
         let ports = self.target.resolver;
         let v4 = ports.v4.map(|port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
         let v6 = ports.v6.map(|port| SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port));
-        let forwarded = self.target.forwarded_dns.iter().map(|forwarded| forwarded.resolver);
-        v4.into_iter().chain(v6).chain(forwarded).collect()
+        v4.into_iter().chain(v6).collect()
     }
 
     /// Who may ask the job's resolver: in scope `job` only the job.
@@ -82,6 +113,7 @@ impl Plan<'_> {
             EnforcementScope::Job => {
                 let mut rules = vec![outside];
                 rules.extend(self.owners().map(RuleBuilder::accept));
+                rules.extend(self.in_younger_groups(RuleBuilder::accept, foreign));
                 rules.push(foreign());
                 rules
             }
@@ -110,18 +142,14 @@ impl Plan<'_> {
 
     /// The resolver's answers to containers.
     fn resolver_answers(&self) -> Vec<Rule> {
-        self.target
-            .forwarded_dns
-            .iter()
-            .map(|forwarded| {
-                let family = family_of(&forwarded.resolver);
+        by_family(self.target.container_resolver)
+            .map(|(family, port)| {
                 self.monitor(
                     rule()
-                        .meta(MetaKey::OutputName, super::build::text_key(&forwarded.interface))
+                        .meta_not_in(MetaKey::OutputIndex, set::UPLINKS)
                         .family(family)
-                        .source(family, &address_bytes(forwarded.resolver.ip()))
                         .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
-                        .source_port(forwarded.resolver.port()),
+                        .source_port(port),
                 )
                 .accept()
             })
@@ -149,5 +177,29 @@ impl Plan<'_> {
         let cgroup = self.target.job_cgroup.map(|cgroup| rule().cgroup(cgroup));
         let user = self.target.runner_uid.map(|uid| rule().user(uid));
         cgroup.into_iter().chain(user)
+    }
+
+    /// Sends what daemons started since the job began, for whomever, to `chain`, in scope `job`: a container in the host's
+    /// network, a transient unit. Whose it is can't be told, so each running job judges it, and it may do what all of
+    /// them may.
+    pub(super) fn started_for_the_job(&self, chain: &str) -> Vec<Rule> {
+        self.in_younger_groups(|younger| younger.goto(chain), || rule().accept())
+    }
+
+    /// Rules about sockets in groups that are younger than the job's: `theirs` for other runners' jobs first.
+    fn in_younger_groups(
+        &self,
+        judge: impl Fn(RuleBuilder) -> Rule,
+        theirs: impl Fn() -> Rule,
+    ) -> Vec<Rule> {
+        let Some(own) = self.target.job_cgroup else { return Vec::new() };
+        let others = self.other_jobs.keys().map(|level| {
+            let Rule(verdict) = theirs();
+            let found = rule().cgroup_in(*level, &other_jobs_set(*level));
+            verdict.into_iter().fold(found, RuleBuilder::with).done()
+        });
+        let younger =
+            (1..=MAX_GROUP_LEVEL).map(|level| judge(rule().cgroup_younger_than(level, own)));
+        others.chain(younger).collect()
     }
 }

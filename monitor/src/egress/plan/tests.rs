@@ -3,7 +3,7 @@ use super::*;
 use crate::egress::expression::{Expression, Verdict};
 use crate::egress::target::{Interface, KernelSupport, TableName, Uplink};
 use portcullis_common::endpoint::Endpoint;
-use portcullis_common::policy::{LockdownMode, Rule as PolicyRule};
+use portcullis_common::policy::Rule as PolicyRule;
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -20,17 +20,9 @@ fn rules<T: AsRef<str>>(texts: &[T]) -> Vec<Arc<PolicyRule>> {
 fn policy(egress: EgressMode, allowed: &[&str], denied: &[&str]) -> EffectivePolicy {
     EffectivePolicy {
         name: "test".to_owned(),
-        version: "1".to_owned(),
-        egress,
         allowed: rules(allowed),
         denied: rules(denied),
-        fail_on_block: false,
-        disable_sudo: false,
-        disable_sudo_and_containers: false,
-        disable_file_monitoring: false,
-        disable_telemetry: false,
-        on_failure: None,
-        lockdown: LockdownMode::default(),
+        ..EffectivePolicy::built_in(egress)
     }
 }
 
@@ -113,10 +105,8 @@ fn rule_sets_hang_together() {
             target.upstreams =
                 vec!["192.0.2.53:53".parse().unwrap(), "[2001:db8::53]:53".parse().unwrap()];
             target.container_bridges = vec![Interface { name: "docker0".to_owned(), index: 3 }];
-            target.forwarded_dns = vec![crate::egress::target::ForwardedDns {
-                interface: "docker0".to_owned(),
-                resolver: "172.17.0.1:53".parse().unwrap(),
-            }];
+            target.container_resolver =
+                crate::egress::target::ResolverPorts { v4: Some(5399), v6: Some(5399) };
             target.adopted_flows = vec![Flow {
                 local: "192.0.2.1:4000".parse().unwrap(),
                 remote: "192.0.2.2:443".parse().unwrap(),

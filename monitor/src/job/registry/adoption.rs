@@ -4,13 +4,15 @@ use super::Registry;
 use crate::caller::table::NetworkNamespaceId;
 use crate::caller::{CallerError, ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
+use crate::job::binding::protect;
 use crate::job::end::write_report;
 use crate::job::enforce::{Rules, enforce, table_name};
 use crate::job::host::Host;
 use crate::job::report_header;
 use crate::job::run::blocking;
-use crate::job::state::JobState;
+use crate::job::state::{JobState, UnenforcedState};
 use crate::nftables::InstalledTable;
+use crate::protect::engine_sockets::open_left_overs;
 use crate::record::recorder::Recorder;
 use crate::watch::worker_exit::WorkerExit;
 use jiff::Timestamp;
@@ -35,6 +37,17 @@ impl Registry {
                 }
             }
         }
+        let jobs = self.jobs();
+        open_left_overs(&self.host.paths.closed_sockets(), |id| jobs.contains_key(id));
+        self.host.service_manager.forget_the_rest();
+        for state in UnenforcedState::load_all(&self.host.paths.jobs()) {
+            match state {
+                Ok(state) => self.adopt_unenforced(&state),
+                Err((path, error)) => {
+                    tracing::error!(path = %path.display(), error = %error, "the state of a job without enforcement can't be read; its report is not written");
+                }
+            }
+        }
     }
 
     fn adopt(&self, state: JobState) {
@@ -54,8 +67,15 @@ impl Registry {
         let since = last_written(&self.host, &id);
         let guard = self.runtime.enter();
         let exit = WorkerExit::watch(&worker);
-        let enforced =
-            enforce(&self.host, state.clone(), worker, group, None, Rules::LeftByEarlierMonitor);
+        let enforced = enforce(
+            &self.host,
+            state.clone(),
+            worker,
+            group,
+            protect(&state),
+            None,
+            Rules::LeftByEarlierMonitor,
+        );
         drop(guard);
         match enforced {
             Ok(enforced) => {
@@ -117,6 +137,17 @@ fn end_left_behind(host: &Host, state: &JobState, reason: &str) {
     }
     if let Err(error) = record_end(host, state, reason) {
         tracing::error!(job.id = state.id, error = %error, "the job's report could not be written");
+    }
+    if let Some(table) = table_name(&state.id)
+        && let Some(socket) = host.service_manager.take(table.as_str())
+    {
+        let removed =
+            InstalledTable::remove_kept(socket, &table).map_err(|error| with_causes(&error));
+        let forgotten =
+            host.service_manager.forget(table.as_str()).map_err(|error| error.to_string());
+        if let Err(problem) = removed.and(forgotten) {
+            tracing::error!(job.id = state.id, problem, "the job's rules could not be removed");
+        }
     }
     // A namespace in which nobody lives any more is gone, and the rules with it.
     if let Some(table) = table_name(&state.id)

@@ -7,8 +7,10 @@ use crate::cgroup::{Hierarchy, JobCgroup};
 use crate::job::end::write_report;
 use crate::job::report_header;
 use crate::job::run::blocking;
+use crate::job::state::UnenforcedState;
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
+use crate::respond::tell_runner;
 use crate::watch::worker_exit::WorkerExit;
 use portcullis_common::event::{EnforcementScope, JobEvent, JobStage, Posture, PostureLevel};
 use portcullis_common::hook::with_causes;
@@ -17,8 +19,7 @@ use portcullis_common::report::markdown;
 use portcullis_common::resolution::Resolution;
 use portcullis_common::wire::{Answer, RefusalKind, Started};
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -51,16 +52,14 @@ pub(super) struct Unenforced {
     /// Absent when its events can't be written.
     recorder: Option<Recorder>,
     spool: PathBuf,
+    /// Where the state lies that another monitor takes it over by.
+    directory: PathBuf,
 }
 
 impl Unenforced {
-    fn new(
-        registry: &Registry,
-        id: &str,
-        worker: ProcessKey,
-        resolution: &Resolution,
-        warning: String,
-    ) -> Self {
+    /// `reason` is what the event of its posture says.
+    fn new(registry: &Registry, state: &UnenforcedState, reason: String) -> Self {
+        let id = state.id.as_str();
         let spool = registry.host.paths.spool().join(id);
         let recorder = fs::create_dir_all(&spool).and_then(|()| Recorder::open(&spool, id));
         let recorder = recorder
@@ -70,13 +69,15 @@ impl Unenforced {
             level: PostureLevel::Unenforced,
             scope: EnforcementScope::Host,
             features: Vec::new(),
-            warnings: vec![warning.clone()],
+            warnings: vec![state.warning.clone()],
         };
         if let Some(recorder) = &recorder {
-            recorder.posture(warning, posture.clone());
+            recorder.posture(reason, posture.clone());
         }
-        let header = report_header(id, resolution);
-        Self { id: id.to_owned(), worker, header, posture, recorder, spool }
+        let header = report_header(id, &state.resolution);
+        let directory = registry.host.paths.jobs().join(id);
+        let worker = state.worker;
+        Self { id: id.to_owned(), worker, header, posture, recorder, spool, directory }
     }
 
     /// What the started hook is told.
@@ -113,6 +114,15 @@ impl Unenforced {
     }
 
     fn end(&self, reason: &str) {
+        self.write_end(reason);
+        if let Err(error) = fs::remove_dir_all(&self.directory)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::error!(job.id = self.id, error = %error, "the job's state could not be removed");
+        }
+    }
+
+    fn write_end(&self, reason: &str) {
         let Some(recorder) = &self.recorder else { return };
         recorder.job(JobEvent {
             stage: JobStage::Ended,
@@ -144,12 +154,22 @@ impl Registry {
             "a policy could not be put in force"
         );
         let worker = Worker::open(candidate);
+        let unenforced = |warning: String| UnenforcedState {
+            id: id.to_owned(),
+            worker: candidate.worker,
+            resolution: resolution.clone(),
+            warning,
+        };
         if mode == FailureMode::Audit {
             let warning = format!(
                 "nothing is in force and nothing is recorded ({problem}); the job runs because the failure mode is audit"
             );
             self.undo_group(id, failure);
-            let unenforced = Unenforced::new(self, id, candidate.worker, resolution, warning);
+            let state = unenforced(warning);
+            if let Err(error) = state.save(&self.host.paths.jobs()) {
+                tracing::error!(job.id = id, error = %error, "a job without enforcement is forgotten when the monitor is started again");
+            }
+            let unenforced = Unenforced::new(self, &state, state.warning.clone());
             return self.let_run(unenforced, worker.ok());
         }
         let message = format!(
@@ -160,9 +180,11 @@ impl Registry {
                 FailureMode::Audit => "audit",
             }
         );
-        let unenforced = Unenforced::new(self, id, candidate.worker, resolution, message.clone());
+        let unenforced = Unenforced::new(self, &unenforced(message.clone()), message.clone());
         if let Ok(worker) = worker {
-            tell_runner(&worker, &message);
+            if let Err(error) = tell_runner(&worker, &message) {
+                tracing::warn!(worker.pid = worker.pid(), error = %error, "the reason could not be written to the Worker's standard error");
+            }
             if let Err(error) = worker.kill() {
                 tracing::error!(worker.pid = worker.pid(), error = %error, "the Worker could not be killed");
             }
@@ -212,6 +234,26 @@ impl Registry {
         answer
     }
 
+    /// Goes on with a job of an earlier monitor, or ends it when its Worker is gone.
+    pub(super) fn adopt_unenforced(&self, state: &UnenforcedState) {
+        let reason = format!(
+            "the monitor was not running for a while and was started again; still {}",
+            state.warning
+        );
+        let job = Unenforced::new(self, state, reason.clone());
+        match Worker::reopen(state.worker) {
+            Ok(worker) => {
+                if let Some(recorder) = &job.recorder {
+                    let stage = JobStage::Adopted;
+                    recorder.job(JobEvent { stage, reason, counters: Vec::new() });
+                }
+                tracing::warn!(job.id = state.id, "a job without enforcement was taken over");
+                self.let_run(job, Some(worker));
+            }
+            Err(_) => job.end("the Worker exited while no monitor was running"),
+        }
+    }
+
     /// Gives the job back to the group that it came from.
     fn undo_group(&self, id: &str, failure: &Failure) {
         let Some(group) = &failure.group else { return };
@@ -228,20 +270,4 @@ impl Registry {
 
 fn dissolve(group: &JobCgroup, hierarchy: &Hierarchy) -> Result<(), String> {
     group.dissolve(hierarchy).map_err(|error| with_causes(&error))
-}
-
-/// Writes to the Worker's standard error: the Listener makes it the annotation of a job whose Worker dies
-/// (actions/runner, JobDispatcher.cs).
-fn tell_runner(worker: &Worker, message: &str) {
-    let path = format!("/proc/{}/fd/2", worker.pid());
-    // A full pipe must not hold the monitor.
-    let opened = fs::OpenOptions::new()
-        .write(true)
-        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
-        .open(path);
-    let written: io::Result<()> =
-        opened.and_then(|mut file| file.write_all(format!("Portcullis: {message}\n").as_bytes()));
-    if let Err(error) = written {
-        tracing::warn!(worker.pid = worker.pid(), error = %error, "the reason could not be written to the Worker's standard error");
-    }
 }

@@ -147,6 +147,12 @@ impl Worker {
             .map_or_else(|| workspace.clone(), |directory| workspace.join(directory));
         // The Worker's own PATH, which no step can change, with what steps have prepended in front of it.
         let own_path = std::env::var("PATH").unwrap_or_default();
+        if let (Some(containers), Some(_)) = (&self.containers, step)
+            && let Some(invocation) =
+                containers.invocation(&shell, &script, &environment, &directory, &own_path)?
+        {
+            return Ok(invocation);
+        }
         let program = steps::which(&shell.command, &self.prepended_path, &own_path)?;
         let arguments = arguments(&shell, &script);
         let is_root = step.is_some_and(|step| step.root) && planned.kind == StepKind::Main;
@@ -246,7 +252,7 @@ enum Ended {
     TimedOut(f64),
 }
 
-fn arguments(shell: &Shell, script: &Path) -> Vec<String> {
+pub(super) fn arguments(shell: &Shell, script: &Path) -> Vec<String> {
     let script = script.display().to_string();
     shell.arguments.iter().map(|argument| argument.replace("{0}", &script)).collect()
 }

@@ -1,0 +1,49 @@
+//! The messages of the policy store's HTTP API (`/api/v1`): what the server answers and its clients send.
+//!
+//! JSON with `snake_case` keys. Types only: who may send what, and what becomes of it, is the server's.
+
+mod identity;
+mod policies;
+mod problem;
+mod resolution;
+mod runs;
+
+pub use identity::{
+    AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
+    Enrolment, Host, PublicKey, Role, Token,
+};
+pub use policies::{
+    AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
+    PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
+};
+pub use problem::{Problem, ProblemDetail};
+pub use resolution::{ResolveRequest, Resolved, SIGNATURE_HEADER};
+pub use runs::{
+    Accepted, DestinationSummary, DetectionRecord, JobRecord, NewJob, RecordedEvent, Run, RunJobs,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where the API begins.
+pub const API_ROOT: &str = "/api/v1";
+
+/// The most items that one page of a list holds; what a client asks beyond is cut to it.
+pub const MAX_PAGE: u32 = 1000;
+
+/// One page of a list.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Pass this as `cursor` to get the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// The only page.
+    pub const fn whole(items: Vec<T>) -> Self {
+        Self { items, next_cursor: None }
+    }
+}

@@ -1,0 +1,218 @@
+/* Whose the calls of a job are: hooks on the job's cgroup, which run in the calling process whatever network namespace it is
+ * in. Only contexts that are part of the kernel's stable interface are read, so this needs no BTF of the kernel. */
+#include <linux/bpf.h>
+#include <stdbool.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* IPPROTO_TCP */
+#define TCP 6
+/* AF_INET */
+#define IPV4 2
+/* SOCK_RAW */
+#define RAW 3
+/* The result of a hook that lets the call pass. */
+#define PASS 1
+
+/* Reads a field of a connection where it stands: the verifier refuses a computed address of one, which clang makes when it
+ * joins two reads. */
+#define FIELD(connection, field)                                          \
+    ({                                                                    \
+        __u32 value;                                                      \
+        asm volatile("%0 = *(u32 *)(%1 + %2)"                             \
+                     : "=r"(value)                                        \
+                     : "r"(connection), "i"(__builtin_offsetof(struct bpf_sock_ops, field))); \
+        value;                                                            \
+    })
+
+/* One flow, as `src/network.rs` asks for it. IPv4 addresses as ::ffff:a.b.c.d; ports in the host's byte order. */
+struct flow {
+    __u32 destination[4];
+    __u16 destination_port;
+    __u16 source_port;
+    __u8 protocol;
+    __u8 pad[3];
+};
+
+struct client {
+    __u16 source_port;
+    __u8 protocol;
+    __u8 pad;
+};
+
+/* Who made a call. */
+struct owner {
+    __u32 process;
+    __u32 user;
+    __u64 time; /* nanoseconds since boot */
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 32768);
+    __type(key, struct flow);
+    __type(value, struct owner);
+} flows SEC(".maps");
+
+/* The last one that had a client port: of a redirected query only that is known. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, struct client);
+    __type(value, struct owner);
+} clients SEC(".maps");
+
+/* The last one that made a raw socket of a protocol: its packets have no ports. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 1024);
+    __type(key, __u32);
+    __type(value, struct owner);
+} raw_sockets SEC(".maps");
+
+/* Who called `connect` on a socket last. */
+struct {
+    __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, int);
+    __type(value, struct owner);
+} callers SEC(".maps");
+
+static __always_inline struct owner caller(void)
+{
+    struct owner owner = {
+        .process = bpf_get_current_pid_tgid() >> 32,
+        .user = (__u32)bpf_get_current_uid_gid(),
+        .time = bpf_ktime_get_boot_ns(),
+    };
+    return owner;
+}
+
+static __always_inline void note(struct flow *flow, struct owner *owner)
+{
+    /* A datagram after the other on one socket: written once a process. */
+    struct owner *known = bpf_map_lookup_elem(&flows, flow);
+    if (known && known->process == owner->process) {
+        known->time = owner->time;
+        return;
+    }
+    struct client client = {.source_port = flow->source_port, .protocol = flow->protocol};
+    bpf_map_update_elem(&flows, flow, owner, BPF_ANY);
+    bpf_map_update_elem(&clients, &client, owner, BPF_ANY);
+}
+
+static __always_inline void map_address(struct flow *flow, __u32 address)
+{
+    flow->destination[2] = bpf_htonl(0xffff);
+    flow->destination[3] = address;
+}
+
+
+static __always_inline int connects(struct bpf_sock_addr *call, struct flow *flow)
+{
+    struct owner owner = caller();
+    struct bpf_sock *socket = call->sk;
+    if (!socket)
+        return PASS;
+    struct owner *known = bpf_sk_storage_get(&callers, socket, &owner, BPF_SK_STORAGE_GET_F_CREATE);
+    if (known)
+        *known = owner;
+    /* A socket that has a port already, by `bind` or an earlier call; else the port comes after this hook. */
+    if (socket->src_port) {
+        flow->source_port = socket->src_port;
+        note(flow, &owner);
+    }
+    return PASS;
+}
+
+SEC("cgroup/connect4")
+int connects4(struct bpf_sock_addr *call)
+{
+    struct flow flow = {.destination_port = bpf_ntohs(call->user_port), .protocol = call->protocol};
+    map_address(&flow, call->user_ip4);
+    return connects(call, &flow);
+}
+
+SEC("cgroup/connect6")
+int connects6(struct bpf_sock_addr *call)
+{
+    struct flow flow = {.destination_port = bpf_ntohs(call->user_port), .protocol = call->protocol};
+    flow.destination[0] = call->user_ip6[0];
+    flow.destination[1] = call->user_ip6[1];
+    flow.destination[2] = call->user_ip6[2];
+    flow.destination[3] = call->user_ip6[3];
+    return connects(call, &flow);
+}
+
+static __always_inline int sends(struct bpf_sock_addr *call, struct flow *flow)
+{
+    struct owner owner = caller();
+    struct bpf_sock *socket = call->sk;
+    if (!socket)
+        return PASS;
+    flow->source_port = socket->src_port;
+    note(flow, &owner);
+    return PASS;
+}
+
+SEC("cgroup/sendmsg4")
+int sends4(struct bpf_sock_addr *call)
+{
+    struct flow flow = {.destination_port = bpf_ntohs(call->user_port), .protocol = call->protocol};
+    map_address(&flow, call->user_ip4);
+    return sends(call, &flow);
+}
+
+SEC("cgroup/sendmsg6")
+int sends6(struct bpf_sock_addr *call)
+{
+    struct flow flow = {.destination_port = bpf_ntohs(call->user_port), .protocol = call->protocol};
+    flow.destination[0] = call->user_ip6[0];
+    flow.destination[1] = call->user_ip6[1];
+    flow.destination[2] = call->user_ip6[2];
+    flow.destination[3] = call->user_ip6[3];
+    return sends(call, &flow);
+}
+
+SEC("cgroup/sock_create")
+int makes_socket(struct bpf_sock *socket)
+{
+    if (socket->type != RAW)
+        return PASS;
+    struct owner owner = caller();
+    __u32 protocol = socket->protocol;
+    bpf_map_update_elem(&raw_sockets, &protocol, &owner, BPF_ANY);
+    return PASS;
+}
+
+/* A TCP connection begins: its port is chosen and its first packet is not sent yet. */
+SEC("sockops")
+int begins(struct bpf_sock_ops *connection)
+{
+    if (connection->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
+        return PASS;
+    struct bpf_sock *socket = connection->sk;
+    if (!socket)
+        return PASS;
+    struct owner *owner = bpf_sk_storage_get(&callers, socket, NULL, 0);
+    if (!owner)
+        return PASS;
+    struct flow flow = {
+        .destination_port = bpf_ntohl(connection->remote_port),
+        .source_port = connection->local_port,
+        .protocol = TCP,
+    };
+    if (connection->family == IPV4) {
+        map_address(&flow, FIELD(connection, remote_ip4));
+    } else {
+        flow.destination[0] = FIELD(connection, remote_ip6[0]);
+        flow.destination[1] = FIELD(connection, remote_ip6[1]);
+        flow.destination[2] = FIELD(connection, remote_ip6[2]);
+        flow.destination[3] = FIELD(connection, remote_ip6[3]);
+    }
+    struct owner copy = *owner;
+    note(&flow, &copy);
+    return PASS;
+}

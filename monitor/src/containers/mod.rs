@@ -1,0 +1,325 @@
+//! The containers of this host while jobs run: whose they are, how they are called, and what of the host they have.
+//!
+//! Containers are made by daemons, outside of any job's cgroup. [`watch`] finds their processes as the kernel shows them,
+//! whatever engine made them; [`events`] listens to Docker engines; [`authorization`] is asked by a Docker engine before it
+//! does what it was asked. All three gather facts for [`crate::detect::privileged_container`] and hand findings to the
+//! responder of the job that [`ownership`] names.
+
+pub mod authorization;
+pub mod callers;
+pub mod engine;
+pub mod events;
+pub mod facts;
+pub mod identity;
+pub mod killing;
+pub mod names;
+pub mod ownership;
+pub mod watch;
+
+use crate::caller::ProcessKey;
+use crate::cgroup::{CgroupIdentity, Hierarchy};
+use crate::config::Paths;
+use crate::detect::Finding;
+use crate::detect::privileged_container::{JobOwn, Privilege};
+use crate::respond::Responder;
+use crate::respond::containers::KnownContainers;
+use crate::watch::bounded::BoundedCache;
+use engine::Engine;
+use facts::Reference;
+use identity::Description;
+use jiff::Timestamp;
+use names::Names;
+use nix::unistd::{Uid, User};
+use portcullis_common::event::EnforcementScope;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+/// Where engines listen. Podman's speaks the same language.
+const ENGINE_SOCKETS: [&str; 2] = ["/run/docker.sock", "/run/podman/podman.sock"];
+
+/// Descriptions of containers that are remembered.
+const REMEMBERED_CONTAINERS: usize = 1_024;
+
+/// Findings that are remembered, so that each is answered once.
+const REMEMBERED_FINDINGS: usize = 4_096;
+
+/// A job whose containers are looked after.
+#[derive(Debug)]
+pub struct WatchedJob {
+    /// The job's id.
+    pub id: String,
+    /// Its Worker.
+    pub worker: ProcessKey,
+    /// What it has by itself.
+    pub own: JobOwn,
+    /// Its cgroup.
+    pub group: Option<CgroupIdentity>,
+    /// When it was bound.
+    pub started: Timestamp,
+    /// Whether only its own traffic and containers are its.
+    is_narrow: AtomicBool,
+    /// The host as it sees it.
+    pub reference: Reference,
+    /// Where findings go.
+    pub responder: Arc<Responder>,
+    /// The containers that are known to be its.
+    pub containers: Arc<killing::EngineContainers>,
+    /// Called whenever processes are looked at.
+    pub keep_up: KeepUp,
+}
+
+impl WatchedJob {
+    /// A job; `None` when its Worker is gone.
+    pub fn new(parts: JobParts) -> Option<Self> {
+        let JobParts {
+            id,
+            worker,
+            uid,
+            executable,
+            group,
+            started,
+            scope,
+            responder,
+            containers,
+            keep_up,
+        } = parts;
+        Some(Self {
+            reference: Reference::of(worker.pid)?,
+            own: own_of(uid, &executable),
+            is_narrow: AtomicBool::new(scope == EnforcementScope::Job),
+            id,
+            worker,
+            group,
+            started,
+            responder,
+            containers,
+            keep_up,
+        })
+    }
+
+    /// Whose containers are the job's.
+    pub fn scope(&self) -> EnforcementScope {
+        if self.is_narrow.load(Ordering::Relaxed) {
+            EnforcementScope::Job
+        } else {
+            EnforcementScope::Host
+        }
+    }
+
+    /// Only what is known to be the job's is its, from now on.
+    pub fn narrow(&self) {
+        self.is_narrow.store(true, Ordering::Relaxed);
+        self.containers.narrow();
+    }
+}
+
+/// What a [`WatchedJob`] is made of.
+#[derive(Debug)]
+pub struct JobParts {
+    /// The job's id.
+    pub id: String,
+    /// Its Worker.
+    pub worker: ProcessKey,
+    /// The Worker's user.
+    pub uid: u32,
+    /// The Worker's program, `<runner>/bin/Runner.Worker`.
+    pub executable: PathBuf,
+    /// The job's cgroup.
+    pub group: Option<CgroupIdentity>,
+    /// When it was bound.
+    pub started: Timestamp,
+    /// Whose traffic is the job's.
+    pub scope: EnforcementScope,
+    /// Where findings go.
+    pub responder: Arc<Responder>,
+    /// The job's containers.
+    pub containers: Arc<killing::EngineContainers>,
+    /// Called whenever processes are looked at.
+    pub keep_up: KeepUp,
+}
+
+/// What is done for a job whenever processes are looked at.
+pub struct KeepUp(Box<dyn Fn() + Send + Sync>);
+
+impl KeepUp {
+    /// Calls `work`.
+    pub fn new(work: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Box::new(work))
+    }
+}
+
+impl std::fmt::Debug for KeepUp {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("KeepUp")
+    }
+}
+
+/// The runner's root directory and its user's home.
+fn own_of(uid: u32, executable: &std::path::Path) -> JobOwn {
+    let root = executable.parent().and_then(std::path::Path::parent).map(PathBuf::from);
+    let home = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.dir);
+    let directories = [root, home]
+        .into_iter()
+        .flatten()
+        // The home of a system user can be `/`, which is nobody's own.
+        .filter(|directory| {
+            directory.components().count() > 2 || uid == 0 && directory.ends_with("root")
+        })
+        .collect();
+    JobOwn { uid, directories }
+}
+
+/// Runs what waits for the runtime on a thread of its own, wherever it is called: a thread of the runtime can't wait for it.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> Option<T> + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread =
+            std::thread::Builder::new().name("engine".to_owned()).spawn_scoped(scope, work);
+        thread.ok()?.join().ok()?
+    })
+}
+
+/// A finding that was told already: the job, the container, what it has of the host.
+type KnownFinding = (String, String, Vec<Privilege>);
+
+/// Looks after the containers of this host.
+#[derive(Debug)]
+pub struct Containers {
+    engines: Vec<Engine>,
+    hierarchy: Option<Hierarchy>,
+    runtime: Mutex<Option<Handle>>,
+    jobs: Mutex<HashMap<String, Arc<WatchedJob>>>,
+    /// Told when a job comes.
+    job_came: Notify,
+    descriptions: Mutex<BoundedCache<String, Arc<Description>>>,
+    findings: Mutex<BoundedCache<KnownFinding, ()>>,
+    names: Names,
+    waker: watch::Waker,
+    /// The cgroups of the machine's own services, which are not judged.
+    services: RwLock<Vec<PathBuf>>,
+}
+
+impl Containers {
+    /// Nothing is watched before [`Containers::start`].
+    pub fn new(paths: &Paths, hierarchy: Option<Hierarchy>) -> Self {
+        Self {
+            engines: ENGINE_SOCKETS.iter().map(|socket| Engine::at(paths.at(socket))).collect(),
+            hierarchy,
+            runtime: Mutex::default(),
+            jobs: Mutex::default(),
+            job_came: Notify::new(),
+            descriptions: Mutex::new(BoundedCache::new(REMEMBERED_CONTAINERS)),
+            findings: Mutex::new(BoundedCache::new(REMEMBERED_FINDINGS)),
+            names: Names::default(),
+            waker: watch::Waker::default(),
+            services: RwLock::default(),
+        }
+    }
+
+    /// Starts to watch, on a thread and on the runtime; nothing is done while there are no jobs.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn start(self: &Arc<Self>, runtime: &Handle) -> std::io::Result<()> {
+        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Some(runtime.clone());
+        for engine in &self.engines {
+            runtime.spawn(events::listen(Arc::clone(self), engine.clone()));
+        }
+        watch::start(Arc::clone(self))
+    }
+
+    /// Looks after the containers of a job, too. `services` are the cgroups of the machine's own services.
+    pub fn add(&self, job: Arc<WatchedJob>, services: Vec<PathBuf>) {
+        *self.services.write().unwrap_or_else(PoisonError::into_inner) = services;
+        self.lock_jobs().insert(job.id.clone(), job);
+        self.job_came.notify_waiters();
+        self.waker.wake();
+    }
+
+    /// The containers of a job that was bound at `started`.
+    pub fn of_job(
+        &self,
+        known: KnownContainers,
+        started: Timestamp,
+    ) -> Arc<killing::EngineContainers> {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Arc::new(killing::EngineContainers::new(known, self.engines.clone(), started, runtime))
+    }
+
+    /// The job has ended.
+    pub fn remove(&self, id: &str) {
+        self.lock_jobs().remove(id);
+    }
+
+    /// The job of this id judges its own traffic only, from now on.
+    pub fn narrow(&self, id: &str) {
+        if let Some(job) = self.lock_jobs().get(id) {
+            job.narrow();
+        }
+    }
+
+    fn jobs(&self) -> Vec<Arc<WatchedJob>> {
+        let mut jobs: Vec<_> = self.lock_jobs().values().cloned().collect();
+        jobs.sort_by(|a, b| a.id.cmp(&b.id));
+        jobs
+    }
+
+    fn lock_jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<WatchedJob>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engines whose sockets are there.
+    fn engines(&self) -> impl Iterator<Item = &Engine> {
+        self.engines.iter().filter(|engine| engine.is_there())
+    }
+
+    /// What an engine says of the container; asked once, for it does not change. Blocks for as long as an engine may take.
+    fn description(&self, id: &str) -> Option<Arc<Description>> {
+        {
+            let mut known = self.descriptions.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(found) = known.get(id) {
+                return Some(Arc::clone(found));
+            }
+        }
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let json = on_a_thread(|| {
+            self.engines().find_map(|engine| runtime.block_on(engine.container(id)).ok())
+        })?;
+        Some(self.remember(Description::from_json(&json)))
+    }
+
+    fn remember(&self, description: Description) -> Arc<Description> {
+        let description = Arc::new(description);
+        let mut known = self.descriptions.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(description.id.clone(), Arc::clone(&description));
+        description
+    }
+
+    /// Answers a finding about a container, once for what was found. `is_certain` is whether the container is known to be
+    /// the job's: a job is not killed for what may be another's.
+    fn answer(
+        &self,
+        job: &WatchedJob,
+        container: &str,
+        privileges: &[Privilege],
+        finding: Finding,
+        is_certain: bool,
+    ) {
+        {
+            let key = (job.id.clone(), container.to_owned(), privileges.to_vec());
+            let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+            if findings.get(&key).is_some() {
+                return;
+            }
+            findings.insert(key, ());
+        }
+        if is_certain {
+            job.responder.answer(finding);
+        } else {
+            job.responder.record_only(finding);
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! When a job is looked at for reverse shells, and what is done with what is seen.
+//!
+//! Looking costs nothing worth measuring as long as the job has no connection to another machine but the Worker's own: then
+//! only the socket table is read, once a second. With one, its processes are looked at when a connection is made, when a
+//! program is executed, and once a second.
+
+use crate::caller::{ProcessKey, Worker};
+use crate::cgroup::JobCgroup;
+use crate::detect::monitor_tampering::{Tampering, TamperingFact, monitor_tampering};
+use crate::detect::reverse_shell::flow::Flow;
+use crate::detect::reverse_shell::{Certainty, Facts, Lead, leads, reverse_shell};
+use crate::respond::Responder;
+use crate::watch::attribution::ProcfsSensor;
+use crate::watch::kernel::WatchedJob;
+use crate::watch::lifecycle::JobProcesses;
+use crate::watch::shells::{Connections, ShellSensor, is_forked_copy, sample};
+use crate::watch::sockets::SocketError;
+use portcullis_common::event::Process;
+use portcullis_common::hook::with_causes;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a job is looked at when nothing happens.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often, while it has to be seen whether data flows.
+const FLOW_TICK: Duration = Duration::from_millis(200);
+
+/// Looks after a connection was made: the program that made it puts it onto a shell's streams a moment later.
+const AFTER_CONNECTION: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(3),
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+];
+
+/// Looking takes at most one part in so many of a processor,
+const SHARE: u32 = 20;
+
+/// but for as long as this it may take all of one, after a time in which it took less: what follows a connection is looked at
+/// at once.
+const BURST: Duration = Duration::from_millis(200);
+
+/// How long a process that was forked and has executed nothing must hold the streams: a shell that is about to execute
+/// another program holds that program's streams for less.
+const FORKED_FOR: Duration = Duration::from_millis(100);
+
+/// Waking up so much later than planned is no matter of load.
+const SUSPENDED: Duration = Duration::from_secs(10);
+
+/// The most leads that are kept in mind.
+const LEAD_LIMIT: usize = 1_024;
+
+/// Asks for a look. Never waits.
+#[derive(Clone, Debug)]
+pub struct LookSoon {
+    queue: SyncSender<()>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// A connection was made since the last look.
+    has_new_connection: AtomicBool,
+    /// The last look saw a connection to another machine.
+    any_remote: AtomicBool,
+}
+
+/// Where looks are asked for; see [`LookSoon`].
+#[derive(Debug)]
+pub struct Looks {
+    queue: Receiver<()>,
+    shared: Arc<Shared>,
+}
+
+/// The two ends.
+pub fn looks() -> (LookSoon, Looks) {
+    // One that waits is as good as many.
+    let (sender, receiver) = sync_channel(1);
+    let shared = Arc::<Shared>::default();
+    (LookSoon { queue: sender, shared: Arc::clone(&shared) }, Looks { queue: receiver, shared })
+}
+
+impl LookSoon {
+    /// A connection was made or tried.
+    pub fn connection(&self) {
+        self.shared.has_new_connection.store(true, Ordering::Relaxed);
+        self.ask();
+    }
+
+    /// A process of the job executed a program, or changed its streams.
+    pub fn executed(&self) {
+        if self.shared.any_remote.load(Ordering::Relaxed) {
+            self.ask();
+        }
+    }
+
+    fn ask(&self) {
+        // Full means that a look is asked for already; gone, that the job is over.
+        let _ = self.queue.try_send(());
+    }
+}
+
+/// Who follows the job's processes by descent.
+#[derive(Clone, Debug)]
+pub enum Descent {
+    /// The sensors in the kernel.
+    Kernel(Arc<WatchedJob>),
+    /// The process connector; nobody when there is none.
+    Connector(Arc<Mutex<Option<JobProcesses>>>),
+}
+
+impl Descent {
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Kernel(watched) => watched.pids(),
+            Self::Connector(processes) => {
+                let processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
+                processes.iter().flat_map(JobProcesses::pids).collect()
+            }
+        }
+    }
+}
+
+/// What a watch needs of its job.
+#[derive(Debug)]
+pub struct Watched {
+    /// The job's Worker.
+    pub worker: Arc<Worker>,
+    /// The job's group.
+    pub group: Option<JobCgroup>,
+    /// Socket tables and snapshots of processes.
+    pub sensor: Arc<ProcfsSensor>,
+    /// The job's processes by descent.
+    pub processes: Descent,
+    /// Where findings go.
+    pub responder: Arc<Responder>,
+}
+
+/// Starts the thread; it ends with the job's Worker.
+///
+/// # Errors
+/// When it can't be started.
+pub fn start(watched: Watched, looks: Looks) -> io::Result<()> {
+    thread::Builder::new()
+        .name("shells".to_owned())
+        .spawn(move || Watch::new(watched).run(&looks))
+        .map(drop)
+}
+
+#[derive(Debug)]
+struct Watch {
+    watched: Watched,
+    shells: ShellSensor,
+    /// Leads by shell and connection, and when they were seen first.
+    seen: HashMap<(ProcessKey, u64), Instant>,
+    flows: HashMap<(ProcessKey, u64), Flow>,
+    told: HashSet<(ProcessKey, u64)>,
+    has_failed: bool,
+}
+
+impl Watch {
+    fn new(watched: Watched) -> Self {
+        let shells = ShellSensor::new(watched.worker.key(), watched.group.clone());
+        Self {
+            watched,
+            shells,
+            seen: HashMap::new(),
+            flows: HashMap::new(),
+            told: HashSet::new(),
+            has_failed: false,
+        }
+    }
+
+    fn run(mut self, looks: &Looks) {
+        let mut due = BTreeSet::from([Instant::now()]);
+        let mut budget = Budget::full(Instant::now());
+        while !self.watched.worker.has_exited().unwrap_or(true) {
+            let now = Instant::now();
+            let next = due.first().copied().unwrap_or(now + TICK).max(budget.not_before(now));
+            match looks.queue.recv_timeout(next.saturating_duration_since(now)) {
+                Ok(()) => {
+                    let now = Instant::now();
+                    if looks.shared.has_new_connection.swap(false, Ordering::Relaxed) {
+                        due.extend(AFTER_CONNECTION.map(|after| now + after));
+                    } else {
+                        due.insert(now);
+                    }
+                    thread::sleep(budget.not_before(now).saturating_duration_since(now));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let begin = Instant::now();
+            self.note_suspension(begin.saturating_duration_since(next));
+            due = due.split_off(&begin);
+            let (again, any_remote) = match self.look() {
+                Ok(seen) => seen,
+                Err(error) => {
+                    self.failed(&error);
+                    (None, false)
+                }
+            };
+            looks.shared.any_remote.store(any_remote, Ordering::Relaxed);
+            if self.watched.responder.is_locked_down() {
+                return;
+            }
+            let end = Instant::now();
+            budget.spend(begin, end);
+            due.insert(end + again.unwrap_or(TICK));
+        }
+    }
+
+    /// The monitor woke up late: it was stopped or frozen. (The clock stands still while the machine sleeps.)
+    fn note_suspension(&self, late: Duration) {
+        if late < SUSPENDED {
+            return;
+        }
+        let fact = TamperingFact {
+            tampering: Tampering::Suspended { seconds: late.as_secs() },
+            process: None,
+            is_of_job: None,
+        };
+        if let Some(finding) = monitor_tampering(&fact) {
+            self.watched.responder.answer(finding);
+        }
+    }
+
+    /// Looks once. When it should be looked again soon, and whether there is any connection to another machine.
+    fn look(&mut self) -> Result<(Option<Duration>, bool), SocketError> {
+        let sensor = Arc::clone(&self.watched.sensor);
+        let connections = self.shells.connections(sensor.diagnostics())?;
+        if !connections.any_remote {
+            self.seen.clear();
+            self.flows.clear();
+            return Ok((None, false));
+        }
+        let mut facts = self.facts(&connections)?;
+        if leads(&facts).iter().any(|lead| self.is_new(lead)) {
+            // What was read of several processes is not of one moment: it must be so twice.
+            facts = self.facts(&connections)?;
+        }
+        let mut again = None;
+        for lead in leads(&facts) {
+            if self.told.contains(&(lead.shell, lead.socket)) {
+                continue;
+            }
+            match self.judge(&lead, &connections)? {
+                Judged::Sure => self.tell(&lead, &facts),
+                Judged::LookAgain(after) => {
+                    again = Some(again.map_or(after, |soonest: Duration| soonest.min(after)));
+                }
+            }
+        }
+        Ok((again, true))
+    }
+
+    fn facts(&mut self, connections: &Connections) -> Result<Facts, SocketError> {
+        let followed: Vec<u32> = { self.watched.processes.pids() };
+        self.shells.facts(connections, self.watched.sensor.diagnostics(), &followed)
+    }
+
+    /// Whether the lead is seen for the first time; then it is no more.
+    fn is_new(&mut self, lead: &Lead) -> bool {
+        let key = (lead.shell, lead.socket);
+        let is_new = !self.told.contains(&key) && !self.seen.contains_key(&key);
+        if is_new {
+            self.seen.insert(key, Instant::now());
+        }
+        is_new
+    }
+
+    fn judge(&mut self, lead: &Lead, connections: &Connections) -> Result<Judged, SocketError> {
+        if self.seen.len() > LEAD_LIMIT {
+            self.seen.clear();
+            self.flows.clear();
+        }
+        let key = (lead.shell, lead.socket);
+        let now = Instant::now();
+        let Some(first) = self.seen.get(&key).copied() else {
+            // It was not there the first time.
+            self.seen.insert(key, now);
+            return Ok(Judged::LookAgain(Duration::ZERO));
+        };
+        if lead.certainty == Certainty::Structure {
+            let held = now.duration_since(first);
+            return Ok(if held >= FORKED_FOR || !is_forked_copy(lead.shell.pid) {
+                Judged::Sure
+            } else {
+                Judged::LookAgain(FORKED_FOR.saturating_sub(held))
+            });
+        }
+        let diagnostics = self.watched.sensor.diagnostics();
+        let is_sure = match sample(lead, connections, diagnostics)? {
+            None => false,
+            Some(sample) => {
+                if let Some(flow) = self.flows.get_mut(&key) {
+                    flow.add(sample)
+                } else {
+                    let flow = if lead.certainty == Certainty::RepeatedFlow {
+                        Flow::of_its_own(sample)
+                    } else {
+                        Flow::new(sample)
+                    };
+                    self.flows.insert(key, flow);
+                    false
+                }
+            }
+        };
+        Ok(if is_sure { Judged::Sure } else { Judged::LookAgain(FLOW_TICK) })
+    }
+
+    fn tell(&mut self, lead: &Lead, facts: &Facts) {
+        if self.told.len() > LEAD_LIMIT {
+            self.told.clear();
+        }
+        self.told.insert((lead.shell, lead.socket));
+        let inspected = self.watched.sensor.inspector().inspect(lead.shell);
+        let process = inspected.map_or_else(
+            || {
+                let holder = facts.holders.iter().find(|holder| holder.key == lead.shell);
+                Process {
+                    pid: Some(lead.shell.pid),
+                    start_time: Some(lead.shell.start_time),
+                    exe: holder.map(|holder| holder.executable.clone()),
+                    ..Process::default()
+                }
+            },
+            |process| Process::clone(&process),
+        );
+        self.watched.responder.answer(reverse_shell(lead, &process));
+    }
+
+    /// Told once; the next look is tried all the same.
+    fn failed(&mut self, error: &SocketError) {
+        if !self.has_failed {
+            tracing::error!(error = %with_causes(error), "reverse shells can't be looked for");
+        }
+        self.has_failed = true;
+    }
+}
+
+enum Judged {
+    Sure,
+    LookAgain(Duration),
+}
+
+/// The time that looking may take: it grows with the time that passes, and is spent by looks.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    /// What was left at `at`; less than nothing counts as `debt`.
+    left: Duration,
+    debt: Duration,
+    at: Instant,
+}
+
+impl Budget {
+    const fn full(at: Instant) -> Self {
+        Self { left: BURST, debt: Duration::ZERO, at }
+    }
+
+    /// Takes in a look.
+    fn spend(&mut self, begin: Instant, end: Instant) {
+        let earned = begin.saturating_duration_since(self.at) / SHARE;
+        let has = (self.left + earned.saturating_sub(self.debt)).min(BURST);
+        let owes = self.debt.saturating_sub(earned);
+        let cost = end.saturating_duration_since(begin) + owes;
+        self.left = has.saturating_sub(cost);
+        self.debt = cost.saturating_sub(has);
+        self.at = end;
+    }
+
+    /// When the next look may begin.
+    fn not_before(&self, now: Instant) -> Instant {
+        now.max(self.at + self.debt * SHARE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_is_bounded_in_the_long_run_and_quick_at_first() {
+        let begin = Instant::now();
+        let mut budget = Budget::full(begin);
+        let look = Duration::from_millis(10);
+        let (mut now, mut looks) = (begin, 0_u32);
+        while now < begin + Duration::from_mins(1) {
+            now = budget.not_before(now);
+            budget.spend(now, now + look);
+            now += look;
+            looks += 1;
+            if looks == 15 {
+                assert!(now - begin < BURST, "the first looks follow each other at once");
+            }
+        }
+        let share = look * looks / 60;
+        assert!(share < Duration::from_millis(60), "{share:?} a second");
+        assert!(share > Duration::from_millis(40), "{share:?} a second");
+    }
+}

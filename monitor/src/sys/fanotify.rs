@@ -1,0 +1,104 @@
+//! Files that were written, by fanotify(7): an event for each descriptor that was open for writing and is closed.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Bytes that are read at once: some 170 events, each of which is an open descriptor of ours until it is dropped.
+const BATCH: usize = 4096;
+
+/// A group that is told of writes.
+#[derive(Debug)]
+pub(crate) struct WrittenFiles {
+    group: OwnedFd,
+}
+
+/// What was told.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// A file that somebody had written to was closed.
+    File {
+        /// The file, open for reading.
+        file: OwnedFd,
+        /// The process that closed it.
+        pid: u32,
+    },
+    /// There were more events than the kernel keeps.
+    Lost,
+}
+
+impl WrittenFiles {
+    /// Is told of every file that is written on the file system of `directory`, by whatever mount. Needs `CAP_SYS_ADMIN`.
+    pub(crate) fn on_file_system_of(directory: BorrowedFd<'_>) -> io::Result<Self> {
+        let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+        let event_flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE | libc::O_NOATIME;
+        // SAFETY: fanotify_init takes two integers and touches no memory of ours.
+        let group = unsafe { libc::fanotify_init(flags, event_flags.unsigned_abs()) };
+        if group < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
+        let group = unsafe { OwnedFd::from_raw_fd(group) };
+        // SAFETY: both descriptors are open, and the path ends with a zero byte.
+        let marked = unsafe {
+            libc::fanotify_mark(
+                group.as_raw_fd(),
+                libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM,
+                libc::FAN_CLOSE_WRITE,
+                directory.as_raw_fd(),
+                c".".as_ptr(),
+            )
+        };
+        if marked < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { group }) }
+    }
+
+    /// What waits, at most a batch; nothing when nothing waits.
+    pub(crate) fn take(&self) -> io::Result<Vec<Written>> {
+        let mut buffer = MaybeUninit::<[u64; BATCH / 8]>::zeroed();
+        // SAFETY: the kernel writes at most `BATCH` bytes to memory of that size.
+        let length =
+            unsafe { libc::read(self.group.as_raw_fd(), buffer.as_mut_ptr().cast(), BATCH) };
+        let Ok(length) = usize::try_from(length) else {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Vec::new()),
+                _ => Err(error),
+            };
+        };
+        // SAFETY: it was zeroed and is made of integers.
+        let buffer = unsafe { buffer.assume_init() };
+        let bytes: Vec<u8> =
+            buffer.iter().flat_map(|word| word.to_ne_bytes()).take(length).collect();
+        Ok(parse(&bytes))
+    }
+}
+
+impl AsFd for WrittenFiles {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.group.as_fd()
+    }
+}
+
+/// Reads `struct fanotify_event_metadata`, one after the other, and takes over their descriptors.
+fn parse(mut bytes: &[u8]) -> Vec<Written> {
+    let mut events = Vec::new();
+    while let Some(event) = bytes.get(..size_of::<libc::fanotify_event_metadata>()) {
+        let word = |at: usize| event.get(at..at + 4).and_then(|word| word.first_chunk::<4>());
+        let number = |at: usize| word(at).map(|word| i32::from_ne_bytes(*word)).unwrap_or_default();
+        // event_len, vers, reserved, metadata_len, mask, fd, pid
+        let (length, mask) = (number(0).unsigned_abs() as usize, number(8).unsigned_abs());
+        let (descriptor, pid) = (number(16), number(20));
+        if u64::from(mask) & libc::FAN_Q_OVERFLOW != 0 {
+            events.push(Written::Lost);
+        } else if descriptor >= 0 {
+            // SAFETY: the kernel has opened this descriptor for us with this event; nobody else owns it.
+            let file = unsafe { OwnedFd::from_raw_fd(descriptor) };
+            events.push(Written::File { file, pid: pid.unsigned_abs() });
+        }
+        match bytes.get(length..) {
+            Some(rest) if length > 0 => bytes = rest,
+            _ => break,
+        }
+    }
+    events
+}

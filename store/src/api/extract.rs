@@ -1,0 +1,283 @@
+//! Extractors whose refusals are problem documents, and answers that describe themselves.
+
+use super::describe::{DescribeAnswer, DescribeInput, Operation};
+use super::problem::ApiError;
+use crate::catalog::Expected;
+use crate::service::Store;
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, JsonRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::header::{CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The store itself.
+pub type TheStore = State<Arc<Store>>;
+
+impl DescribeInput for TheStore {
+    fn describe(_: &mut Operation<'_>) {}
+}
+
+/// A JSON body.
+#[derive(Debug)]
+pub struct JsonBody<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::BytesRejection(error)) => Err(body_error(&error)),
+            Err(error) => Err(ApiError::bad_request(error.body_text())
+                .hint("the OpenAPI document at /openapi.json says what is expected")),
+        }
+    }
+}
+
+impl<T: JsonSchema> DescribeInput for JsonBody<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        let schema = operation.schema::<T>();
+        operation.body(&json!({ "application/json": { "schema": schema } }));
+    }
+}
+
+/// A body of text: policies as YAML (JSON is YAML, too) or events as NDJSON.
+#[derive(Debug)]
+pub struct TextBody(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for TextBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|error| body_error(&error))
+    }
+}
+
+impl DescribeInput for TextBody {
+    fn describe(operation: &mut Operation<'_>) {
+        let text = json!({ "schema": { "type": "string" } });
+        operation.body(&json!({
+            "application/yaml": text, "application/json": { "schema": {} }, "application/x-ndjson": text,
+        }));
+    }
+}
+
+fn body_error(error: &BytesRejection) -> ApiError {
+    let status = error.status();
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        return ApiError::new(status, "too-large", "the body is larger than may be")
+            .hint("send less at a time");
+    }
+    ApiError::new(status, "bad-request", error.body_text())
+}
+
+/// Query parameters.
+#[derive(Debug)]
+pub struct Params<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(error) => Err(ApiError::bad_request(error.body_text())),
+        }
+    }
+}
+
+impl<T: JsonSchema> DescribeInput for Params<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.query::<T>();
+    }
+}
+
+/// The parts of the path.
+#[derive(Debug)]
+pub struct InPath<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(value)) => Ok(Self(value)),
+            Err(error) => Err(ApiError::not_found(error.body_text())),
+        }
+    }
+}
+
+impl<T> DescribeInput for InPath<T> {
+    fn describe(_: &mut Operation<'_>) {}
+}
+
+/// The headers.
+impl DescribeInput for HeaderMap {
+    fn describe(_: &mut Operation<'_>) {}
+}
+
+impl<A: DescribeInput, B: DescribeInput> DescribeInput for (A, B) {
+    fn describe(operation: &mut Operation<'_>) {
+        A::describe(operation);
+        B::describe(operation);
+    }
+}
+
+/// A body that may be absent.
+impl DescribeInput for Bytes {
+    fn describe(_: &mut Operation<'_>) {}
+}
+
+/// The version that `If-Match` or `If-None-Match: *` asks for.
+pub fn expected_version(headers: &HeaderMap) -> Result<Expected, ApiError> {
+    if headers.get(IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == b"*") {
+        return Ok(Expected::Nothing);
+    }
+    let Some(value) = headers.get(IF_MATCH) else { return Ok(Expected::Anything) };
+    if value.as_bytes() == b"*" {
+        return Ok(Expected::Anything);
+    }
+    let version = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.strip_prefix('"')?.strip_suffix('"')?.parse::<u64>().ok());
+    match version {
+        Some(version) => Ok(Expected::Version(version)),
+        None => Err(ApiError::bad_request("`If-Match` is no version of a policy")
+            .hint("send the ETag of the policy as it was read, such as \"7\" with its quotes")),
+    }
+}
+
+/// A JSON answer.
+#[derive(Debug)]
+pub struct Answer<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        Json(self.0).into_response()
+    }
+}
+
+impl<T: JsonSchema> DescribeAnswer for Answer<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        let schema = operation.schema::<T>();
+        operation.answer(200, "Done.", json!({ "application/json": { "schema": schema } }));
+    }
+}
+
+/// A JSON answer that says that something new is there.
+#[derive(Debug)]
+pub struct Created<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Created<T> {
+    fn into_response(self) -> Response {
+        (StatusCode::CREATED, Json(self.0)).into_response()
+    }
+}
+
+impl<T: JsonSchema> DescribeAnswer for Created<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        let schema = operation.schema::<T>();
+        operation.answer(201, "Made.", json!({ "application/json": { "schema": schema } }));
+    }
+}
+
+/// Nothing to tell but that it is done.
+#[derive(Debug)]
+pub struct Done;
+
+impl IntoResponse for Done {
+    fn into_response(self) -> Response {
+        StatusCode::NO_CONTENT.into_response()
+    }
+}
+
+impl DescribeAnswer for Done {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.answer(204, "Done.", Value::Null);
+    }
+}
+
+/// A JSON answer with the version as `ETag`; `is_new` makes it 201.
+#[derive(Debug)]
+pub struct Versioned<T> {
+    /// What is answered.
+    pub value: T,
+    /// Its version.
+    pub version: u64,
+    /// Whether it was made just now.
+    pub is_new: bool,
+}
+
+impl<T: Serialize> IntoResponse for Versioned<T> {
+    fn into_response(self) -> Response {
+        let status = if self.is_new { StatusCode::CREATED } else { StatusCode::OK };
+        let mut response = (status, Json(self.value)).into_response();
+        if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", self.version)) {
+            response.headers_mut().insert(ETAG, tag);
+        }
+        response
+    }
+}
+
+impl<T: JsonSchema> DescribeAnswer for Versioned<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        let schema = operation.schema::<T>();
+        let content = json!({ "application/json": { "schema": schema } });
+        operation.answer(200, "Done; the version is the ETag.", content.clone());
+        operation.answer(201, "Made; the version is the ETag.", content);
+    }
+}
+
+/// Text of some type.
+#[derive(Debug)]
+pub struct Text(pub &'static str, pub String);
+
+impl IntoResponse for Text {
+    fn into_response(self) -> Response {
+        ([(CONTENT_TYPE, self.0)], self.1).into_response()
+    }
+}
+
+impl DescribeAnswer for Text {
+    fn describe(operation: &mut Operation<'_>) {
+        let content = json!({ "schema": { "type": "string" } });
+        operation.answer(
+            200,
+            "Done.",
+            json!({ "text/plain": content, "application/yaml": content }),
+        );
+    }
+}
+
+/// JSON of the type, or text where `Accept` prefers it.
+#[derive(Debug)]
+pub enum Either<T> {
+    /// JSON.
+    Json(T),
+    /// Text of some type.
+    Text(Text),
+}
+
+impl<T: IntoResponse> IntoResponse for Either<T> {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Json(value) => value.into_response(),
+            Self::Text(text) => text.into_response(),
+        }
+    }
+}
+
+impl<T: DescribeAnswer> DescribeAnswer for Either<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        T::describe(operation);
+    }
+}

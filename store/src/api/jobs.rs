@@ -1,0 +1,161 @@
+//! What runner hosts upload.
+
+use super::access::Called;
+use super::extract::{Answer, Done, InPath, JsonBody, TextBody, TheStore};
+use super::problem::{ApiError, ApiResult};
+use super::{RUNNER, Routes};
+use crate::database::{Intake, JobEnd, JobStart, NewEvent};
+use crate::service::now;
+use axum::extract::State;
+use axum::http::StatusCode;
+use portcullis_common::event::{Event, PostureLevel};
+use portcullis_common::hook::with_causes;
+use portcullis_common::report::Report;
+use portcullis_common::store_api::{Accepted, NewJob};
+
+const TAG: &str = "upload";
+
+/// The most events of one batch.
+const MAX_BATCH: usize = 10_000;
+
+/// The longest text of a job that is kept in columns of its own, in bytes.
+const MAX_TEXT_BYTES: usize = 1024;
+
+pub(super) fn routes(routes: &mut Routes) {
+    routes.api(("POST", "/jobs"), RUNNER, (TAG, "A job has begun; again changes nothing"), start);
+    routes.api(
+        ("POST", "/jobs/{id}/events"),
+        RUNNER,
+        (TAG, "A batch of events, NDJSON, in order; what is there already is left out"),
+        events,
+    );
+    routes.api(("PUT", "/jobs/{id}/report"), RUNNER, (TAG, "A job has ended"), report);
+}
+
+fn host(called: &Called) -> ApiResult<(&str, &str)> {
+    called.host().ok_or_else(|| ApiError::forbidden("only runner hosts upload"))
+}
+
+async fn start(
+    State(store): TheStore,
+    called: Called,
+    JsonBody(job): JsonBody<NewJob>,
+) -> ApiResult<Answer<Accepted>> {
+    let (host_id, cluster) = host(&called)?;
+    job.context.validate().map_err(|error| ApiError::bad_request(with_causes(&error)))?;
+    if job.id.len() != 32 || !job.id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(ApiError::bad_request("a job's id is a UUID of 32 hexadecimal digits"));
+    }
+    let texts = [&job.policy.name, &job.policy.version, &job.target];
+    if texts.iter().any(|text| text.len() > MAX_TEXT_BYTES || text.contains('\0')) {
+        return Err(ApiError::bad_request("the policy can't be the one of a job"));
+    }
+    if i64::try_from(job.context.run_id).is_err() {
+        return Err(ApiError::bad_request("the run's id is no number that GitHub gives"));
+    }
+    let context = serde_json::to_string(&job.context)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let start = JobStart { job: &job, host_id, cluster, context };
+    match store.database.start_job(&start).await? {
+        Some(last_seq) => Ok(Answer(Accepted { last_seq })),
+        None => Err(ApiError::conflict("another host has a job of this id")),
+    }
+}
+
+async fn events(
+    State(store): TheStore,
+    called: Called,
+    InPath(id): InPath<String>,
+    TextBody(body): TextBody,
+) -> ApiResult<Answer<Accepted>> {
+    let (host_id, _) = host(&called)?;
+    let text = std::str::from_utf8(&body)
+        .map_err(|_| ApiError::bad_request("the events are not UTF-8"))?;
+    let batch = read_batch(&id, text)?;
+    match store.database.store_events(&id, host_id, &batch).await? {
+        Intake::Stored { last_seq, new } => {
+            store.events.inc_by(new);
+            Ok(Answer(Accepted { last_seq }))
+        }
+        Intake::Gap { expected } => {
+            let mut error = ApiError::new(
+                StatusCode::CONFLICT,
+                "events-out-of-order",
+                format!("event {expected} is expected next"),
+            )
+            .hint("send the events from there on");
+            error.problem.expected_seq = Some(expected);
+            Err(error)
+        }
+        Intake::NoJob => Err(no_job()),
+    }
+}
+
+fn no_job() -> ApiError {
+    ApiError::not_found("this host has no job of this id").hint("begin it by `POST /jobs`")
+}
+
+/// Reads a batch: each line one event of the job, numbers without gaps.
+fn read_batch<'a>(id: &str, text: &'a str) -> ApiResult<Vec<NewEvent<'a>>> {
+    let mut batch: Vec<NewEvent<'a>> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let wrong = |what: &str| ApiError::bad_request(format!("line {}: {what}", index + 1));
+        if batch.len() == MAX_BATCH {
+            return Err(ApiError::bad_request(format!("a batch has at most {MAX_BATCH} events")));
+        }
+        let event: Event =
+            serde_json::from_str(line).map_err(|error| wrong(&format!("no event: {error}")))?;
+        if event.job_id != id {
+            return Err(wrong("an event of another job"));
+        }
+        let follows = batch.last().map_or(event.seq >= 1, |last| event.seq == last.event.seq + 1);
+        if !follows || i64::try_from(event.seq).is_err() {
+            return Err(wrong("its number does not follow"));
+        }
+        // PostgreSQL can't store it, and no text of ours has it: JSON escapes it, so the event's strings have to be looked at.
+        if line.contains("\\u0000") {
+            return Err(wrong("a NUL character"));
+        }
+        batch.push(NewEvent { event, line });
+    }
+    Ok(batch)
+}
+
+async fn report(
+    State(store): TheStore,
+    called: Called,
+    InPath(id): InPath<String>,
+    JsonBody(report): JsonBody<Report>,
+) -> ApiResult<Done> {
+    let (host_id, _) = host(&called)?;
+    if report.job_id != id {
+        return Err(ApiError::bad_request("the report is another job's"));
+    }
+    let text =
+        serde_json::to_string(&report).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    if text.contains("\\u0000") {
+        return Err(ApiError::bad_request("the report has a NUL character"));
+    }
+    let end = JobEnd {
+        id: &id,
+        host_id,
+        posture: posture(report.posture.level),
+        report: text,
+        now_ms: now().as_millisecond(),
+    };
+    if store.database.end_job(&end).await? {
+        return Ok(Done);
+    }
+    Err(no_job())
+}
+
+/// A posture as it is serialized.
+const fn posture(level: PostureLevel) -> &'static str {
+    match level {
+        PostureLevel::Enforced => "enforced",
+        PostureLevel::Degraded => "degraded",
+        PostureLevel::Audit => "audit",
+        PostureLevel::AuditFallback => "audit-fallback",
+        PostureLevel::Unenforced => "unenforced",
+    }
+}

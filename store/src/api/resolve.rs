@@ -1,0 +1,158 @@
+//! Which policy applies to a job: signed for runner hosts, and for people who want to know.
+
+use super::Routes;
+use super::access::{Access, Called};
+use super::describe::{DescribeAnswer, Operation};
+use super::extract::{JsonBody, TheStore};
+use super::problem::{ApiError, ApiResult};
+use crate::identity::oidc::IdentityError;
+use crate::identity::secret::hash;
+use crate::service::{Store, now};
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use portcullis_common::hook::with_causes;
+use portcullis_common::job_context::JobContext;
+use portcullis_common::policy::is_cluster;
+use portcullis_common::resolution::{HostDefaults, Identity};
+use portcullis_common::store_api::{ResolveRequest, Resolved, SIGNATURE_HEADER};
+use serde_json::json;
+use std::time::Duration;
+
+/// How long an answer can be acted on. A host asks anew for each job; the time covers a clock that is off.
+const VALIDITY: Duration = Duration::from_mins(5);
+
+/// The longest nonce in bytes.
+const MAX_NONCE_BYTES: usize = 128;
+
+pub(super) fn routes(routes: &mut Routes) {
+    routes.api(
+        ("POST", "/resolve"),
+        Access::RunnerOrViewer,
+        ("resolution", "Which policy applies to a job, and why; the answer is signed"),
+        resolve,
+    );
+}
+
+/// The answer as bytes with the signature over exactly these.
+#[derive(Debug)]
+struct Signed {
+    body: Vec<u8>,
+    signature: String,
+}
+
+impl IntoResponse for Signed {
+    fn into_response(self) -> Response {
+        let mut response = self.body.into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Ok(signature) = HeaderValue::try_from(self.signature) {
+            headers.insert(HeaderName::from_static(SIGNATURE_HEADER), signature);
+        }
+        response
+    }
+}
+
+impl DescribeAnswer for Signed {
+    fn describe(operation: &mut Operation<'_>) {
+        let schema = operation.schema::<Resolved>();
+        let text =
+            "The resolution; the header Portcullis-Signature is a detached JWS over the body.";
+        operation.answer(200, text, json!({ "application/json": { "schema": schema } }));
+    }
+}
+
+async fn resolve(
+    State(store): TheStore,
+    called: Called,
+    JsonBody(request): JsonBody<ResolveRequest>,
+) -> ApiResult<Signed> {
+    request.context.validate().map_err(|error| ApiError::bad_request(with_causes(&error)))?;
+    if request.nonce.as_ref().is_some_and(|nonce| nonce.len() > MAX_NONCE_BYTES) {
+        return Err(ApiError::bad_request(format!("a nonce has at most {MAX_NONCE_BYTES} bytes")));
+    }
+    let cluster = cluster(&called, request.cluster)?;
+    let identity = match &request.id_token {
+        Some(token) => {
+            verify(&store, token, &request.context).await?;
+            Identity::Verified
+        }
+        None => Identity::Asserted,
+    };
+    let snapshot = store.snapshot().await?;
+    let host = HostDefaults { cluster: cluster.clone(), default_policy: request.default_policy };
+    let mut resolution = snapshot.resolve(&request.context, &host)?;
+    resolution.identity = identity;
+    let issued_at = now();
+    let resolved = Resolved {
+        resolution,
+        context: request.context,
+        cluster,
+        nonce: request.nonce,
+        issued_at,
+        expires_at: issued_at + VALIDITY,
+    };
+    let body = serde_json::to_vec(&resolved)
+        .map_err(|error| ApiError::internal(format!("the answer can't be written: {error}")))?;
+    let signature = store.signer.sign(&body);
+    Ok(Signed { body, signature })
+}
+
+/// The cluster that counts: a host's own, or what a person asks about.
+fn cluster(called: &Called, asked: Option<String>) -> ApiResult<Option<String>> {
+    if let Some(text) = asked.as_deref().filter(|text| !is_cluster(text)) {
+        let shown = portcullis_common::text::log_line(text, 80);
+        return Err(ApiError::bad_request(format!("`{shown}` can't be a cluster's name")));
+    }
+    match called.host() {
+        None => Ok(asked),
+        Some((_, own)) => match asked {
+            Some(asked) if asked != own => Err(ApiError::forbidden(format!(
+                "this host is enrolled in cluster `{own}`, and asks for `{asked}`"
+            ))
+            .hint("correct `cluster` in monitor.toml, or enrol the host anew")),
+            _ => Ok(Some(own.to_owned())),
+        },
+    }
+}
+
+/// Verifies a token and notes that it was used for this job.
+async fn verify(store: &Store, token: &str, context: &JobContext) -> ApiResult<()> {
+    let claims =
+        store.verifier.verify(token, context).await.map_err(|error| identity_error(&error))?;
+    // Legs of a matrix share run and key, and differ by their runner.
+    let job = format!(
+        "{}/{}/{}/{}/{}",
+        context.repository.to_ascii_lowercase(),
+        context.run_id,
+        context.run_attempt,
+        context.job,
+        context.runner_name
+    );
+    let expires_ms = claims.exp.saturating_mul(1000).saturating_add(120_000);
+    if store.database.claim_id_token(&hash(token), &job, expires_ms).await? {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::FORBIDDEN,
+        "identity-refused",
+        "the id token was used for another job already",
+    ))
+}
+
+/// What a caller is told whose token does not verify it.
+pub(super) fn identity_error(error: &IdentityError) -> ApiError {
+    match error {
+        IdentityError::KeysUnavailable { .. } => {
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string())
+                .hint("the store must reach the issuer to verify jobs")
+                .retry_after(10)
+        }
+        IdentityError::Token(_) | IdentityError::Contradiction { .. } => {
+            ApiError::new(StatusCode::FORBIDDEN, "identity-refused", error.to_string()).hint(
+                "the job is not what it says it is, or its clock or the store's audience is wrong",
+            )
+        }
+    }
+}

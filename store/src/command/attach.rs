@@ -1,0 +1,88 @@
+//! `portcullis attach` and `detach`.
+
+use super::connect::StoreOptions;
+use super::output::print;
+use anyhow::Context as _;
+use clap::Args;
+use portcullis_common::policy::{Attachment, scope_name};
+use portcullis_common::resolution::ScopeKind;
+use portcullis_common::store_api::Page;
+
+/// One target.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(super) struct Target {
+    /// A cluster: `prod-linux`.
+    #[arg(long)]
+    cluster: Option<String>,
+    /// An organization or user: `octo`.
+    #[arg(long)]
+    organization: Option<String>,
+    /// A repository: `octo/hello`.
+    #[arg(long)]
+    repository: Option<String>,
+    /// A workflow: `octo/hello/.github/workflows/ci.yml`.
+    #[arg(long)]
+    workflow: Option<String>,
+}
+
+impl Target {
+    fn attachment(&self) -> anyhow::Result<Attachment> {
+        let given = [
+            (ScopeKind::Cluster, &self.cluster),
+            (ScopeKind::Organization, &self.organization),
+            (ScopeKind::Repository, &self.repository),
+            (ScopeKind::Workflow, &self.workflow),
+        ];
+        let (scope, target) = given
+            .into_iter()
+            .find_map(|(scope, target)| target.as_ref().map(|target| (scope, target)))
+            .context("a target is needed")?;
+        Attachment::new(scope, target)
+            .map_err(|error| anyhow::anyhow!("{error}\n\nhint: {}", error.hint))
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Attach {
+    #[command(flatten)]
+    store: StoreOptions,
+    /// The policy.
+    policy: String,
+    #[command(flatten)]
+    target: Target,
+    /// Detach the policy that the target has.
+    #[arg(long)]
+    replace: bool,
+}
+
+impl Attach {
+    pub(super) async fn run(&self) -> anyhow::Result<()> {
+        let server = self.store.server()?;
+        let target = self.target.attachment()?;
+        let path = format!("policies/{}/attachments", self.policy);
+        let query = [("replace", self.replace.to_string())];
+        let _: Page<Attachment> = server.post(&path, &query, &target).await?;
+        print(&format!("policy {} applies to the {target}\n", self.policy))
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Detach {
+    #[command(flatten)]
+    store: StoreOptions,
+    /// The policy.
+    policy: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+impl Detach {
+    pub(super) async fn run(&self) -> anyhow::Result<()> {
+        let server = self.store.server()?;
+        let target = self.target.attachment()?;
+        let path = format!("policies/{}/attachments", self.policy);
+        server.delete(&path, &[(scope_name(target.scope()), target.target().to_owned())]).await?;
+        print(&format!("policy {} no longer applies to the {target}\n", self.policy))
+    }
+}

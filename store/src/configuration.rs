@@ -1,0 +1,279 @@
+//! `store.toml`: what the operator of a server decides.
+
+use serde::Deserialize;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The largest `store.toml` that is read.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// The server's configuration. Everything has a default; a server without a file serves `127.0.0.1:8440` on SQLite.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Configuration {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How runners and people reach the server: `https://portcullis.example.com`. Links in notifications begin with it.
+    pub public_url: String,
+    /// The audience of GitHub's OIDC tokens; absent: `public-url`.
+    pub audience: Option<String>,
+    /// Where everything is kept.
+    pub database: DatabaseConfiguration,
+    /// Serve HTTPS with this certificate; absent: HTTP, for a proxy on the same host.
+    pub tls: Option<TlsConfiguration>,
+    /// Which GitHub the runners belong to.
+    pub github: GithubConfiguration,
+    /// Certificates, PEM, that outgoing requests trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The Ed25519 key that signs answers; absent: made at the first start and kept in the database.
+    pub signing_key_file: Option<PathBuf>,
+    /// A file with the first admin's token; absent: one is made at the first start and printed once.
+    pub admin_token_file: Option<PathBuf>,
+    /// How much is too much.
+    pub limits: LimitsConfiguration,
+    /// How long what is kept.
+    pub retention: RetentionConfiguration,
+    /// When a job counts as known.
+    pub baseline: BaselineConfiguration,
+    /// Outgoing notifications.
+    pub notifications: NotificationConfiguration,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8440)),
+            public_url: "http://127.0.0.1:8440".to_owned(),
+            audience: None,
+            database: DatabaseConfiguration::default(),
+            tls: None,
+            github: GithubConfiguration::default(),
+            ca_file: None,
+            signing_key_file: None,
+            admin_token_file: None,
+            limits: LimitsConfiguration::default(),
+            retention: RetentionConfiguration::default(),
+            baseline: BaselineConfiguration::default(),
+            notifications: NotificationConfiguration::default(),
+        }
+    }
+}
+
+/// `[database]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DatabaseConfiguration {
+    /// `sqlite:/a/file` or `postgres://user@host/name`.
+    pub url: String,
+    /// Connections to PostgreSQL at most.
+    pub max_connections: u32,
+}
+
+impl Default for DatabaseConfiguration {
+    fn default() -> Self {
+        Self { url: "sqlite:/var/lib/portcullis-store/store.db".to_owned(), max_connections: 10 }
+    }
+}
+
+/// `[tls]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TlsConfiguration {
+    /// The certificate and those that lead to a root, PEM.
+    pub certificate_file: PathBuf,
+    /// Its key, PEM.
+    pub key_file: PathBuf,
+}
+
+/// `[github]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct GithubConfiguration {
+    /// Who signs OIDC tokens: GitHub, or `https://HOST/_services/token` of a GitHub Enterprise Server.
+    pub issuer: String,
+}
+
+impl Default for GithubConfiguration {
+    fn default() -> Self {
+        Self { issuer: "https://token.actions.githubusercontent.com".to_owned() }
+    }
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LimitsConfiguration {
+    /// Requests of one caller in a second, sustained.
+    pub requests_per_second: u32,
+    /// Requests of one caller at once.
+    pub burst: u32,
+    /// Failed attempts to become somebody, from one address in a minute.
+    pub failed_sign_ins_per_minute: u32,
+}
+
+impl Default for LimitsConfiguration {
+    fn default() -> Self {
+        Self { requests_per_second: 200, burst: 1000, failed_sign_ins_per_minute: 30 }
+    }
+}
+
+/// `[retention]`, in days.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RetentionConfiguration {
+    /// Raw events.
+    pub events_days: u32,
+    /// Jobs, detections, and what baselines are made of.
+    pub jobs_days: u32,
+    /// The audit log.
+    pub audit_days: u32,
+}
+
+impl Default for RetentionConfiguration {
+    fn default() -> Self {
+        Self { events_days: 90, jobs_days: 365, audit_days: 1095 }
+    }
+}
+
+/// `[baseline]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BaselineConfiguration {
+    /// Runs of a job before its baseline says anything.
+    pub min_runs: u32,
+    /// The last runs that are looked at.
+    pub window_runs: u32,
+    /// How many of them may have brought a new destination while the job still counts as stable.
+    pub max_changed_runs: u32,
+}
+
+impl Default for BaselineConfiguration {
+    fn default() -> Self {
+        Self { min_runs: 10, window_runs: 10, max_changed_runs: 1 }
+    }
+}
+
+/// `[notifications]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NotificationConfiguration {
+    /// Networks that notifications may go to although they are not on the internet: `10.1.2.0/24`.
+    pub allowed_networks: Vec<ipnet::IpNet>,
+    /// Whether plain HTTP is allowed; only for receivers in `allowed-networks`.
+    pub allow_http: bool,
+}
+
+/// Why the configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    /// The file can't be read.
+    #[error("{} can't be read", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is no configuration.
+    #[error("{} is no configuration that can be used", .path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{0}")]
+    Senseless(String),
+}
+
+impl Configuration {
+    /// Reads `store.toml`.
+    ///
+    /// # Errors
+    /// When it can't be read, or has a key that does not exist or a value that makes no sense.
+    pub fn load(path: &Path) -> Result<Self, ConfigurationError> {
+        let unreadable = |source| ConfigurationError::Unreadable { path: path.to_owned(), source };
+        let metadata = fs::metadata(path).map_err(unreadable)?;
+        if !metadata.is_file() || metadata.len() > MAX_BYTES {
+            return Err(unreadable(io::Error::other("not a regular file of at most 1 MiB")));
+        }
+        let text = fs::read_to_string(path).map_err(unreadable)?;
+        toml::from_str(&text).map_err(|source| ConfigurationError::Invalid {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Checks what the types can't.
+    ///
+    /// # Errors
+    /// When a value makes no sense; the text has the remedy.
+    pub fn check(&self) -> Result<(), ConfigurationError> {
+        let senseless = |text: String| Err(ConfigurationError::Senseless(text));
+        let is_url = |text: &str| {
+            url::Url::parse(text).is_ok_and(|url| {
+                matches!(url.scheme(), "https" | "http") && url.has_host() && url.query().is_none()
+            })
+        };
+        if !is_url(&self.public_url) {
+            return senseless(format!(
+                "public-url is {:?}; it must be an address such as \"https://portcullis.example.com\"",
+                self.public_url
+            ));
+        }
+        if !is_url(&self.github.issuer) {
+            return senseless(format!(
+                "github.issuer is {:?}; it must be an address such as \"https://token.actions.githubusercontent.com\"",
+                self.github.issuer
+            ));
+        }
+        if self.tls.is_none() && !self.listen.ip().is_loopback() {
+            return senseless(format!(
+                "listen is {}, which others can reach, and there is no [tls]: tokens would cross the network in the clear; set [tls], or listen on 127.0.0.1 behind a proxy",
+                self.listen
+            ));
+        }
+        let limits = &self.limits;
+        if limits.requests_per_second == 0
+            || limits.burst == 0
+            || limits.failed_sign_ins_per_minute == 0
+        {
+            return senseless("a limit of 0 would refuse everything".to_owned());
+        }
+        let baseline = &self.baseline;
+        if baseline.min_runs == 0 || baseline.window_runs == 0 {
+            return senseless("baseline.min-runs and window-runs must be at least 1".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The audience of GitHub's OIDC tokens for this store.
+    pub fn audience(&self) -> &str {
+        self.audience.as_deref().unwrap_or(&self.public_url)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Configuration;
+
+    #[test]
+    fn the_documented_example_is_read() {
+        let text = include_str!("../../docs/examples/store.toml");
+        let configuration: Configuration = toml::from_str(text).unwrap();
+        configuration.check().unwrap();
+        assert_eq!(configuration.audience(), "https://portcullis.example.com");
+    }
+
+    #[test]
+    fn tokens_never_cross_the_network_in_the_clear() {
+        let open =
+            Configuration { listen: "0.0.0.0:80".parse().unwrap(), ..Configuration::default() };
+        let error = open.check().unwrap_err().to_string();
+        assert!(error.contains("[tls]"), "{error}");
+        Configuration::default().check().unwrap();
+    }
+}

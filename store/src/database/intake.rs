@@ -1,0 +1,350 @@
+//! What runner hosts upload: jobs, events, reports. Each batch is one transaction, and a batch that came before changes nothing.
+
+use super::{Database, DatabaseError, signed, transaction, unsigned};
+use portcullis_common::event::{Event, EventKind, Verdict};
+use portcullis_common::report::endpoint;
+use portcullis_common::store_api::NewJob;
+use sqlx::QueryBuilder;
+use std::collections::BTreeMap;
+
+/// Rows that one statement inserts: nine values each, well below the 32 766 parameters of SQLite.
+const ROWS_PER_STATEMENT: usize = 1000;
+
+/// A job that begins, with what the store knows of its host.
+#[derive(Clone, Debug)]
+pub struct JobStart<'a> {
+    /// What the host says.
+    pub job: &'a NewJob,
+    /// The host.
+    pub host_id: &'a str,
+    /// Its cluster.
+    pub cluster: &'a str,
+    /// The context, JSON.
+    pub context: String,
+}
+
+/// An event that is to be stored, with the text that it came as.
+#[derive(Clone, Debug)]
+pub struct NewEvent<'a> {
+    /// The event.
+    pub event: Event,
+    /// The line.
+    pub line: &'a str,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Intake {
+    /// It is stored, or was before; every event up to this number is there.
+    Stored {
+        /// The last number.
+        last_seq: u64,
+        /// Events that were new.
+        new: u64,
+    },
+    /// Events are missing before it; nothing was stored.
+    Gap {
+        /// The number that is expected next.
+        expected: u64,
+    },
+    /// The host has no such job.
+    NoJob,
+}
+
+/// What a job's end says.
+#[derive(Clone, Debug)]
+pub struct JobEnd<'a> {
+    /// The job.
+    pub id: &'a str,
+    /// The host that says so.
+    pub host_id: &'a str,
+    /// The posture, as the report has it.
+    pub posture: &'a str,
+    /// The report, JSON.
+    pub report: String,
+    /// Now.
+    pub now_ms: i64,
+}
+
+/// The number that stands for a kind of event.
+const fn kind_code(kind: &EventKind) -> i16 {
+    match kind {
+        EventKind::Network(_) => NETWORK,
+        EventKind::Dns(_) => DNS,
+        EventKind::Process(_) => 3,
+        EventKind::File(_) => 4,
+        EventKind::Detection(_) => 5,
+        EventKind::Posture(_) => 6,
+        EventKind::Job(_) => 7,
+    }
+}
+
+/// The kind of calls.
+pub(super) const NETWORK: i16 = 1;
+/// The kind of queries.
+pub(super) const DNS: i16 = 2;
+
+/// The number that stands for a verdict.
+pub const fn verdict_code(verdict: Verdict) -> i16 {
+    match verdict {
+        Verdict::Allowed => 0,
+        Verdict::Blocked => 1,
+        Verdict::WouldBlock => 2,
+    }
+}
+
+/// What is looked for in events, beside the text.
+struct Columns {
+    kind: i16,
+    verdict: Option<i16>,
+    endpoint: Option<String>,
+    process: Option<String>,
+    step: Option<String>,
+}
+
+fn columns(event: &EventKind) -> Columns {
+    let (verdict, endpoint, process) = match event {
+        EventKind::Network(call) => {
+            (Some(verdict_code(call.verdict)), Some(endpoint(call)), call.process.as_ref())
+        }
+        EventKind::Dns(query) => {
+            (Some(verdict_code(query.verdict)), Some(query.name.clone()), query.process.as_ref())
+        }
+        EventKind::Process(exec) => (None, None, Some(&exec.process)),
+        EventKind::File(file) => (None, None, file.process.as_ref()),
+        EventKind::Detection(detection) => (None, None, detection.process.as_ref()),
+        EventKind::Posture(_) | EventKind::Job(_) => (None, None, None),
+    };
+    Columns {
+        kind: kind_code(event),
+        verdict,
+        endpoint,
+        process: process.and_then(|process| process.exe.clone()),
+        step: process.and_then(|process| process.step.clone()),
+    }
+}
+
+/// What calls of a batch add up to, by endpoint, verdict and process.
+type Sums = BTreeMap<(String, i16, String), (i64, i64, i64)>;
+
+fn sums(events: &[NewEvent<'_>]) -> Sums {
+    let mut sums = Sums::new();
+    for NewEvent { event, .. } in events {
+        let EventKind::Network(call) = &event.kind else { continue };
+        let process = call.process.as_ref().and_then(|process| process.exe.clone());
+        let key = (endpoint(call), verdict_code(call.verdict), process.unwrap_or_default());
+        let time = event.time.as_microsecond();
+        let (calls, first, last) = sums.entry(key).or_insert((0, time, time));
+        *calls = calls.saturating_add(signed(call.packets));
+        *first = (*first).min(time);
+        *last = (*last).max(time);
+    }
+    sums
+}
+
+impl Database {
+    /// Notes that a job began and returns the number of its last event. A job that is known stays as it is; `None` when it is
+    /// another host's.
+    ///
+    /// # Errors
+    /// When the database can't be used.
+    pub async fn start_job(&self, start: &JobStart<'_>) -> Result<Option<u64>, DatabaseError> {
+        let job = start.job;
+        let context = &job.context;
+        let repository = context.repository.to_ascii_lowercase();
+        let organization = repository.split('/').next().unwrap_or_default().to_owned();
+        let path = context.workflow_path();
+        let started_ms = job.started_at.as_millisecond();
+        transaction!(self, |transaction| {
+            let (run,): (i64,) = sqlx::query_as(
+                "INSERT INTO runs (run_id, run_attempt, repository, organization, workflow, workflow_path, started_ms) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) \
+                 ON CONFLICT (repository, run_id, run_attempt) DO UPDATE SET started_ms = \
+                 CASE WHEN excluded.started_ms < runs.started_ms THEN excluded.started_ms ELSE runs.started_ms END \
+                 RETURNING key",
+            )
+            .bind(signed(context.run_id))
+            .bind(i64::from(context.run_attempt))
+            .bind(repository.as_str())
+            .bind(organization.as_str())
+            .bind(context.workflow.as_str())
+            .bind(path)
+            .bind(started_ms)
+            .fetch_one(&mut *transaction)
+            .await?;
+            sqlx::query(
+                "INSERT INTO jobs (id, run, host_id, cluster, organization, repository, workflow_path, job_name, context, \
+                 policy, policy_version, scope, target, identity, mode, started_ms, last_seq, allowed, blocked, would_block, detections) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 0, 0, 0, 0) \
+                 ON CONFLICT (id) DO NOTHING",
+            )
+            .bind(job.id.as_str())
+            .bind(run)
+            .bind(start.host_id)
+            .bind(start.cluster)
+            .bind(organization.as_str())
+            .bind(repository.as_str())
+            .bind(path)
+            .bind(context.job.as_str())
+            .bind(start.context.as_str())
+            .bind(job.policy.name.as_str())
+            .bind(job.policy.version.as_str())
+            .bind(job.policy.scope.to_string())
+            .bind(job.target.as_str())
+            .bind(word(&job.identity))
+            .bind(word(&job.mode))
+            .bind(started_ms)
+            .execute(&mut *transaction)
+            .await?;
+            let (last_seq, owner): (i64, String) =
+                sqlx::query_as("SELECT last_seq, host_id FROM jobs WHERE id = $1")
+                    .bind(job.id.as_str())
+                    .fetch_one(&mut *transaction)
+                    .await?;
+            if owner != start.host_id {
+                // Rolled back: a run that nobody has a job of is not kept either.
+                return Ok(None);
+            }
+            Ok(Some(unsigned(last_seq)))
+        })
+    }
+
+    /// Stores a batch of events, whose numbers are without gaps. Those that are there already are left out.
+    ///
+    /// # Errors
+    /// When the database can't be used; then nothing of it is stored.
+    pub async fn store_events(
+        &self,
+        job_id: &str,
+        host_id: &str,
+        events: &[NewEvent<'_>],
+    ) -> Result<Intake, DatabaseError> {
+        transaction!(self, |transaction| {
+            // Counted up by nothing, this locks the row: batches of one job go one after the other.
+            let row: Option<(i64, i64)> = sqlx::query_as(
+                "UPDATE jobs SET last_seq = last_seq WHERE id = $1 AND host_id = $2 RETURNING key, last_seq",
+            )
+            .bind(job_id)
+            .bind(host_id)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let Some((job, last_seq)) = row else { return Ok(Intake::NoJob) };
+            let last_seq = unsigned(last_seq);
+            let is_new = |new: &&NewEvent<'_>| new.event.seq > last_seq;
+            let skipped = events.len() - events.iter().filter(is_new).count();
+            let new = events.get(skipped..).unwrap_or_default();
+            let Some(newest) = new.last() else {
+                return Ok(Intake::Stored { last_seq, new: 0 });
+            };
+            if new.first().is_some_and(|first| first.event.seq != last_seq + 1) {
+                return Ok(Intake::Gap { expected: last_seq + 1 });
+            }
+            for rows in new.chunks(ROWS_PER_STATEMENT) {
+                let mut insert = QueryBuilder::new(
+                    "INSERT INTO events (job, seq, time_us, kind, verdict, endpoint, process, step, body) ",
+                );
+                insert.push_values(rows, |mut values, row| {
+                    let columns = columns(&row.event.kind);
+                    values
+                        .push_bind(job)
+                        .push_bind(signed(row.event.seq))
+                        .push_bind(row.event.time.as_microsecond())
+                        .push_bind(columns.kind)
+                        .push_bind(columns.verdict)
+                        .push_bind(columns.endpoint)
+                        .push_bind(columns.process)
+                        .push_bind(columns.step)
+                        .push_bind(row.line.to_owned());
+                });
+                insert.build().execute(&mut *transaction).await?;
+            }
+            let sums = sums(new);
+            let total = |verdict: Verdict| -> i64 {
+                let code = verdict_code(verdict);
+                sums.iter().filter(|((_, key, _), _)| *key == code).map(|(_, sum)| sum.0).sum()
+            };
+            for ((endpoint, verdict, process), (calls, first, last)) in &sums {
+                sqlx::query(
+                    "INSERT INTO destinations (job, endpoint, verdict, process, calls, first_us, last_us) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (job, endpoint, verdict, process) DO UPDATE SET \
+                     calls = destinations.calls + excluded.calls, \
+                     first_us = CASE WHEN excluded.first_us < destinations.first_us THEN excluded.first_us ELSE destinations.first_us END, \
+                     last_us = CASE WHEN excluded.last_us > destinations.last_us THEN excluded.last_us ELSE destinations.last_us END",
+                )
+                .bind(job)
+                .bind(endpoint.as_str())
+                .bind(*verdict)
+                .bind(process.as_str())
+                .bind(*calls)
+                .bind(*first)
+                .bind(*last)
+                .execute(&mut *transaction)
+                .await?;
+            }
+            let mut detections = 0_i64;
+            for NewEvent { event, .. } in new {
+                let EventKind::Detection(detection) = &event.kind else { continue };
+                detections += 1;
+                sqlx::query(
+                    "INSERT INTO detections (id, job, seq, kind, time_us, evidence, is_lockdown, process) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                )
+                .bind(format!("{job_id}-{}", event.seq))
+                .bind(job)
+                .bind(signed(event.seq))
+                .bind(word(&detection.detection))
+                .bind(event.time.as_microsecond())
+                .bind(detection.evidence.as_str())
+                .bind(detection.is_lockdown)
+                .bind(detection.process.as_ref().and_then(|process| process.exe.as_deref()))
+                .execute(&mut *transaction)
+                .await?;
+            }
+            sqlx::query(
+                "UPDATE jobs SET last_seq = $2, allowed = allowed + $3, blocked = blocked + $4, \
+                 would_block = would_block + $5, detections = detections + $6 WHERE key = $1",
+            )
+            .bind(job)
+            .bind(signed(newest.event.seq))
+            .bind(total(Verdict::Allowed))
+            .bind(total(Verdict::Blocked))
+            .bind(total(Verdict::WouldBlock))
+            .bind(detections)
+            .execute(&mut *transaction)
+            .await?;
+            Ok(Intake::Stored {
+                last_seq: newest.event.seq,
+                new: u64::try_from(new.len()).unwrap_or(u64::MAX),
+            })
+        })
+    }
+
+    /// Stores a job's report; says whether the host has such a job. A report that came before is replaced by the same.
+    ///
+    /// # Errors
+    /// When the database can't be used.
+    pub async fn end_job(&self, end: &JobEnd<'_>) -> Result<bool, DatabaseError> {
+        transaction!(self, |transaction| {
+            let updated = sqlx::query(
+                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5) WHERE id = $1 AND host_id = $2",
+            )
+            .bind(end.id)
+            .bind(end.host_id)
+            .bind(end.report.as_str())
+            .bind(end.posture)
+            .bind(end.now_ms)
+            .execute(&mut *transaction)
+            .await?
+            .rows_affected();
+            Ok(updated > 0)
+        })
+    }
+}
+
+/// A value that serializes as one word, as that word.
+pub(super) fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,89 @@
+//! What is removed when it is of no use any more.
+
+use super::{Database, DatabaseError, transaction};
+
+/// Jobs that one transaction clears, so that uploads don't wait for long.
+const JOBS_AT_ONCE: i64 = 20;
+
+/// Before which times what is removed, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Raw events of jobs that began before.
+    pub events_before_ms: i64,
+    /// Jobs that began before, with everything of them.
+    pub jobs_before_ms: i64,
+    /// Entries of the audit log.
+    pub audit_before_ms: i64,
+}
+
+impl Database {
+    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens that expired by themselves.
+    ///
+    /// # Errors
+    /// When the database can't be used.
+    pub async fn remove_expired(&self, now_ms: i64) -> Result<u64, DatabaseError> {
+        transaction!(self, |transaction| {
+            let mut removed = 0;
+            for sql in [
+                "DELETE FROM enrolments WHERE expires_ms <= $1 OR hosts_left <= 0",
+                "DELETE FROM host_credentials WHERE expires_ms <= $1",
+                "DELETE FROM used_id_tokens WHERE expires_ms <= $1",
+            ] {
+                let done = sqlx::query(sql).bind(now_ms).execute(&mut *transaction).await?;
+                removed += done.rows_affected();
+            }
+            Ok(removed)
+        })
+    }
+
+    /// Removes one portion of what is too old and says whether there may be more. Jobs that run are never too old.
+    ///
+    /// # Errors
+    /// When the database can't be used.
+    pub async fn remove_old(&self, retention: &Retention) -> Result<bool, DatabaseError> {
+        transaction!(self, |transaction| {
+            let without_events: Vec<(i64,)> = sqlx::query_as(
+                "SELECT j.key FROM jobs j WHERE j.started_ms < $1 AND j.ended_ms IS NOT NULL \
+                 AND EXISTS (SELECT 1 FROM events e WHERE e.job = j.key) ORDER BY j.key LIMIT $2",
+            )
+            .bind(retention.events_before_ms)
+            .bind(JOBS_AT_ONCE)
+            .fetch_all(&mut *transaction)
+            .await?;
+            let gone: Vec<(i64, i64)> = sqlx::query_as(
+                "SELECT key, run FROM jobs WHERE started_ms < $1 AND ended_ms IS NOT NULL ORDER BY key LIMIT $2",
+            )
+            .bind(retention.jobs_before_ms)
+            .bind(JOBS_AT_ONCE)
+            .fetch_all(&mut *transaction)
+            .await?;
+            for (job,) in &without_events {
+                sqlx::query("DELETE FROM events WHERE job = $1")
+                    .bind(*job)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            for (job, run) in &gone {
+                for sql in [
+                    "DELETE FROM events WHERE job = $1",
+                    "DELETE FROM destinations WHERE job = $1",
+                    "DELETE FROM detections WHERE job = $1",
+                    "DELETE FROM jobs WHERE key = $1",
+                ] {
+                    sqlx::query(sql).bind(*job).execute(&mut *transaction).await?;
+                }
+                sqlx::query(
+                    "DELETE FROM runs WHERE key = $1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.run = runs.key)",
+                )
+                .bind(*run)
+                .execute(&mut *transaction)
+                .await?;
+            }
+            sqlx::query("DELETE FROM audit_log WHERE time_ms < $1")
+                .bind(retention.audit_before_ms)
+                .execute(&mut *transaction)
+                .await?;
+            Ok(!without_events.is_empty() || !gone.is_empty())
+        })
+    }
+}

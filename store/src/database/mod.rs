@@ -1,0 +1,225 @@
+//! The database: SQLite or PostgreSQL. The only module of the product that knows SQL.
+//!
+//! Both are used by the same functions with the same SQL text: placeholders are `$1`, times are `BIGINT` milliseconds
+//! (microseconds for events), ids are text. The macros `read!` and `transaction!` expand a body once for each kind of pool.
+//! SQLite has one connection that writes, because it has one writer anyway: waiting in line here is fairer and cheaper than
+//! `SQLITE_BUSY`.
+
+mod audit;
+mod error;
+mod identity;
+mod intake;
+mod maintenance;
+mod policies;
+mod runs;
+
+pub use audit::{AuditFilter, NewAuditEntry};
+pub use error::DatabaseError;
+pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
+pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use maintenance::Retention;
+pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
+pub use runs::{DestinationFilter, DetectionFilter, EventFilter, RunFilter};
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{PgPool, SqlitePool};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::time::Duration;
+
+/// How long a request waits for a connection before it is answered with 503.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long SQLite waits for another process that writes, for instance `portcullis migrate`.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections that read SQLite at the same time.
+const SQLITE_READERS: u32 = 4;
+
+/// A database with its pools.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// A file.
+    Sqlite(SqliteDatabase),
+    /// A server.
+    Postgres(PgPool),
+}
+
+/// SQLite in WAL mode: many readers, one writer.
+#[derive(Clone, Debug)]
+pub struct SqliteDatabase {
+    readers: SqlitePool,
+    writer: SqlitePool,
+    path: PathBuf,
+}
+
+/// Expands `$body` with `$pool` as a pool that reads.
+macro_rules! read {
+    ($database:expr, |$pool:ident| $body:expr) => {
+        match $database {
+            $crate::database::Database::Sqlite(database) => {
+                let $pool = &database.readers;
+                $body
+            }
+            $crate::database::Database::Postgres($pool) => $body,
+        }
+    };
+}
+
+/// Expands `$body` in a transaction that may write, and commits it. A `return` or `?` in the body rolls back.
+macro_rules! transaction {
+    ($database:expr, |$transaction:ident| $body:expr) => {
+        match $database {
+            $crate::database::Database::Sqlite(database) => {
+                // IMMEDIATE: a transaction that reads first and then writes could not be upgraded when another wrote.
+                let mut $transaction = database.writer.begin_with("BEGIN IMMEDIATE").await?;
+                let result = $body;
+                $transaction.commit().await?;
+                result
+            }
+            $crate::database::Database::Postgres(pool) => {
+                let mut $transaction = pool.begin().await?;
+                let result = $body;
+                $transaction.commit().await?;
+                result
+            }
+        }
+    };
+}
+
+use {read, transaction};
+
+impl Database {
+    /// Opens `sqlite:PATH` or `postgres://…` and brings its schema up to date.
+    ///
+    /// # Errors
+    /// When the address can't be understood, the database can't be reached, or a migration fails.
+    pub async fn open(url: &str, max_connections: u32) -> Result<Self, DatabaseError> {
+        let database = Self::connect(url, max_connections).await?;
+        database.migrate().await?;
+        Ok(database)
+    }
+
+    /// Opens a database as it is.
+    ///
+    /// # Errors
+    /// When the address can't be understood or the database can't be reached.
+    pub async fn connect(url: &str, max_connections: u32) -> Result<Self, DatabaseError> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+            return Self::connect_sqlite(path).await.map(Self::Sqlite);
+        }
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            let options = PgConnectOptions::from_str(url)?.application_name("portcullis");
+            let pool = PgPoolOptions::new()
+                .max_connections(max_connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_with(options)
+                .await?;
+            return Ok(Self::Postgres(pool));
+        }
+        Err(DatabaseError::Address)
+    }
+
+    async fn connect_sqlite(path: &Path) -> Result<SqliteDatabase, DatabaseError> {
+        // Made here, so that it is never readable by others: it holds everything that the store knows.
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| DatabaseError::File { path: path.to_owned(), source })?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            // FULL: what was acknowledged survives a loss of power, not only of the process.
+            .synchronous(SqliteSynchronous::Full)
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("cache_size", "-16384")
+            .pragma("temp_store", "memory");
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_with(options.clone())
+        };
+        let writer = pool(1).await?;
+        Ok(SqliteDatabase { readers: pool(SQLITE_READERS).await?, writer, path: path.to_owned() })
+    }
+
+    /// Brings the schema up to date. Several replicas may do so at the same time: one does, the others wait.
+    ///
+    /// # Errors
+    /// When a migration fails, or the schema is newer than this program.
+    pub async fn migrate(&self) -> Result<(), DatabaseError> {
+        match self {
+            Self::Sqlite(database) => {
+                let lock_path = database.path.with_extension("lock");
+                let file = |source| DatabaseError::File { path: lock_path.clone(), source };
+                let lock = OpenOptions::new()
+                    .create(true)
+                    .truncate(false)
+                    .write(true)
+                    .mode(0o600)
+                    .open(&lock_path)
+                    .map_err(file)?;
+                // sqlx locks PostgreSQL by itself, and SQLite not at all.
+                let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock));
+                let held = lock.await.map_err(std::io::Error::other).and_then(|lock| lock);
+                let held = held.map_err(file)?;
+                sqlx::migrate!("src/database/migrations/sqlite").run(&database.writer).await?;
+                drop(held);
+            }
+            Self::Postgres(pool) => {
+                sqlx::migrate!("src/database/migrations/postgres").run(pool).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), DatabaseError> {
+        read!(self, |pool| sqlx::query("SELECT 1").execute(pool).await.map(drop)?);
+        Ok(())
+    }
+
+    /// `sqlite` or `postgresql`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgresql",
+        }
+    }
+
+    /// Closes all connections, after what they do is done.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(database) => {
+                database.readers.close().await;
+                database.writer.close().await;
+            }
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+/// A count or number from the database, which has no unsigned integers; ours are never negative.
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// A number for the database; ours fit.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,216 @@
+//! `portcullis serve`: starts the server, and stops it without cutting anybody off.
+
+use crate::api::{self, Api};
+use crate::configuration::Configuration;
+use crate::database::{NewAuditEntry, Retention, StoredToken};
+use crate::identity::secret::{SecretKind, generate, hash};
+use crate::metrics::Metrics;
+use crate::service::{Store, now};
+use anyhow::Context as _;
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use portcullis_common::store_api::Role;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+/// How long requests that are being answered may go on after the server was told to stop.
+const DRAIN_TIME: Duration = Duration::from_secs(20);
+
+/// Pause between two rounds of what has to be done now and then.
+const UPKEEP_PAUSE: Duration = Duration::from_secs(30);
+
+/// Rounds of upkeep between two looks at what is too old: an hour.
+const RETENTION_ROUNDS: u32 = 120;
+
+/// A server that is running.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The store.
+    pub store: Arc<Store>,
+    /// The secret of the first admin's token, when it was made just now.
+    pub first_token: Option<String>,
+    /// The API's routes.
+    pub routes: Vec<api::RouteInfo>,
+    handle: Handle<SocketAddr>,
+    server: JoinHandle<std::io::Result<()>>,
+    upkeep: JoinHandle<()>,
+}
+
+/// Opens the store and begins to serve.
+///
+/// # Errors
+/// When the configuration makes no sense, the database can't be used, or the address can't be listened on.
+pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
+    configuration.check()?;
+    let listen = configuration.listen;
+    let tls = match &configuration.tls {
+        None => None,
+        Some(files) => Some(
+            tls(&files.certificate_file, &files.key_file)
+                .context("the certificate or its key can't be used")?,
+        ),
+    };
+    let store = Arc::new(Store::open(configuration).await?);
+    let first_token = first_token(&store).await?;
+    let metrics = Arc::new(Metrics::new(&store.events));
+    let Api { router, routes, limits, .. } = api::api(&store, &metrics);
+    let listener =
+        TcpListener::bind(listen).with_context(|| format!("{listen} can't be listened on"))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let handle = Handle::new();
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let serving = handle.clone();
+    let server = match tls {
+        None => {
+            let server = axum_server::from_tcp(listener)?.handle(serving);
+            tokio::spawn(server.serve(service))
+        }
+        Some(tls) => {
+            let server = axum_server::tls_rustls::from_tcp_rustls(listener, tls)?.handle(serving);
+            tokio::spawn(server.serve(service))
+        }
+    };
+    let kept = Arc::clone(&store);
+    let upkeep = tokio::spawn(async move {
+        let mut rounds: u32 = 0;
+        loop {
+            tokio::time::sleep(UPKEEP_PAUSE).await;
+            if rounds.is_multiple_of(RETENTION_ROUNDS)
+                && let Err(error) = remove_old(&kept).await
+            {
+                tracing::warn!(error = %format!("{error:#}"), "what is too old could not be removed");
+            }
+            rounds = rounds.wrapping_add(1);
+            limits.forget_idle();
+            if let Err(error) = keep_up(&kept).await {
+                tracing::warn!(error = %format!("{error:#}"), "the store could not be tidied up");
+            }
+            metrics.policies.set(
+                kept.snapshot().await.map_or(0, |snapshot| {
+                    i64::try_from(snapshot.entries().len()).unwrap_or(i64::MAX)
+                }),
+            );
+        }
+    });
+    tracing::info!(listen = %address, database = store.database.kind(), version = env!("CARGO_PKG_VERSION"), "the store listens");
+    Ok(Running { address, store, first_token, routes, handle, server, upkeep })
+}
+
+/// Removes what is older than the configuration keeps, in portions between which others get their turn.
+async fn remove_old(store: &Store) -> anyhow::Result<()> {
+    let kept = &store.configuration.retention;
+    let before = |days: u32| (now() - Duration::from_hours(24) * days).as_millisecond();
+    let retention = Retention {
+        events_before_ms: before(kept.events_days),
+        jobs_before_ms: before(kept.jobs_days),
+        audit_before_ms: before(kept.audit_days),
+    };
+    while store.database.remove_old(&retention).await? {
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+async fn keep_up(store: &Store) -> anyhow::Result<()> {
+    store.flush_uses().await?;
+    store.database.remove_expired(now().as_millisecond()).await?;
+    Ok(())
+}
+
+impl Running {
+    /// Lets requests that are being answered end, then stops.
+    ///
+    /// # Errors
+    /// When the server ended by itself with an error.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.store.drain();
+        self.handle.graceful_shutdown(Some(DRAIN_TIME));
+        let result = self.server.await.context("the server's task failed")?;
+        self.upkeep.abort();
+        if let Err(error) = self.store.flush_uses().await {
+            tracing::warn!(error = %error, "when callers were last heard of could not be written down");
+        }
+        self.store.database.close().await;
+        tracing::info!("the store has stopped");
+        result.context("the server ended")
+    }
+
+    /// Waits until the server ends by itself, which it only does with an error.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.server).await;
+    }
+}
+
+/// The first admin's token: from a file, or made when there is no token at all.
+async fn first_token(store: &Store) -> anyhow::Result<Option<String>> {
+    let given = match &store.configuration.admin_token_file {
+        Some(path) => Some(read_token(path)?),
+        None => None,
+    };
+    let is_given = given.is_some();
+    let secret = match given {
+        Some(secret) => secret,
+        None => generate(SecretKind::Token)?,
+    };
+    let now_ms = now().as_millisecond();
+    let token = StoredToken {
+        id: Uuid::now_v7().simple().to_string(),
+        name: "first-admin".to_owned(),
+        role: Role::Admin,
+        hash: hash(&secret),
+        created_by: "system".to_owned(),
+        created_ms: now_ms,
+        expires_ms: None,
+    };
+    let record = NewAuditEntry {
+        time_ms: now_ms,
+        actor: "system".to_owned(),
+        action: "token.create",
+        subject: format!("token:{}", token.id),
+        detail: Some("the first admin's token".to_owned()),
+        address: None,
+    };
+    let is_new = store.database.insert_first_token(&token, &record).await?;
+    Ok((is_new && !is_given).then_some(secret))
+}
+
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+    let secret = text.trim().to_owned();
+    let is_good =
+        (32..=200).contains(&secret.len()) && secret.bytes().all(|byte| byte.is_ascii_graphic());
+    anyhow::ensure!(
+        is_good,
+        "{} holds no token that can be used: it needs 32 to 200 visible characters, such as the output of `openssl rand -hex 32`",
+        path.display()
+    );
+    Ok(secret)
+}
+
+/// TLS 1.2 and 1.3 with the one provider of this program.
+fn tls(certificate: &Path, key: &Path) -> anyhow::Result<RustlsConfig> {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
+        .with_context(|| format!("{} can't be read", certificate.display()))?
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("{} is no PEM", certificate.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("{} can't be read", key.display()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(RustlsConfig::from_config(Arc::new(config)))
+}

@@ -1,0 +1,128 @@
+//! The store behind its API: what is in memory, kept true to the database.
+
+mod authentication;
+mod freshness;
+mod policies;
+
+pub use authentication::{Authentication, AuthenticationError};
+pub use policies::{WriteRequest, read as read_document};
+
+use crate::catalog::Snapshot;
+use crate::configuration::Configuration;
+use crate::database::{Database, DatabaseError};
+use crate::identity::oidc::Verifier;
+use crate::identity::signer::{KeyError, Signer};
+use authentication::Callers;
+use freshness::Freshness;
+use jiff::Timestamp;
+use prometheus_client::metrics::counter::Counter;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Mutex;
+
+/// The store.
+#[derive(Debug)]
+pub struct Store {
+    /// The database.
+    pub database: Database,
+    /// What the operator wants.
+    pub configuration: Configuration,
+    /// Signs answers to hosts.
+    pub signer: Signer,
+    /// Verifies GitHub's tokens.
+    pub verifier: Verifier,
+    /// The policies as they were last seen; replaced as a whole.
+    snapshot: std::sync::RwLock<Arc<Snapshot>>,
+    /// Held while the policies are read anew.
+    loading: Mutex<()>,
+    freshness: Freshness,
+    callers: Callers,
+    draining: AtomicBool,
+    /// Events that were stored.
+    pub events: Counter,
+}
+
+/// Why the store can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The signing key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The HTTP client.
+    #[error("outgoing requests can't be made")]
+    Client(#[from] reqwest::Error),
+    /// A file of the configuration.
+    #[error("{} can't be read", .path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Store {
+    /// Opens the database, brings its schema up to date and reads the policies.
+    ///
+    /// # Errors
+    /// When the database can't be used or a file of the configuration can't be read.
+    pub async fn open(configuration: Configuration) -> Result<Self, OpenError> {
+        let database =
+            Database::open(&configuration.database.url, configuration.database.max_connections)
+                .await?;
+        let key = if let Some(path) = &configuration.signing_key_file {
+            std::fs::read_to_string(path)
+                .map_err(|source| OpenError::File { path: path.clone(), source })?
+        } else {
+            database.setting_or_insert("signing-key", &Signer::generate()?).await?
+        };
+        let client = outgoing_client(&configuration)?;
+        let store = Self {
+            signer: Signer::from_text(&key)?,
+            verifier: Verifier::new(&configuration.github.issuer, configuration.audience(), client),
+            snapshot: std::sync::RwLock::new(Arc::new(Snapshot::new(0, []))),
+            loading: Mutex::default(),
+            freshness: Freshness::default(),
+            callers: Callers::default(),
+            draining: AtomicBool::new(false),
+            events: Counter::default(),
+            database,
+            configuration,
+        };
+        store.snapshot().await?;
+        Ok(store)
+    }
+
+    /// Whether the server is about to stop, so that load balancers send nothing more.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Says that the server is about to stop.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The client for what the store asks of others: no redirects, so that an address that was checked is the one that is asked.
+fn outgoing_client(configuration: &Configuration) -> Result<reqwest::Client, OpenError> {
+    let mut client = reqwest::Client::builder()
+        .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none());
+    if let Some(path) = &configuration.ca_file {
+        let pem =
+            std::fs::read(path).map_err(|source| OpenError::File { path: path.clone(), source })?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
+            client = client.add_root_certificate(certificate);
+        }
+    }
+    Ok(client.build()?)
+}
+
+/// Now.
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}

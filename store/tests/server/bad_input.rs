@@ -1,0 +1,144 @@
+//! What a hostile or broken caller sends.
+
+use crate::on_both;
+use crate::support::{World, context, send};
+use reqwest::Method;
+use serde_json::json;
+use std::io::Write as _;
+
+on_both!(bodies_are_bounded, text_is_text, too_many_requests_are_refused, the_database_goes_away);
+
+async fn bodies_are_bounded(world: World) {
+    let server = world.start().await;
+    let large = vec![b'a'; 100 * 1024 * 1024];
+    let put = server.request(Method::PUT, "/policies/p").body(large);
+    // The server may hang up before it has read everything; then there is no answer to look at.
+    if let Ok(response) = put.send().await {
+        assert_eq!(response.status(), 413);
+    }
+    // 1 GiB of zeros in a megabyte.
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let zeros = vec![0; 1024 * 1024];
+    for _ in 0..256 {
+        bomb.write_all(&zeros).unwrap();
+    }
+    let packed = bomb.finish().unwrap();
+    let put =
+        server.request(Method::PUT, "/policies/p").header("content-encoding", "gzip").body(packed);
+    send(put).await.problem(413);
+    let put = server.request(Method::PUT, "/policies/p").header("content-encoding", "br").body("x");
+    send(put).await.problem(415);
+    let put = server
+        .request(Method::PUT, "/policies/p")
+        .header("content-encoding", "gzip")
+        .body("no gzip");
+    send(put).await.problem(400);
+    for body in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{\"name\":1,\"role\":\"viewer\"}",
+        "{\"name\":\"a\",\"role\":\"root\"}",
+    ] {
+        let post =
+            server.request(Method::POST, "/tokens").header("content-type", "application/json");
+        let reply = send(post.body(body)).await;
+        assert!(reply.status.is_client_error(), "{body}: {reply:?}");
+        reply.problem(400);
+    }
+    send(server.anonymous(Method::GET, "/nowhere")).await.problem(404);
+    send(server.anonymous(Method::PATCH, "/api/v1/policies")).await.problem(405);
+    assert_eq!(send(server.anonymous(Method::GET, "/healthz")).await.status, 200);
+    server.stop().await;
+}
+
+/// Every text that comes from outside is bound, never pasted into SQL.
+async fn text_is_text(world: World) {
+    let server = world.start().await;
+    server.put_policy("p", "name: p\negress-policy: audit\n").await.expect(201);
+    for evil in [
+        "'; DROP TABLE policies; --",
+        "\" OR 1=1",
+        "%",
+        "_",
+        "${7*7}",
+        "{{7*7}}",
+        "\\",
+        "\u{202e}",
+        "a\u{0}b",
+    ] {
+        let evil: &str = evil;
+        for query in ["/policies", "/audit-log", "/policies/p/versions"] {
+            let get = server.request(Method::GET, query).query(&[
+                ("cursor", evil),
+                ("actor", evil),
+                ("prefix", evil),
+            ]);
+            let status = send(get).await.status.as_u16();
+            assert!(status == 400 || status == 200, "{query} {evil:?}: {status}");
+        }
+        let name = server.post("/tokens", json!({ "name": evil, "role": "viewer" })).await;
+        assert!([201, 400].contains(&name.status.as_u16()), "{evil:?}: {name:?}");
+        let path = format!(
+            "/policies/{}",
+            url::form_urlencoded::byte_serialize(evil.as_bytes()).collect::<String>()
+        );
+        server.get(&path).await.problem(404);
+        let put = server
+            .request(Method::PUT, "/policies/p")
+            .query(&[("comment", evil), ("source", evil)]);
+        let status = send(put.body("name: p\negress-policy: audit\n")).await.status.as_u16();
+        assert!([200, 400].contains(&status), "{evil:?}: {status}");
+        let mut context = context();
+        evil.clone_into(&mut context.workflow);
+        let status = server.post("/resolve", json!({ "context": context })).await.status.as_u16();
+        assert!([200, 400].contains(&status), "{evil:?}: {status}");
+    }
+    assert_eq!(server.get("/policies").await.expect(200)["items"].as_array().unwrap().len(), 1);
+    server.stop().await;
+}
+
+async fn too_many_requests_are_refused(world: World) {
+    let mut configuration = world.configuration();
+    configuration.limits.requests_per_second = 1;
+    configuration.limits.burst = 5;
+    configuration.limits.failed_sign_ins_per_minute = 3;
+    let server = world.start_with(configuration).await;
+    let mut statuses = Vec::new();
+    for _ in 0..8 {
+        statuses.push(server.get("/policies").await.status.as_u16());
+    }
+    assert!(
+        statuses[..5].iter().all(|status| *status == 200) && statuses.contains(&429),
+        "{statuses:?}"
+    );
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        statuses.push(
+            send(server.as_caller("pct_guess", Method::GET, "/policies")).await.status.as_u16(),
+        );
+    }
+    assert_eq!(statuses[..4], [401, 401, 401, 429]);
+    server.stop().await;
+}
+
+/// A database that is killed makes answers 503, never 500 and never wrong, and all is well when it is back.
+async fn the_database_goes_away(mut world: World) {
+    let server = world.start().await;
+    server.put_policy("p", "name: p\negress-policy: audit\n").await.expect(201);
+    let Some(postgres) = &mut world.postgres else { return server.stop().await };
+    postgres.kill();
+    server.get("/policies").await.problem(503);
+    server.put_policy("q", "name: q\negress-policy: audit\n").await.problem(503);
+    send(server.anonymous(Method::GET, "/readyz")).await.problem(503);
+    assert_eq!(send(server.anonymous(Method::GET, "/healthz")).await.status, 200);
+    postgres.restart();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    while send(server.anonymous(Method::GET, "/readyz")).await.status != 200 {
+        assert!(std::time::Instant::now() < deadline, "it does not come back");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(server.get("/policies").await.expect(200)["items"].as_array().unwrap().len(), 1);
+    server.stop().await;
+}

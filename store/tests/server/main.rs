@@ -1,0 +1,36 @@
+//! The store's server as its callers see it, on SQLite and on PostgreSQL.
+//!
+//! Each test starts a server of its own on a port of its own; [`on_both`] runs it on either database.
+
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(
+    unreachable_pub,
+    reason = "a test program exports nothing; `pub` says what modules share"
+)]
+
+mod access;
+mod audit;
+mod bad_input;
+mod bundles;
+mod command_line;
+mod compatibility;
+mod hosts;
+mod identity;
+mod openapi;
+mod policies;
+mod resolution;
+mod runs;
+mod support;
+
+/// Makes a test of an asynchronous function for each database.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[test] fn $name() { $crate::support::run($crate::support::Backend::Sqlite, super::$name); })+
+        }
+        mod postgresql {
+            $(#[test] fn $name() { $crate::support::run($crate::support::Backend::Postgres, super::$name); })+
+        }
+    };
+}

@@ -1,0 +1,339 @@
+//! Uploads and reading them back.
+
+use crate::on_both;
+use crate::support::{Reply, Server, World, context, send};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::io::Write as _;
+
+on_both!(
+    batches_are_stored_once,
+    what_is_no_upload_is_refused,
+    a_run_is_read_back,
+    nothing_acknowledged_is_lost,
+    baselines_add_up_and_old_things_go
+);
+
+const JOB: &str = "0197aaaaaaaa7000800000000000000a";
+
+fn new_job(id: &str, run: u64, name: &str) -> Value {
+    let mut context = context();
+    context.run_id = run;
+    name.clone_into(&mut context.job);
+    json!({
+        "id": id, "context": context, "target": "octo/hello", "identity": "asserted", "mode": "block",
+        "policy": { "name": "p", "version": "1", "scope": "repository" }, "started_at": "2026-01-01T00:00:00Z",
+    })
+}
+
+fn call(id: &str, seq: u64, verdict: &str, name: &str) -> Value {
+    json!({
+        "job_id": id, "seq": seq, "time": format!("2026-01-01T00:00:{:02}.000000Z", seq % 60), "type": "network",
+        "verdict": verdict, "direction": "outbound", "protocol": "tcp", "address": "192.0.2.1", "port": 443, "name": name,
+        "packets": 2, "rule": "r", "policy": { "name": "p", "version": "1", "scope": "repository" },
+        "process": { "pid": 7, "exe": "/usr/bin/curl", "step": "build" },
+    })
+}
+
+fn lines(events: &[Value]) -> String {
+    events.iter().flat_map(|event| [event.to_string(), "\n".to_owned()]).collect()
+}
+
+async fn upload(server: &Server, host: &str, id: &str, body: String) -> Reply {
+    let post = server.as_caller(host, Method::POST, &format!("/jobs/{id}/events"));
+    send(post.header("content-type", "application/x-ndjson").body(body)).await
+}
+
+async fn begin(server: &Server, host: &str, job: Value) -> Reply {
+    send(server.as_caller(host, Method::POST, "/jobs").json(&job)).await
+}
+
+async fn host(server: &Server, cluster: &str) -> String {
+    server.enrol(cluster).await["credential"].as_str().unwrap().to_owned()
+}
+
+fn report(id: &str) -> Value {
+    json!({
+        "job_id": id, "policy": { "name": "p", "version": "1", "scope": "repository" }, "target": "octo/hello",
+        "identity": "asserted", "mode": "block", "posture": { "level": "enforced", "scope": "host", "features": [] },
+        "allowed": 1, "blocked": 1, "would_block": 0, "destinations": [], "detections": [], "fail_job": false,
+    })
+}
+
+async fn batches_are_stored_once(world: World) {
+    let server = world.start().await;
+    let host = host(&server, "prod").await;
+    for _ in 0..2 {
+        assert_eq!(
+            begin(&server, &host, new_job(JOB, 7, "build")).await.expect(200)["last_seq"],
+            0
+        );
+    }
+    let events: Vec<Value> = (1..=10).map(|seq| call(JOB, seq, "allowed", "a.test")).collect();
+    assert_eq!(upload(&server, &host, JOB, lines(&events[..4])).await.expect(200)["last_seq"], 4);
+    // Again, overlapping, late: nothing is counted twice.
+    for range in [0..4, 2..6, 0..2, 5..10, 0..10] {
+        upload(&server, &host, JOB, lines(&events[range])).await.expect(200);
+    }
+    let many = (0..8).map(|_| upload(&server, &host, JOB, lines(&events)));
+    for reply in futures(many).await {
+        assert_eq!(reply.expect(200)["last_seq"], 10);
+    }
+    let gap = upload(&server, &host, JOB, lines(&[call(JOB, 12, "allowed", "a.test")])).await;
+    assert_eq!(gap.json()["expected_seq"], 11);
+    assert_eq!(gap.problem(409).0, "events-out-of-order");
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(lines(&[call(JOB, 11, "blocked", "b.test")]).as_bytes()).unwrap();
+    let post = server.as_caller(&host, Method::POST, &format!("/jobs/{JOB}/events"));
+    let packed = send(post.header("content-encoding", "gzip").body(packed.finish().unwrap())).await;
+    assert_eq!(packed.expect(200)["last_seq"], 11);
+    let job = server.get(&format!("/jobs/{JOB}")).await.expect(200);
+    assert_eq!(
+        (job["allowed"].as_u64(), job["blocked"].as_u64(), job["events"].as_u64()),
+        (Some(20), Some(2), Some(11))
+    );
+    let destinations = server.get("/destinations").await.expect(200);
+    assert_eq!(destinations["items"][0]["calls"], 20);
+    server.stop().await;
+}
+
+async fn futures(all: impl Iterator<Item = impl Future<Output = Reply>>) -> Vec<Reply> {
+    let mut replies = Vec::new();
+    for one in all {
+        replies.push(one.await);
+    }
+    replies
+}
+
+async fn what_is_no_upload_is_refused(world: World) {
+    let server = world.start().await;
+    let (one, two) = (host(&server, "prod").await, host(&server, "prod").await);
+    begin(&server, &one, new_job(JOB, 7, "build")).await.expect(200);
+    // Another host can neither take the job over nor add to it.
+    begin(&server, &two, new_job(JOB, 7, "build")).await.problem(409);
+    upload(&server, &two, JOB, lines(&[call(JOB, 1, "allowed", "a.test")])).await.problem(404);
+    let put = server.as_caller(&two, Method::PUT, &format!("/jobs/{JOB}/report"));
+    send(put.json(&report(JOB))).await.problem(404);
+    for body in [
+        "{}".to_owned(),
+        "x".to_owned(),
+        lines(&[call("other", 1, "allowed", "a.test")]),
+        lines(&[call(JOB, 0, "allowed", "a.test")]),
+        lines(&[call(JOB, 1, "allowed", "a.test"), call(JOB, 3, "allowed", "a.test")]),
+        lines(&[call(JOB, 1, "allowed", "a\u{0}b")]),
+        lines(&[call(JOB, 1, "perhaps", "a.test")]),
+        format!("{}{{", lines(&[call(JOB, 1, "allowed", "a.test")])),
+    ] {
+        upload(&server, &one, JOB, body).await.problem(400);
+    }
+    for bad in [
+        new_job("../../x", 7, "b"),
+        new_job(JOB, 0, "b"),
+        new_job(JOB, u64::MAX, "b"),
+        new_job(JOB, 7, "a b"),
+    ] {
+        begin(&server, &one, bad).await.problem(400);
+    }
+    assert_eq!(
+        server.get(&format!("/jobs/{JOB}")).await.expect(200)["events"],
+        0,
+        "all or nothing"
+    );
+    // People don't upload, and runners don't read.
+    begin(&server, &server.token.clone(), new_job(JOB, 7, "build")).await.problem(403);
+    send(server.as_caller(&one, Method::GET, "/runs")).await.problem(403);
+    server.stop().await;
+}
+
+async fn a_run_is_read_back(world: World) {
+    let server = world.start().await;
+    let host = host(&server, "prod").await;
+    let id = |number: u64| format!("0197aaaaaaaa70008000{number:012x}");
+    for number in 1..=3 {
+        begin(&server, &host, new_job(&id(number), number, "build")).await.expect(200);
+    }
+    let job = id(3);
+    let mut events = vec![
+        call(&job, 1, "allowed", "a.test"),
+        call(&job, 2, "blocked", "b_x.test"),
+        call(&job, 3, "blocked", "bxx.test"),
+    ];
+    events.push(json!({ "job_id": job, "seq": 4, "time": "2026-01-01T00:01:00.000000Z", "type": "detection", "detection": "Reverse-Shell", "evidence": "it was <b>", "is_lockdown": true }));
+    upload(&server, &host, &job, lines(&events)).await.expect(200);
+    let put = server.as_caller(&host, Method::PUT, &format!("/jobs/{job}/report"));
+    assert_eq!(send(put.json(&report(&job))).await.status, 204);
+
+    let page = server.get("/runs?limit=2&repository=Octo/Hello").await.expect(200);
+    let ids: Vec<_> = page["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids, ["3-1", "2-1"]);
+    let next = server
+        .get(&format!("/runs?limit=2&cursor={}", page["next_cursor"].as_str().unwrap()))
+        .await
+        .expect(200);
+    assert_eq!((next["items"][0]["id"].as_str(), next.get("next_cursor")), (Some("1-1"), None));
+    for (filter, count) in [
+        ("blocked=true", 1),
+        ("detections=true", 1),
+        ("cluster=prod", 3),
+        ("cluster=dev", 0),
+        ("policy=p", 3),
+        ("organization=OCTO", 3),
+        ("workflow=octo/hello/.github/workflows/ci.yml", 3),
+    ] {
+        let runs = server.get(&format!("/runs?{filter}")).await.expect(200);
+        assert_eq!(runs["items"].as_array().unwrap().len(), count, "{filter}");
+    }
+    let run = server.get("/runs/3").await.expect(200);
+    assert_eq!(
+        (run["state"].as_str(), run["blocked"].as_u64(), run["job_records"][0]["posture"].as_str()),
+        (Some("ended"), Some(4), Some("enforced"))
+    );
+    assert_eq!(server.get("/runs/2-1").await.expect(200)["state"], "running");
+    server.get("/runs/9").await.problem(404);
+    server.get("/runs/x").await.problem(404);
+
+    // `_` is a letter like any other, not a wildcard.
+    for (filter, numbers) in [
+        ("", vec![1, 2, 3]),
+        ("status=blocked", vec![2, 3]),
+        ("endpoint=b_x", vec![2]),
+        ("process=curl", vec![1, 2, 3]),
+        ("step=test", vec![]),
+        ("limit=1&cursor=1", vec![2]),
+    ] {
+        let events = server.get(&format!("/jobs/{job}/network-events?{filter}")).await.expect(200);
+        let seen: Vec<u64> = events["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["seq"].as_u64().unwrap())
+            .collect();
+        assert_eq!(seen, numbers, "{filter}");
+    }
+    let all = server.get(&format!("/jobs/{job}/events")).await.expect(200);
+    assert_eq!(all["items"].as_array().unwrap().len(), 4);
+    assert_eq!(all["items"][0], events[0], "an event comes back as it went");
+    let detections = server.get("/detections?type=Reverse-Shell&run_id=3").await.expect(200);
+    let detection = &detections["items"][0];
+    assert_eq!(
+        (
+            detection["evidence"].as_str(),
+            detection["is_lockdown"].as_bool(),
+            detection["seq"].as_u64()
+        ),
+        (Some("it was <b>"), Some(true), Some(4))
+    );
+    let destinations = server.get("/destinations?status=blocked&limit=1").await.expect(200);
+    assert_eq!(destinations["items"][0]["endpoint"], "b_x.test:443");
+    let rest = server
+        .request(Method::GET, "/destinations")
+        .query(&[("status", "blocked"), ("cursor", destinations["next_cursor"].as_str().unwrap())]);
+    assert_eq!(send(rest).await.expect(200)["items"][0]["endpoint"], "bxx.test:443");
+    server.stop().await;
+}
+
+/// The database is killed in the middle of uploads: what was acknowledged is there, once.
+async fn nothing_acknowledged_is_lost(mut world: World) {
+    let server = world.start().await;
+    let host = host(&server, "prod").await;
+    begin(&server, &host, new_job(JOB, 7, "build")).await.expect(200);
+    let mut acknowledged = 0;
+    let (mut seq, mut killed) = (1, false);
+    while acknowledged < 400 {
+        if let (Some(postgres), 200, false) = (&mut world.postgres, acknowledged, killed) {
+            postgres.kill();
+            postgres.restart();
+            killed = true;
+        }
+        let batch: Vec<Value> =
+            (seq..seq + 20).map(|seq| call(JOB, seq, "allowed", "a.test")).collect();
+        let reply = upload(&server, &host, JOB, lines(&batch)).await;
+        match reply.status.as_u16() {
+            200 => {
+                acknowledged = reply.json()["last_seq"].as_u64().unwrap();
+                seq = acknowledged + 1;
+            }
+            503 => {}
+            other => panic!("{other}: {}", reply.text),
+        }
+    }
+    let job = server.get(&format!("/jobs/{JOB}")).await.expect(200);
+    assert_eq!((job["events"].as_u64(), job["allowed"].as_u64()), (Some(400), Some(800)));
+    let events = server.get(&format!("/jobs/{JOB}/events?limit=1000")).await.expect(200);
+    assert_eq!(events["items"].as_array().unwrap().len(), 400);
+    server.stop().await;
+}
+
+async fn baselines_add_up_and_old_things_go(world: World) {
+    let server = world.start().await;
+    let host = host(&server, "prod").await;
+    let id = |number: u64| format!("0197aaaaaaaa70008000{number:012x}");
+    for (number, name) in [(1, "build"), (2, "build"), (3, "test")] {
+        begin(&server, &host, new_job(&id(number), number, name)).await.expect(200);
+        let events = [
+            call(&id(number), 1, "allowed", "a.test"),
+            call(&id(number), 2, "would-block", &format!("only-{number}.test")),
+            call(&id(number), 3, "blocked", "evil.test"),
+        ];
+        upload(&server, &host, &id(number), lines(&events)).await.expect(200);
+        let put = server.as_caller(&host, Method::PUT, &format!("/jobs/{}/report", id(number)));
+        assert_eq!(send(put.json(&report(&id(number)))).await.status, 204);
+    }
+    let text = async |query: &str| {
+        let get = server.request(Method::GET, &format!("/baselines?{query}"));
+        send(get.header("accept", "text/plain")).await.text
+    };
+    let all = "a.test:443\nonly-1.test:443\nonly-2.test:443\nonly-3.test:443\n";
+    for source in [
+        "organization&organization=octo",
+        "repository&repository=octo/hello",
+        "cluster&cluster=prod",
+    ] {
+        assert_eq!(text(&format!("source={source}")).await, all, "{source}");
+    }
+    let job =
+        "source=job&repository=octo/hello&workflow=octo/hello/.github/workflows/ci.yml&job=test";
+    assert_eq!(text(job).await, "a.test:443\nonly-3.test:443\n");
+    let page =
+        server.get("/baselines?source=repository&repository=octo/hello&limit=1").await.expect(200);
+    let first = &page["items"][0];
+    assert_eq!(
+        (first["endpoint"].as_str(), first["calls"].as_u64(), first["runs"].as_u64()),
+        (Some("a.test:443"), Some(6), Some(3))
+    );
+    assert!(page["next_cursor"].is_string());
+    server.get("/baselines?source=job&repository=octo/hello").await.problem(400);
+    server.get("/baselines").await.problem(400);
+
+    // Events go first, what they add up to later, and what runs stays.
+    begin(&server, &host, new_job(&id(4), 4, "build")).await.expect(200);
+    let database = &server.running.store.database;
+    let (future, past) = (i64::MAX, 0);
+    let mut retention = portcullis_store::database::Retention {
+        events_before_ms: future,
+        jobs_before_ms: past,
+        audit_before_ms: past,
+    };
+    while database.remove_old(&retention).await.unwrap() {}
+    assert_eq!(
+        server.get(&format!("/jobs/{}/events", id(1))).await.expect(200)["items"],
+        json!([])
+    );
+    assert_eq!(text("source=cluster&cluster=prod").await, all);
+    retention.jobs_before_ms = future;
+    while database.remove_old(&retention).await.unwrap() {}
+    let left = server.get("/runs").await.expect(200);
+    assert_eq!(
+        (left["items"].as_array().unwrap().len(), left["items"][0]["run_id"].as_u64()),
+        (1, Some(4))
+    );
+    assert_eq!(text("source=cluster&cluster=prod").await, "");
+    server.stop().await;
+}

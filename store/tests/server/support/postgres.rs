@@ -1,0 +1,134 @@
+//! A PostgreSQL server that a test has for itself: in a directory of its own, on a Unix socket only, as a user without
+//! privileges, gone with the test.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A running server.
+pub struct Postgres {
+    directory: TempDir,
+    child: Child,
+}
+
+/// The directory of the newest version that is installed.
+fn programs() -> PathBuf {
+    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .expect("PostgreSQL is not installed; scripts/test installs what tests need")
+        .map(|entry| entry.unwrap().path().join("bin"))
+        .filter(|path| path.join("initdb").exists())
+        .collect();
+    versions.sort();
+    versions.pop().expect("PostgreSQL is not installed; scripts/test installs what tests need")
+}
+
+/// A command as the user `postgres`, which the package makes; PostgreSQL refuses to run as root. It dies with this test.
+fn as_postgres(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL"])
+        .arg(programs().join(program))
+        .current_dir("/")
+        .stdin(Stdio::null());
+    command
+}
+
+impl Postgres {
+    pub fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("portcullis-pg-").tempdir().unwrap();
+        let user = nix::unistd::User::from_name("postgres").unwrap().expect("no user postgres");
+        chown(directory.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
+        let data = directory.path().join("data");
+        let made = as_postgres("initdb")
+            .arg("-D")
+            .arg(&data)
+            .args([
+                "--no-sync",
+                "--auth=trust",
+                "--username=postgres",
+                "--locale=C",
+                "--encoding=UTF8",
+            ])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let child = Self::run(&directory);
+        let postgres = Self { directory, child };
+        postgres.wait();
+        postgres
+    }
+
+    fn run(directory: &TempDir) -> Child {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(directory.path().join("log"))
+            .unwrap();
+        as_postgres("postgres")
+            .arg("-D")
+            .arg(directory.path().join("data"))
+            .arg("-k")
+            .arg(directory.path())
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Waits until it answers.
+    fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while !self.has_come() {
+            assert!(Instant::now() < deadline, "PostgreSQL does not answer: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill(&mut self) {
+        // The postmaster's children notice and go by themselves.
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again after [`Self::kill`].
+    pub fn restart(&mut self) {
+        let pid_file = self.directory.path().join("data/postmaster.pid");
+        let _ = fs::remove_file(pid_file);
+        self.child = Self::run(&self.directory);
+        // It gives up while the children of the killed one are still there.
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while !self.has_come() {
+            assert!(Instant::now() < deadline, "PostgreSQL does not come again: {}", self.log());
+            if self.child.try_wait().unwrap().is_some() {
+                self.child = Self::run(&self.directory);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn has_come(&self) -> bool {
+        UnixStream::connect(self.directory.path().join(".s.PGSQL.5432")).is_ok()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@localhost/postgres?host={}", self.directory.path().display())
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

