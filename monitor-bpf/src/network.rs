@@ -1,6 +1,8 @@
 //! Whose the calls of a job are (`programs/network.bpf.c`): hooks on its cgroup.
 
 use crate::bytes::Reader;
+use crate::guard::share_connections;
+use crate::lifecycle::Lifecycle;
 use crate::object::{SensorError, load, map};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object};
 use std::ffi::OsStr;
@@ -32,12 +34,19 @@ pub struct NetworkHooks {
 }
 
 impl NetworkHooks {
-    /// Attaches the hooks to an open cgroup v2 directory; groups below it are included.
+    /// Attaches the hooks of the job with the token `job` to an open cgroup v2 directory; groups below it are included.
     ///
     /// # Errors
     /// See [`SensorError`].
-    pub fn attach(group: BorrowedFd<'_>) -> Result<Self, SensorError> {
-        let object = load("network", OBJECT, |_| Ok(()))?;
+    pub fn attach(
+        lifecycle: &Lifecycle,
+        job: u64,
+        group: BorrowedFd<'_>,
+    ) -> Result<Self, SensorError> {
+        let object = load("network", OBJECT, |open| share_connections(open, lifecycle))?;
+        let own = map(&object, "own_job")?;
+        own.update(&0_u32.to_ne_bytes(), &job.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|source| SensorError::Map { map: "own_job", source })?;
         let links = object
             .progs_mut()
             .map(|program| {

@@ -157,6 +157,10 @@ impl KernelObserver for JobObserver {
         }
     }
 
+    fn held(&self, process: ProcessKey) {
+        self.look_soon.held(process);
+    }
+
     fn accessed(&self, reader: ProcessKey, process: Process, access: Access) {
         let kind = match access.way {
             AccessWay::MemoryFile | AccessWay::IoUring => MemoryAccessKind::ProcMem,

@@ -7,15 +7,18 @@
 mod guarded;
 mod images;
 mod sensor;
+mod streams;
 
 pub use guarded::Guarded;
 pub use sensor::BpfSensor;
+pub use streams::JobStreams;
 
 use crate::caller::{ProcFs, ProcessKey, ProcessTable, Snapshot};
 use crate::cgroup::JobCgroup;
 use crate::cgroup::job::descendants;
 use crate::sys::pidfd;
 use crate::watch::process::ProcessInspector;
+use crate::watch::programs::INTERPRETERS;
 use images::Images;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -50,6 +53,10 @@ pub trait KernelObserver: fmt::Debug + Send + Sync {
 
     /// Somebody, of the job or not, reached for guarded memory. May block.
     fn accessed(&self, reader: ProcessKey, process: Process, access: Access);
+
+    /// A process that may be a shell at the end of a connection was stopped, and goes on when [`JobStreams::release`] is
+    /// called. Happens to jobs only that have [`JobStreams::begin`]. Must be quick.
+    fn held(&self, process: ProcessKey);
 }
 
 /// An execution that has to be judged.
@@ -144,9 +151,10 @@ impl KernelSensors {
             .map_err(SensorError::Events)?;
         let handling = Arc::clone(&shared);
         let lifecycle = Lifecycle::start(move |event| handling.handle(event))?;
-        let guard = MemoryGuard::start(&lifecycle, || pidfd::open(std::process::id()))
-            .and_then(Guarded::new)
-            .map_err(|error| with_causes(&error));
+        let guard =
+            MemoryGuard::start(&lifecycle, INTERPRETERS, || pidfd::open(std::process::id()))
+                .and_then(Guarded::new)
+                .map_err(|error| with_causes(&error));
         if let Err(reason) = &guard {
             tracing::warn!(reason, "the memory of runners is not guarded by BPF");
         }
@@ -190,7 +198,8 @@ impl KernelSensors {
             hooks: File::open(group.group().directory())
                 .map_err(|error| error.to_string())
                 .and_then(|directory| {
-                    NetworkHooks::attach(directory.as_fd()).map_err(|error| with_causes(&error))
+                    NetworkHooks::attach(&self.lifecycle, token, directory.as_fd())
+                        .map_err(|error| with_causes(&error))
                 }),
         };
         // Before the look at procfs, so that nothing is missed in between. On an error dropping undoes it.
@@ -280,6 +289,16 @@ impl WatchedJob {
         features
     }
 
+    /// Its shells, as far as they can be stopped when they read from a connection; or why they can't.
+    ///
+    /// # Errors
+    /// Which sensor is missing.
+    pub fn streams(self: &Arc<Self>) -> Result<JobStreams, &str> {
+        self.sensors.guard()?;
+        self.hooks.as_ref().map_err(String::as_str)?;
+        Ok(JobStreams::new(Arc::clone(self)))
+    }
+
     /// The processes of the job that live, wherever they are.
     pub fn pids(&self) -> Vec<u32> {
         self.sensors.lifecycle.drain();
@@ -358,6 +377,12 @@ impl Shared {
                 self.find(Finding::Access(subject, access, image));
             }
             Event::Stopped(pid) => wake(pid),
+            Event::Held(subject) => {
+                let key = ProcessKey { pid: subject.pid, start_time: subject.start_ticks() };
+                if let Some(observer) = self.observer(subject.job) {
+                    observer.held(key);
+                }
+            }
         }
     }
 
