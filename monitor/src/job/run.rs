@@ -86,8 +86,15 @@ pub async fn run(
             _ = giving_back.tick() => {
                 let events = job.recorder.totals().events;
                 if given_back_at.is_none_or(|at| events >= at + GIVE_BACK_EVENTS) {
-                    given_back_at = Some(events);
-                    blocking(memory::give_back).await;
+                    let is_first = given_back_at.replace(events).is_none();
+                    let host = Arc::clone(&host);
+                    blocking(move || {
+                        if is_first {
+                            host.prepare_next();
+                        }
+                        memory::give_back();
+                    })
+                    .await;
                 }
             }
             _ = tick.tick() => {
@@ -110,6 +117,7 @@ async fn finish(host: Arc<Host>, job: Arc<Job>, on_end: impl FnOnce(&Job) + Send
         on_end(&job);
         // What it takes to know a job.
         drop(job);
+        host.prepare_next();
         memory::give_back();
     })
     .await;
