@@ -139,8 +139,7 @@ pub(crate) fn throughput(found: Found<'_>) -> Result<()> {
     let (gated, plain) = (rate(Samples::new(gated).median()), rate(Samples::new(plain).median()));
     let detail =
         format!("{gated:.1} against {plain:.1} Gbit/s, medians of {ROUNDS} rounds of 4 GiB");
-    found(Row::at_least("TCP throughput", gated / plain, 0.95, "×").with(&detail))?;
-    Ok(())
+    found(Row::at_least("TCP throughput", gated / plain, 0.95, "×").with(&detail))
 }
 
 /// Look-ups: the same name again and again, and a thousand different ones.
@@ -216,8 +215,9 @@ pub(crate) fn monitor(found: Found<'_>) -> Result<()> {
     let before = processor_seconds(gate.monitor.pid())?;
     thread::sleep(IDLE);
     let idle = (processor_seconds(gate.monitor.pid())? - before) / IDLE.as_secs_f64();
+    let later = resident_mebibytes(gate.monitor.pid())?;
     fs::write(&wait, "")?;
-    let detail = format!("{} grants, {} events", job.grants, job.events);
+    let detail = format!("{} grants, {} events; {later:.1} MiB 20 s later", job.grants, job.events);
     running.wait()?;
     for row in [
         Row::at_most("monitor, resident memory", resident, 25.0, " MiB").with(&detail),

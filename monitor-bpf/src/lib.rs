@@ -18,6 +18,6 @@ mod ring;
 pub use event::Event;
 pub use guard::MemoryGuard;
 pub use lifecycle::Lifecycle;
-pub use network::NetworkHooks;
+pub use network::{LoadedHooks, NetworkHooks};
 pub use object::SensorError;
 pub use streams::StreamGate;

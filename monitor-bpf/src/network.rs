@@ -33,17 +33,26 @@ pub struct NetworkHooks {
     _object: Object,
 }
 
-impl NetworkHooks {
+/// The hooks of one job in the kernel, not attached to anything yet. Loading them takes some milliseconds, attaching them
+/// almost nothing.
+#[derive(Debug)]
+pub struct LoadedHooks(Object);
+
+impl LoadedHooks {
+    /// Loads the programs, with maps of their own.
+    ///
+    /// # Errors
+    /// See [`SensorError`].
+    pub fn load(lifecycle: &Lifecycle) -> Result<Self, SensorError> {
+        load("network", OBJECT, |open| share_connections(open, lifecycle)).map(Self)
+    }
+
     /// Attaches the hooks of the job with the token `job` to an open cgroup v2 directory; groups below it are included.
     ///
     /// # Errors
     /// See [`SensorError`].
-    pub fn attach(
-        lifecycle: &Lifecycle,
-        job: u64,
-        group: BorrowedFd<'_>,
-    ) -> Result<Self, SensorError> {
-        let object = load("network", OBJECT, |open| share_connections(open, lifecycle))?;
+    pub fn attach(self, job: u64, group: BorrowedFd<'_>) -> Result<NetworkHooks, SensorError> {
+        let Self(object) = self;
         let own = map(&object, "own_job")?;
         own.update(&0_u32.to_ne_bytes(), &job.to_ne_bytes(), MapFlags::ANY)
             .map_err(|source| SensorError::Map { map: "own_job", source })?;
@@ -56,7 +65,7 @@ impl NetworkHooks {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self {
+        Ok(NetworkHooks {
             _links: links,
             flows: map(&object, "flows")?,
             clients: map(&object, "clients")?,
@@ -64,7 +73,9 @@ impl NetworkHooks {
             _object: object,
         })
     }
+}
 
+impl NetworkHooks {
     /// Who made a call from this local port to this destination last.
     pub fn owner(&self, protocol: u8, source_port: u16, destination: SocketAddr) -> Option<Owner> {
         look_up(&self.flows, &flow_key(protocol, source_port, destination))
