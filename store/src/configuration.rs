@@ -342,6 +342,22 @@ mod tests {
     }
 
     #[test]
+    fn documented_parts_are_read() {
+        let text = include_str!("../../docs/notifications.md");
+        let parts: Vec<&str> = text.split("```toml store\n").skip(1).collect();
+        assert_eq!(parts.len(), 2);
+        for part in parts {
+            let part = part.split("```").next().unwrap();
+            let configuration: Configuration = toml::from_str(part).unwrap();
+            configuration.check().unwrap();
+        }
+        // What is said to be the default is the default.
+        let defaults = Configuration::default().notifications;
+        assert!(text.contains(&format!("retry-seconds = {:?}", defaults.retry_seconds)));
+        assert!(text.contains(&format!("timeout-seconds = {}", defaults.timeout_seconds)));
+    }
+
+    #[test]
     fn tokens_never_cross_the_network_in_the_clear() {
         let open =
             Configuration { listen: "0.0.0.0:80".parse().unwrap(), ..Configuration::default() };

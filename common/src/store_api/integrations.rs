@@ -53,12 +53,16 @@ pub struct Selection {
     /// Whether detections are told.
     pub detections: bool,
     /// Only detections of these types; empty: of every type.
+    #[serde(alias = "detection-types")]
     pub detection_types: Vec<String>,
     /// Only detections for which the job was killed.
+    #[serde(alias = "lockdown-only")]
     pub lockdown_only: bool,
     /// Whether destinations that a job was kept from are told, each once a job.
+    #[serde(alias = "blocked-calls")]
     pub blocked_calls: bool,
     /// Whether destinations that only audit mode let through are told, each once a job.
+    #[serde(alias = "would-block-calls")]
     pub would_block_calls: bool,
     /// Only of these clusters, organizations, repositories and workflows; empty: from everywhere.
     pub scopes: Vec<Attachment>,
@@ -115,9 +119,10 @@ pub enum WriteTarget {
         #[serde(default)]
         prefix: String,
         /// The id of the access key.
+        #[serde(alias = "access-key-id")]
         access_key_id: String,
         /// The access key.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(alias = "secret-access-key", default, skip_serializing_if = "Option::is_none")]
         secret_access_key: Option<Secret>,
         /// Whether every batch of raw events becomes an object as well.
         #[serde(default)]

@@ -220,3 +220,39 @@ fn deliveries(items: &[Delivery]) -> Table {
         }),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::add_key;
+    use crate::notify::read_target;
+    use portcullis_common::store_api::{Notification, WriteIntegration, WriteTarget};
+
+    const DOCUMENT: &str = include_str!("../../../docs/notifications.md");
+
+    fn block(info: &str) -> &'static str {
+        let start = format!("```{info}\n");
+        DOCUMENT.split(&start).nth(1).unwrap().split("```").next().unwrap()
+    }
+
+    #[test]
+    fn the_documented_file_is_read() {
+        let mut written: WriteIntegration =
+            serde_saphyr::from_str(block("yaml integration")).unwrap();
+        assert_eq!(written.selection.detection_types, ["Reverse-Shell"]);
+        assert_eq!(written.selection.scopes.len(), 3);
+        read_target(&written.target, None, false).unwrap();
+        assert!(add_key(&mut written).is_err(), "it has a key");
+        let WriteTarget::Webhook { secret, .. } = &mut written.target else { panic!("no webhook") };
+        *secret = None;
+        assert!(add_key(&mut written).unwrap().unwrap().starts_with("whsec_"));
+        read_target(&written.target, None, false).unwrap();
+    }
+
+    #[test]
+    fn the_documented_message_is_one() {
+        let message: serde_json::Value = serde_json::from_str(block("json notification")).unwrap();
+        let data: Notification = serde_json::from_value(message["data"].clone()).unwrap();
+        let again = serde_json::to_value(&data).unwrap();
+        assert_eq!(again, message["data"], "with these keys and no others");
+    }
+}

@@ -108,8 +108,8 @@ impl Outgoing {
                 .no_proxy()
                 .connect_timeout(CONNECT_PATIENCE)
                 .timeout(configuration.timeout())
-                // A connection that is kept leads where it was checked to lead, but not for ever.
-                .pool_idle_timeout(Duration::from_secs(30))
+                // Every request looks at the address anew: what was changed in the configuration or in a name's zone counts.
+                .pool_max_idle_per_host(0)
                 .https_only(!only_allowed)
                 .dns_resolver(Arc::new(guard.clone()));
             for authority in authorities {

@@ -26,7 +26,7 @@ use uuid::Uuid;
 const LOOK: Duration = Duration::from_secs(2);
 
 /// How much longer than an attempt may take a lease is, so that its end can be written down.
-const LEASE_MARGIN: Duration = Duration::from_secs(20);
+const LEASE_MARGIN: Duration = Duration::from_secs(10);
 
 /// Attempts that are made at a target at the same time.
 const AT_ONCE: u32 = 8;
