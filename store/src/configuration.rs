@@ -301,8 +301,9 @@ impl Configuration {
         if baseline.min_runs == 0 || baseline.window_runs == 0 {
             return senseless("baseline.min-runs and window-runs must be at least 1".to_owned());
         }
-        if !(1..=300).contains(&self.notifications.timeout_seconds) {
-            return senseless("notifications.timeout-seconds must be 1 to 300".to_owned());
+        // Somebody who tries an integration waits for it, and no request to the store takes longer than 30 seconds.
+        if !(1..=25).contains(&self.notifications.timeout_seconds) {
+            return senseless("notifications.timeout-seconds must be 1 to 25".to_owned());
         }
         if let Some(endpoint) = self.archive.as_ref().and_then(|archive| archive.endpoint.as_ref())
             && !is_url(endpoint)

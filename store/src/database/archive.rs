@@ -32,7 +32,7 @@ impl Database {
         Ok(transaction!(self, |transaction| {
             sqlx::query_as(
                 "UPDATE jobs SET archive_lease_ms = $2 WHERE key IN (SELECT key FROM jobs WHERE ended_ms IS NOT NULL \
-                 AND (archived_seq < last_seq OR NOT archived_record) AND archive_lease_ms <= $1 ORDER BY key LIMIT $3) \
+                 AND (archived_seq < last_seq OR NOT archived_record) AND archive_lease_ms <= $1 ORDER BY archive_lease_ms, key LIMIT $3) \
                  AND archive_lease_ms <= $1 RETURNING key, id, started_ms, archived_seq, last_seq, report",
             )
             .bind(now_ms)
@@ -43,15 +43,21 @@ impl Database {
         }))
     }
 
-    /// Gives jobs back that were taken, because archiving failed.
+    /// Gives jobs back that were taken. The first one could not be archived: others come before it the next time, so that
+    /// one that never can be keeps nobody waiting.
     ///
     /// # Errors
     /// When the database can't be used.
-    pub async fn release_jobs_to_archive(&self, keys: &[i64]) -> Result<(), DatabaseError> {
+    pub async fn release_jobs_to_archive(
+        &self,
+        keys: &[i64],
+        now_ms: i64,
+    ) -> Result<(), DatabaseError> {
         transaction!(self, |transaction| {
-            for key in keys {
-                sqlx::query("UPDATE jobs SET archive_lease_ms = 0 WHERE key = $1")
+            for (index, key) in keys.iter().enumerate() {
+                sqlx::query("UPDATE jobs SET archive_lease_ms = $2 WHERE key = $1")
                     .bind(*key)
+                    .bind(if index == 0 { now_ms } else { 0 })
                     .execute(&mut *transaction)
                     .await?;
             }

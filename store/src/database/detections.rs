@@ -4,7 +4,7 @@
 use super::{Database, DatabaseError, NewAuditEntry, transaction};
 use crate::notify::{Candidate, Payload};
 use crate::suppression::{Facts, Place, Rule};
-use portcullis_common::event::{PolicyReference, Process, Verdict};
+use portcullis_common::event::{Ancestor, PolicyReference, Process, Verdict};
 use portcullis_common::policy::Attachment;
 use portcullis_common::resolution::ScopeKind;
 use portcullis_common::store_api::{Notification, NotificationKind, ToldCall};
@@ -15,6 +15,13 @@ const MAX_TOLD_CALLS: usize = 50;
 
 /// Notifications of calls about one job; a job that is kept from ever new destinations must not flood people.
 const MAX_TOLD_TIMES: i64 = 20;
+
+/// Detections that are told about one job. A monitor records at most 500 of each type; beyond this it is no monitor that
+/// uploads.
+pub(super) const MAX_TOLD_DETECTIONS: i64 = 10_000;
+
+/// The longest text of a process or an endpoint that is told, in bytes.
+const MAX_TOLD_TEXT_BYTES: usize = 1000;
 
 /// The longest evidence in bytes that is told; all of it stands in the store.
 const MAX_EVIDENCE_BYTES: usize = 4000;
@@ -62,10 +69,12 @@ pub(super) struct ToldJob {
     pub(super) run_id: i64,
     pub(super) run_attempt: i64,
     pub(super) told_calls: i64,
+    /// Detections before those that are stored now.
+    pub(super) detections: i64,
 }
 
 pub(super) const TOLD_JOB: &str = "SELECT j.id, j.cluster, j.organization, j.repository, j.workflow_path, j.job_name, j.policy, \
-    j.policy_version, j.scope, r.run_id, r.run_attempt, j.told_calls FROM jobs j JOIN runs r ON r.key = j.run WHERE j.key = $1";
+    j.policy_version, j.scope, r.run_id, r.run_attempt, j.told_calls, j.detections FROM jobs j JOIN runs r ON r.key = j.run WHERE j.key = $1";
 
 pub(super) const RULES: &str = "SELECT id, kind, scope, target, endpoint, process FROM suppressions WHERE expires_ms IS NULL OR expires_ms > $1";
 
@@ -171,8 +180,9 @@ impl ToldJob {
         told.detection = Some(new.kind.clone());
         told.evidence = Some(cut(&new.evidence, MAX_EVIDENCE_BYTES).to_owned());
         told.is_lockdown = new.is_lockdown;
-        told.endpoint.clone_from(&new.endpoint);
-        told.process.clone_from(&new.process);
+        told.endpoint =
+            new.endpoint.as_deref().map(|text| cut(text, MAX_TOLD_TEXT_BYTES).to_owned());
+        told.process = new.process.as_ref().map(told_process);
         Ok(told)
     }
 
@@ -191,8 +201,41 @@ impl ToldJob {
         told.more_calls =
             u64::try_from(calls.len().saturating_sub(MAX_TOLD_CALLS)).unwrap_or(u64::MAX);
         calls.truncate(MAX_TOLD_CALLS);
+        for call in &mut calls {
+            call.endpoint = cut(&call.endpoint, MAX_TOLD_TEXT_BYTES).to_owned();
+            call.process =
+                call.process.as_deref().map(|text| cut(text, MAX_TOLD_TEXT_BYTES).to_owned());
+        }
         told.calls = calls;
         Ok(Some(told))
+    }
+}
+
+/// A process as it is told: each integration gets a copy, so it is bounded.
+fn told_process(process: &Process) -> Process {
+    let text = |text: &String| cut(text, MAX_TOLD_TEXT_BYTES).to_owned();
+    let mut left = MAX_EVIDENCE_BYTES;
+    let mut argv = Vec::new();
+    for argument in process.argv.iter().take(100) {
+        let kept = cut(argument, left);
+        left -= kept.len();
+        argv.push(kept.to_owned());
+        if left == 0 {
+            break;
+        }
+    }
+    Process {
+        exe: process.exe.as_ref().map(text),
+        argv,
+        cwd: process.cwd.as_ref().map(text),
+        step: process.step.as_ref().map(text),
+        ancestors: process
+            .ancestors
+            .iter()
+            .take(20)
+            .map(|ancestor| Ancestor { pid: ancestor.pid, exe: text(&ancestor.exe) })
+            .collect(),
+        ..*process
     }
 }
 
@@ -325,8 +368,10 @@ macro_rules! record_detections {
                 .map($crate::database::detections::rule)
                 .collect::<Result<Vec<_>, _>>()?;
             let candidates = $crate::database::detections::read_candidates!($transaction);
+            let mut count = told_job.detections;
             for new in $detections {
                 let new: &$crate::database::NewDetection = new;
+                count += 1;
                 let rule = $crate::database::detections::suppressed_by(&rules, &told_job, new);
                 let inserted = sqlx::query(
                     "INSERT INTO detections (id, job, seq, kind, time_us, evidence, is_lockdown, process, endpoint, suppressed_by) \
@@ -345,7 +390,8 @@ macro_rules! record_detections {
                 .execute(&mut *$transaction)
                 .await?
                 .rows_affected();
-                if inserted == 0 || rule.is_some() {
+                let is_flood = count > $crate::database::detections::MAX_TOLD_DETECTIONS;
+                if inserted == 0 || rule.is_some() || is_flood {
                     continue;
                 }
                 let deliveries = $crate::database::detections::NewDelivery::of(
@@ -412,5 +458,29 @@ impl Database {
             super::audit::write_audit!(transaction, [audit]);
             Ok(true)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{cut, told_process};
+    use portcullis_common::event::Process;
+
+    #[test]
+    fn what_is_told_is_bounded() {
+        assert_eq!(cut("aä", 2), "a", "whole characters only");
+        let long = "ä".repeat(100_000);
+        let process = Process {
+            exe: Some(long.clone()),
+            argv: vec![long.clone(); 1000],
+            cwd: Some(long.clone()),
+            pid: Some(7),
+            ..Process::default()
+        };
+        let told = told_process(&process);
+        assert!(serde_json::to_string(&told).unwrap().len() < 10_000);
+        assert_eq!(told.pid, Some(7));
+        let short = Process { argv: vec!["a".to_owned(), "b".to_owned()], ..Process::default() };
+        assert_eq!(told_process(&short), short);
     }
 }

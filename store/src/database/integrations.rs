@@ -138,7 +138,8 @@ impl Database {
         let rows: Vec<(String, i64, i64)> = read!(self, |pool| {
             sqlx::query_as(
                 "SELECT integration, CAST(SUM(CASE WHEN state = 'pending' THEN 1 ELSE 0 END) AS BIGINT), \
-                 CAST(SUM(CASE WHEN state = 'dead' THEN 1 ELSE 0 END) AS BIGINT) FROM deliveries GROUP BY integration",
+                 CAST(SUM(CASE WHEN state = 'dead' THEN 1 ELSE 0 END) AS BIGINT) FROM deliveries \
+                 WHERE state <> 'delivered' GROUP BY integration",
             )
             .fetch_all(pool)
             .await?

@@ -66,7 +66,8 @@ pub async fn archive(store: &Store) -> anyhow::Result<usize> {
             let done = archive_job(store, &target, archive.prefix.trim_matches('/'), job).await;
             if let Err(error) = done {
                 let left: Vec<i64> = jobs.iter().skip(index).map(|job| job.key).collect();
-                store.database.release_jobs_to_archive(&left).await?;
+                let now_ms = now().as_millisecond();
+                store.database.release_jobs_to_archive(&left, now_ms).await?;
                 return Err(error.context(format!("job {} could not be archived", job.id)));
             }
             count += 1;

@@ -13,7 +13,7 @@ use super::settings::{Secrets, Settings};
 use crate::database::{ClaimedDelivery, DatabaseError, IntegrationRow, Settled};
 use crate::service::{Store, now};
 use portcullis_common::hook::with_causes;
-use portcullis_common::store_api::DeliveryState;
+use portcullis_common::store_api::{DeliveryState, Notification};
 use prometheus_client::metrics::counter::Counter;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,6 +27,9 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// How much longer than an attempt may take a lease is, so that its end can be written down.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
+
+/// How much longer than its client's limit an attempt may take.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 /// Attempts that are made at a target at the same time.
 const AT_ONCE: u32 = 8;
@@ -67,13 +70,27 @@ impl Dispatcher {
     /// When it fails.
     pub async fn attempt(
         &self,
-        settings: &Settings,
-        secrets: &Secrets,
+        target: (&Settings, &Secrets),
         id: &str,
-        notification: portcullis_common::store_api::Notification,
+        notification: Notification,
+        timeout: Duration,
     ) -> Result<Option<u16>, Failure> {
-        let message = Message::Notification(Box::new(notification));
-        self.sender.send(settings, secrets, id, &message).await
+        self.send(target, id, &Message::Notification(Box::new(notification)), timeout).await
+    }
+
+    /// Makes one attempt. The client has a limit of its own; this one also bounds what that does not: a slow name server,
+    /// for one.
+    async fn send(
+        &self,
+        (settings, secrets): (&Settings, &Secrets),
+        id: &str,
+        message: &Message,
+        timeout: Duration,
+    ) -> Result<Option<u16>, Failure> {
+        let sending = self.sender.send(settings, secrets, id, message);
+        tokio::time::timeout(timeout + TIMEOUT_MARGIN, sending).await.unwrap_or_else(|_| {
+            Err(Failure { error: "the target took too long".to_owned(), ..Failure::default() })
+        })
     }
 }
 
@@ -197,13 +214,9 @@ async fn deliver(
 ) -> Result<bool, DatabaseError> {
     let result = match message(store, &delivery.payload).await? {
         Ok(message) => {
-            let (settings, secrets) = target;
-            let sending = store.dispatcher.sender.send(settings, secrets, &delivery.id, &message);
-            // The client has a limit of its own; this one also bounds what it does not: a slow name server, for one.
-            let limit = store.configuration.notifications.timeout() + Duration::from_secs(2);
-            tokio::time::timeout(limit, sending).await.unwrap_or_else(|_| {
-                Err(Failure { error: "the target took too long".to_owned(), ..Failure::default() })
-            })
+            let timeout = store.configuration.notifications.timeout();
+            let target = (&target.0, &target.1);
+            store.dispatcher.send(target, &delivery.id, &message, timeout).await
         }
         Err(failure) => Err(failure),
     };

@@ -224,8 +224,10 @@ impl Store {
         notification.link = self.link(notification.run_id, notification.run_attempt);
         let delivery = Uuid::now_v7().simple().to_string();
         let payload = json(&Payload::Notification(Box::new(notification.clone())))?;
-        let attempt = self.dispatcher.attempt(&settings, &secrets, &delivery, notification);
-        let (status, error) = match attempt.await {
+        let timeout = self.configuration.notifications.timeout();
+        let target = (&settings, &secrets);
+        let attempt = self.dispatcher.attempt(target, &delivery, notification, timeout).await;
+        let (status, error) = match attempt {
             Ok(status) => (status, None),
             Err(failure) => (failure.status, Some(log_line(&failure.error, 500))),
         };

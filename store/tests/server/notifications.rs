@@ -455,7 +455,7 @@ fn two_servers_share_an_outbox() {
         }
         eventually("all is delivered", async || {
             let counts = one.running.store.database.delivery_counts().await.unwrap();
-            (counts[&id] == (0, 0)).then_some(())
+            (counts.get(&id).copied().unwrap_or_default() == (0, 0)).then_some(())
         })
         .await;
         let received = receiver.received();

@@ -31,6 +31,7 @@ CREATE TABLE deliveries (
 );
 CREATE INDEX deliveries_waiting ON deliveries (integration, due_ms) WHERE state = 'pending';
 CREATE INDEX deliveries_by_integration ON deliveries (integration, key);
+CREATE INDEX deliveries_open ON deliveries (integration, state) WHERE state <> 'delivered';
 CREATE INDEX deliveries_by_age ON deliveries (created_ms) WHERE state <> 'pending';
 
 CREATE TABLE suppressions (
@@ -51,6 +52,7 @@ INSERT INTO settings (name, value) VALUES ('suppressions-lock', '');
 
 ALTER TABLE detections ADD COLUMN suppressed_by TEXT;
 ALTER TABLE detections ADD COLUMN resolution TEXT;
+CREATE INDEX detections_open ON detections (kind, key) WHERE suppressed_by IS NULL AND resolved_ms IS NULL;
 CREATE INDEX detections_by_suppression ON detections (suppressed_by) WHERE suppressed_by IS NOT NULL;
 
 -- How often blocked calls of a job were told.
@@ -59,4 +61,4 @@ ALTER TABLE jobs ADD COLUMN told_calls BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE jobs ADD COLUMN archived_seq BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE jobs ADD COLUMN archived_record BOOLEAN NOT NULL DEFAULT FALSE;
 ALTER TABLE jobs ADD COLUMN archive_lease_ms BIGINT NOT NULL DEFAULT 0;
-CREATE INDEX jobs_to_archive ON jobs (key) WHERE ended_ms IS NOT NULL AND (archived_seq < last_seq OR NOT archived_record);
+CREATE INDEX jobs_to_archive ON jobs (archive_lease_ms, key) WHERE ended_ms IS NOT NULL AND (archived_seq < last_seq OR NOT archived_record);
