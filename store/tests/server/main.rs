@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod archive;
 mod audit;
 mod bad_input;
 mod bundles;
@@ -16,11 +17,13 @@ mod command_line;
 mod compatibility;
 mod hosts;
 mod identity;
+mod notifications;
 mod openapi;
 mod policies;
 mod resolution;
 mod runs;
 mod support;
+mod suppressions;
 
 /// Makes a test of an asynchronous function for each database.
 #[macro_export]
