@@ -388,16 +388,33 @@ int BPF_PROG(program_changes, struct task_struct *task)
     return 0;
 }
 
-/* PTRACE_ATTACH stops its target even when the tracer is being killed, and nobody would wake it. */
+struct signal_event {
+    struct event event;
+    struct sent_signal signal;
+};
+
+/* PTRACE_ATTACH stops its target even when the tracer is being killed, and nobody would wake it. And no process of a job has a
+ * reason to signal the monitor. */
 SEC("tp_btf/signal_generate")
 int BPF_PROG(signals, int signal, void *information, struct task_struct *target)
 {
-    if (signal != SIGNAL_STOP)
-        return 0;
-    u32 sender = bpf_get_current_pid_tgid() >> 32, process = BPF_CORE_READ(target, tgid);
-    if (!bpf_map_lookup_elem(&guarded, &process) || !bpf_map_lookup_elem(&ended, &sender))
+    u32 process = BPF_CORE_READ(target, tgid);
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
+    if (!guard)
         return 0;
     struct task_struct *task = bpf_get_current_task_btf();
+    u32 sender = task->tgid;
+    if (guard->is_private) {
+        struct membership *member = bpf_task_storage_get(&members, task, 0, 0);
+        if (!member || sender == process)
+            return 0;
+        struct signal_event told = {.signal = {.number = signal}};
+        describe(&told.event, EVENT_SIGNAL, task, member->job);
+        send(&told, sizeof(told), true);
+        return 0;
+    }
+    if (signal != SIGNAL_STOP || !bpf_map_lookup_elem(&ended, &sender))
+        return 0;
     struct event told = {};
     describe(&told, EVENT_STOPPED, task, 0);
     told.parent = process;
