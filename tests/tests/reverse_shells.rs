@@ -486,7 +486,7 @@ fn without_a_gate_commands_are_executed() -> Result<()> {
     ] {
         peer.commands.forget();
         let job = format!(
-            "set +e; cd \"$RUNNER_TEMP\"; rm -f f; export P={PEER}\n(\n{script}\n) <&0 &\nfor n in $(seq 100); do [ -s {} ] && break; sleep 0.1; done; kill 0",
+            "set +e; cd \"$RUNNER_TEMP\"; rm -f f; export P={PEER}\n(\n{script}\n) <&0 &\nfor n in $(seq 100); do [ -s {} ] && break; sleep 0.1; done; pkill -9 -P $$; true",
             peer.commands.marker.display()
         );
         world.runner(0).run(&Job::script(&job))?;
