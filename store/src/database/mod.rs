@@ -6,20 +6,26 @@
 //! `SQLITE_BUSY`.
 
 mod audit;
+mod baselines;
 mod error;
+mod generate;
 mod identity;
 mod intake;
+mod learning;
 mod maintenance;
 mod policies;
 mod runs;
 
 pub use audit::{AuditFilter, NewAuditEntry};
+pub use baselines::{BaselineFilter, BaselineKind, EndpointFilter, RecordedCalls, TrialFilter};
 pub use error::DatabaseError;
+pub use generate::Generated;
 pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use learning::{MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, Thresholds};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
-pub use runs::{DestinationFilter, DetectionFilter, EventFilter, RunFilter};
+pub use runs::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
