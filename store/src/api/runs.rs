@@ -139,7 +139,12 @@ async fn run(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<An
 }
 
 async fn find_job(store: &Store, id: &str) -> ApiResult<(i64, JobRecord)> {
-    store.database.job(id).await?.ok_or_else(|| ApiError::not_found("there is no such job"))
+    store.database.job(id).await?.ok_or_else(no_such_job)
+}
+
+fn no_such_job() -> ApiError {
+    ApiError::not_found("there is no such job")
+        .hint("`portcullis runs RUN_ID` shows the jobs of a run with their ids")
 }
 
 async fn job(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<Answer<JobRecord>> {
@@ -190,7 +195,7 @@ async fn process_tree(
     InPath(id): InPath<String>,
 ) -> ApiResult<Answer<ProcessTree>> {
     let tree = store.process_tree(&id).await?;
-    Ok(Answer(tree.ok_or_else(|| ApiError::not_found("there is no such job"))?))
+    Ok(Answer(tree.ok_or_else(no_such_job)?))
 }
 
 async fn read_events(

@@ -17,6 +17,7 @@ mod command_line;
 mod compatibility;
 mod hosts;
 mod identity;
+mod learned_commands;
 mod openapi;
 mod policies;
 mod processes;
