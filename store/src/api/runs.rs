@@ -293,10 +293,10 @@ struct DestinationParams {
 }
 
 impl DestinationParams {
-    /// The baseline that adds up just what is asked for: `Some(None)` for all of them; `None` when there is none.
-    fn baseline(&self) -> Option<Option<BaselineSource>> {
+    /// Where just what is asked for is added up.
+    fn added_up(&self) -> AddedUp {
         if self.workflow.is_some() || self.since.is_some() {
-            return None;
+            return AddedUp::Nowhere;
         }
         let asked = (
             lower(self.organization.clone()),
@@ -304,17 +304,27 @@ impl DestinationParams {
             self.cluster.clone(),
         );
         match asked {
-            (None, None, None) => Some(None),
+            (None, None, None) => AddedUp::Everywhere,
             (Some(organization), None, None) => {
-                Some(Some(BaselineSource::Organization { organization }))
+                AddedUp::By(BaselineSource::Organization { organization })
             }
-            (_, Some(repository), None) if self.organization.is_none() => {
-                Some(Some(BaselineSource::Repository { repository }))
+            (None, Some(repository), None) => {
+                AddedUp::By(BaselineSource::Repository { repository })
             }
-            (None, None, Some(cluster)) => Some(Some(BaselineSource::Cluster { cluster })),
-            _ => None,
+            (None, None, Some(cluster)) => AddedUp::By(BaselineSource::Cluster { cluster }),
+            _ => AddedUp::Nowhere,
         }
     }
+}
+
+/// Where calls are added up already.
+enum AddedUp {
+    /// By a baseline.
+    By(BaselineSource),
+    /// By all baselines of organizations together.
+    Everywhere,
+    /// Nowhere; the jobs have to be looked at.
+    Nowhere,
 }
 
 async fn destinations(
@@ -323,17 +333,22 @@ async fn destinations(
 ) -> ApiResult<Answer<Page<DestinationSummary>>> {
     let limit = page_size(params.limit);
     let after = destination_cursor(params.cursor.as_deref())?;
-    if let Some(baseline) = params.baseline() {
-        let filter = EndpointFilter {
-            verdict: params.status,
-            containing: params.endpoint,
-            after,
-            ..EndpointFilter::default()
-        };
-        let items = match baseline {
-            Some(source) => store.baseline_endpoints(&source, &filter, asked(limit)).await?,
-            None => store.database.baseline_endpoints(None, &filter, asked(limit)).await?,
-        };
+    let mut endpoints = EndpointFilter {
+        verdict: params.status,
+        containing: params.endpoint.clone(),
+        ..EndpointFilter::default()
+    };
+    endpoints.after.clone_from(&after);
+    let found = match params.added_up() {
+        AddedUp::By(source) => {
+            Some(store.baseline_endpoints(&source, &endpoints, asked(limit)).await?)
+        }
+        AddedUp::Everywhere => {
+            Some(store.database.baseline_endpoints(None, &endpoints, asked(limit)).await?)
+        }
+        AddedUp::Nowhere => None,
+    };
+    if let Some(items) = found {
         return Ok(Answer(destination_page(items, limit)));
     }
     let filter = DestinationFilter {

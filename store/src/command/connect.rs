@@ -65,7 +65,7 @@ impl StoreOptions {
     pub(super) fn place(&self) -> anyhow::Result<Place> {
         let file = self.file()?;
         // A directory in the file is for when nothing else is said.
-        let dir = self.dir.as_ref().or(file.dir.as_ref().filter(|_| self.server.is_none()));
+        let dir = self.dir.as_ref().or_else(|| file.dir.as_ref().filter(|_| self.server.is_none()));
         if let Some(path) = dir {
             let store = DirectoryStore::open(path)
                 .with_context(|| format!("{} can't be read", path.display()))?;

@@ -325,7 +325,7 @@ impl Database {
             let calls = call_sums(new.iter().map(|new| &new.event));
             let total = |verdict: Verdict| -> i64 {
                 let code = verdict_code(verdict);
-                calls.iter().filter(|((_, key), _)| *key == code).map(|(_, sum)| sum.calls).sum()
+                calls.iter().filter(|((_, key), _)| *key == code).map(|(_, sum)| sum.count).sum()
             };
             let mut of_job: BTreeSet<(String, i16)> = BTreeSet::new();
             let endpoints: Vec<&(String, i16)> = calls.keys().collect();

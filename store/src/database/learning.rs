@@ -98,7 +98,8 @@ impl LearningJob {
 /// What calls to one endpoint with one verdict add up to in a batch.
 #[derive(Clone, Debug)]
 pub(super) struct Calls {
-    pub(super) calls: i64,
+    /// How many, by packets.
+    pub(super) count: i64,
     pub(super) first_us: i64,
     pub(super) last_us: i64,
     /// The first of them: its number, its process, and the rule.
@@ -119,13 +120,13 @@ pub(super) fn call_sums<'a>(
         let time = event.time.as_microsecond();
         let sum =
             sums.entry((endpoint(call), verdict_code(call.verdict))).or_insert_with(|| Calls {
-                calls: 0,
+                count: 0,
                 first_us: time,
                 last_us: time,
                 first_seq: event.seq,
                 process: executable(call),
             });
-        sum.calls = sum.calls.saturating_add(signed(call.packets));
+        sum.count = sum.count.saturating_add(signed(call.packets));
         sum.first_us = sum.first_us.min(time);
         sum.last_us = sum.last_us.max(time);
     }
@@ -348,7 +349,7 @@ macro_rules! learn {
                     .push_bind(*baseline)
                     .push_bind(endpoint.clone())
                     .push_bind(*verdict)
-                    .push_bind(calls.calls)
+                    .push_bind(calls.count)
                     .push_bind(*runs)
                     .push_bind(calls.first_us)
                     .push_bind(calls.last_us);
@@ -401,7 +402,7 @@ mod tests {
     };
 
     fn sums(pairs: &[(&str, i16)]) -> CallSums {
-        let calls = Calls { calls: 1, first_us: 0, last_us: 0, first_seq: 1, process: None };
+        let calls = Calls { count: 1, first_us: 0, last_us: 0, first_seq: 1, process: None };
         pairs
             .iter()
             .map(|(name, verdict)| (((*name).to_owned(), *verdict), calls.clone()))

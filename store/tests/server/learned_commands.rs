@@ -39,7 +39,8 @@ async fn transcript(operator: &Operator<'_>, commands: &[&str]) -> String {
     let mut text = String::new();
     for command in commands {
         let arguments: Vec<&str> = command.split(' ').collect();
-        text.push_str(&format!("$ portcullis {command}\n{}\n\n", operator.run(&arguments).await));
+        let printed = operator.run(&arguments).await;
+        text.extend(["$ portcullis ", command, "\n", &printed, "\n\n"]);
     }
     text
 }

@@ -23,6 +23,7 @@ mod policies;
 mod processes;
 mod resolution;
 mod runs;
+mod scale;
 mod support;
 
 /// Makes a test of an asynchronous function for each database.
