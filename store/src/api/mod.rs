@@ -9,6 +9,7 @@ mod baselines;
 mod bundle;
 mod compatibility;
 pub mod describe;
+mod endpoints;
 pub mod extract;
 mod health;
 mod hosts;
@@ -174,6 +175,7 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     suppressions::routes(&mut routes);
     integrations::routes(&mut routes);
     baselines::routes(&mut routes);
+    endpoints::routes(&mut routes);
     compatibility::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;
     let document = Arc::new(document.finish());

@@ -4,13 +4,16 @@ use super::extract::{Answer, InPath, Params, TheStore};
 use super::policies::page_size;
 use super::problem::{ApiError, ApiResult};
 use super::{Routes, VIEWER};
-use crate::database::{DestinationFilter, DetectionFilter, EventFilter, RunFilter, verdict_code};
+use crate::database::{
+    DestinationFilter, DetectionFilter, EndpointFilter, EventFilter, EventName, RunFilter,
+    verdict_code,
+};
 use crate::service::Store;
 use axum::extract::State;
 use jiff::Timestamp;
 use portcullis_common::event::{Event, Verdict};
 use portcullis_common::store_api::{
-    DestinationSummary, DetectionRecord, JobRecord, Page, Run, RunJobs,
+    BaselineSource, DestinationSummary, DetectionRecord, JobRecord, Page, ProcessTree, Run, RunJobs,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -32,6 +35,12 @@ pub(super) fn routes(routes: &mut Routes) {
         VIEWER,
         (TAG, "Calls of a job, and with dns=true its queries, in order"),
         network_events,
+    );
+    routes.api(
+        ("GET", "/jobs/{id}/process-tree"),
+        VIEWER,
+        (TAG, "The processes of a job as a tree, with what they executed and where they called"),
+        process_tree,
     );
     routes.api(("GET", "/detections"), VIEWER, (TAG, "Detections, the newest first"), detections);
     routes.api(
@@ -130,7 +139,12 @@ async fn run(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<An
 }
 
 async fn find_job(store: &Store, id: &str) -> ApiResult<(i64, JobRecord)> {
-    store.database.job(id).await?.ok_or_else(|| ApiError::not_found("there is no such job"))
+    store.database.job(id).await?.ok_or_else(no_such_job)
+}
+
+fn no_such_job() -> ApiError {
+    ApiError::not_found("there is no such job")
+        .hint("`portcullis runs RUN_ID` shows the jobs of a run with their ids")
 }
 
 async fn job(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<Answer<JobRecord>> {
@@ -155,6 +169,9 @@ struct EventParams {
     step: Option<String>,
     /// Queries for names as well.
     dns: bool,
+    /// Only events of this kind: `network`, `dns`, `process`, `file`, `detection`, `posture`, `job`.
+    #[serde(rename = "type")]
+    kind: Option<EventName>,
 }
 
 async fn events(
@@ -173,6 +190,14 @@ async fn network_events(
     read_events(&store, &id, params, true).await
 }
 
+async fn process_tree(
+    State(store): TheStore,
+    InPath(id): InPath<String>,
+) -> ApiResult<Answer<ProcessTree>> {
+    let tree = store.process_tree(&id).await?;
+    Ok(Answer(tree.ok_or_else(no_such_job)?))
+}
+
 async fn read_events(
     store: &Store,
     id: &str,
@@ -185,6 +210,8 @@ async fn read_events(
         after: number(params.cursor.as_deref())?.unwrap_or_default(),
         network,
         dns: params.dns,
+        kind: params.kind,
+        others: false,
         verdict: params.status,
         endpoint: params.endpoint,
         process: params.process,
@@ -282,8 +309,45 @@ struct DestinationParams {
     workflow: Option<String>,
     /// Only with this verdict.
     status: Option<Verdict>,
+    /// Only endpoints that have this text in them.
+    endpoint: Option<String>,
     /// Only jobs that began at this time or later, RFC 3339.
     since: Option<Timestamp>,
+}
+
+impl DestinationParams {
+    /// Where just what is asked for is added up.
+    fn added_up(&self) -> AddedUp {
+        if self.workflow.is_some() || self.since.is_some() {
+            return AddedUp::Nowhere;
+        }
+        let asked = (
+            lower(self.organization.clone()),
+            lower(self.repository.clone()),
+            self.cluster.clone(),
+        );
+        match asked {
+            (None, None, None) => AddedUp::Everywhere,
+            (Some(organization), None, None) => {
+                AddedUp::By(BaselineSource::Organization { organization })
+            }
+            (None, Some(repository), None) => {
+                AddedUp::By(BaselineSource::Repository { repository })
+            }
+            (None, None, Some(cluster)) => AddedUp::By(BaselineSource::Cluster { cluster }),
+            _ => AddedUp::Nowhere,
+        }
+    }
+}
+
+/// Where calls are added up already.
+enum AddedUp {
+    /// By a baseline.
+    By(BaselineSource),
+    /// By all baselines of organizations together.
+    Everywhere,
+    /// Nowhere; the jobs have to be looked at.
+    Nowhere,
 }
 
 async fn destinations(
@@ -292,7 +356,26 @@ async fn destinations(
 ) -> ApiResult<Answer<Page<DestinationSummary>>> {
     let limit = page_size(params.limit);
     let after = destination_cursor(params.cursor.as_deref())?;
+    let mut endpoints = EndpointFilter {
+        verdict: params.status,
+        containing: params.endpoint.clone(),
+        ..EndpointFilter::default()
+    };
+    endpoints.after.clone_from(&after);
+    let found = match params.added_up() {
+        AddedUp::By(source) => {
+            Some(store.baseline_endpoints(&source, &endpoints, asked(limit)).await?)
+        }
+        AddedUp::Everywhere => {
+            Some(store.database.baseline_endpoints(None, &endpoints, asked(limit)).await?)
+        }
+        AddedUp::Nowhere => None,
+    };
+    if let Some(items) = found {
+        return Ok(Answer(destination_page(items, limit)));
+    }
     let filter = DestinationFilter {
+        endpoint: params.endpoint,
         organization: lower(params.organization),
         repository: lower(params.repository),
         cluster: params.cluster,

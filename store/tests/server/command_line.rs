@@ -6,14 +6,14 @@ use crate::support::{Backend, Server, World, run};
 use crate::suppressions::detection;
 use std::process::{Command, Output};
 
-struct Operator<'a> {
-    server: &'a Server,
-    world: &'a World,
+pub struct Operator<'a> {
+    pub server: &'a Server,
+    pub world: &'a World,
 }
 
 impl Operator<'_> {
     /// Runs a command; what differs from run to run is blotted out.
-    async fn run(&self, arguments: &[&str]) -> String {
+    pub async fn run(&self, arguments: &[&str]) -> String {
         let url = format!("http://{}", self.server.running.address);
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
         command
@@ -34,7 +34,12 @@ impl Operator<'_> {
         let mut blotted = String::new();
         for part in shown.replace(&url, "URL").split_inclusive(char::is_whitespace) {
             let is_time = part.starts_with("20") && part.contains('T') && part.contains('Z');
-            blotted.push_str(if is_time { "TIME " } else { part });
+            if is_time {
+                blotted.push_str("TIME");
+                blotted.extend(part.chars().last().filter(|letter| letter.is_whitespace()));
+            } else {
+                blotted.push_str(part);
+            }
         }
         blotted
     }

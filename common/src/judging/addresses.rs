@@ -1,9 +1,9 @@
 //! An index of the networks that a policy names, and the addresses that no name may open by itself.
 
-pub use portcullis_common::address::special_use;
+pub use crate::address::special_use;
 
+use crate::policy::Rule;
 use ipnet::IpNet;
-use portcullis_common::policy::Rule;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl NetworkIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_common::endpoint::{Endpoint, Host, PortRange, Protocol};
+    use crate::endpoint::{Endpoint, Host, PortRange, Protocol};
     use proptest::prelude::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
