@@ -4,6 +4,7 @@ mod gate;
 mod measure;
 mod result;
 mod statistics;
+mod store;
 
 use anyhow::Result;
 use clap::Parser;
@@ -14,7 +15,8 @@ use std::io::{self, Write};
 #[derive(Debug, Parser)]
 #[command(name = "portcullis-benches")]
 struct Options {
-    /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job. All when none is named.
+    /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job,
+    /// store-resolve, store-intake, store-pages. All when none is named.
     only: Vec<String>,
 }
 
@@ -23,7 +25,7 @@ type Found<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
 
 type Measurement = (&'static str, fn(Found<'_>) -> Result<()>);
 
-const MEASUREMENTS: [Measurement; 7] = [
+const MEASUREMENTS: [Measurement; 10] = [
     ("pre-job", measure::pre_job),
     ("rules", measure::rules),
     ("connections", measure::connections),
@@ -31,6 +33,9 @@ const MEASUREMENTS: [Measurement; 7] = [
     ("names", measure::names),
     ("monitor", measure::monitor),
     ("main-job", measure::main_job),
+    ("store-resolve", store::resolve),
+    ("store-intake", store::intake),
+    ("store-pages", store::pages),
 ];
 
 fn main() -> Result<()> {
