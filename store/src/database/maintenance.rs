@@ -5,6 +5,9 @@ use super::{Database, DatabaseError, transaction};
 /// Jobs that one transaction clears, so that uploads don't wait for long.
 const JOBS_AT_ONCE: i64 = 20;
 
+/// Jobs that one transaction takes out of their baselines: more would lock them in another order than uploads do.
+const JOBS_FORGOTTEN_AT_ONCE: i64 = 1;
+
 /// Takes what a job ($1) of a run ($2) called out of a baseline ($3), unless another job of the run called it, too. When an
 /// endpoint was first seen stays what it was.
 const FORGET: [&str; 2] = [
@@ -68,7 +71,7 @@ impl Database {
                 "SELECT key, run, job_baseline, repository_baseline, organization_baseline, cluster_baseline FROM jobs WHERE started_ms < $1 AND ended_ms IS NOT NULL ORDER BY key LIMIT $2",
             )
             .bind(retention.jobs_before_ms)
-            .bind(JOBS_AT_ONCE)
+            .bind(JOBS_FORGOTTEN_AT_ONCE)
             .fetch_all(&mut *transaction)
             .await?;
             for (job,) in &without_events {
