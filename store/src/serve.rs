@@ -29,6 +29,10 @@ const UPKEEP_PAUSE: Duration = Duration::from_secs(30);
 /// Rounds of upkeep between two looks at what is too old: an hour.
 const RETENTION_ROUNDS: u32 = 120;
 
+/// How often in one round removing what is too old is tried again, and the pause before.
+const MAX_REMOVAL_FAILURES: u32 = 20;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(500);
+
 /// A server that is running.
 #[derive(Debug)]
 pub struct Running {
@@ -143,10 +147,19 @@ async fn remove_old(store: &Store) -> anyhow::Result<()> {
         deliveries_before_ms: before(kept.deliveries_days),
         only_archived: store.configuration.archive.is_some(),
     };
-    while store.database.remove_old(&retention).await? {
-        tokio::task::yield_now().await;
+    let mut failures = 0;
+    loop {
+        match store.database.remove_old(&retention).await {
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => return Ok(()),
+            // PostgreSQL ends one of two transactions that wait for each other; the next attempt goes on.
+            Err(error) if error.is_transient() && failures < MAX_REMOVAL_FAILURES => {
+                failures += 1;
+                tokio::time::sleep(REMOVAL_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(())
 }
 
 async fn keep_up(store: &Store) -> anyhow::Result<()> {
