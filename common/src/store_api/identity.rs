@@ -172,6 +172,12 @@ pub struct Enrolled {
     pub cluster: String,
     /// Its credential, shown this once.
     pub credential: String,
+    /// When the credential was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Timestamp>,
+    /// When the credential ends, unless the host renews it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// The keys that answers are signed with; the host trusts these and no others.
     pub signing_keys: Vec<PublicKey>,
     /// The audience that GitHub's OIDC tokens for this store must have.
@@ -209,6 +215,12 @@ pub struct Credential {
     pub host_id: String,
     /// The secret.
     pub credential: String,
+    /// When the secret was made; absent: by a store that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Timestamp>,
+    /// When the secret ends; absent: by a store that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// The keys that answers are signed with.
     pub signing_keys: Vec<PublicKey>,
     /// The audience that GitHub's OIDC tokens for this store must have.

@@ -7,6 +7,7 @@
 
 mod audit;
 mod error;
+mod hosts;
 mod identity;
 mod intake;
 mod maintenance;
@@ -15,7 +16,8 @@ mod runs;
 
 pub use audit::{AuditFilter, NewAuditEntry};
 pub use error::DatabaseError;
-pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
+pub use hosts::{EnrolmentUse, NewCredential};
+pub use identity::{Caller, CredentialRow, StoredToken};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
