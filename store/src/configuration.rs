@@ -45,6 +45,8 @@ pub struct Configuration {
     pub baseline: BaselineConfiguration,
     /// Outgoing notifications.
     pub notifications: NotificationConfiguration,
+    /// The pages for people.
+    pub dashboard: DashboardConfiguration,
 }
 
 impl Default for Configuration {
@@ -65,6 +67,7 @@ impl Default for Configuration {
             retention: RetentionConfiguration::default(),
             baseline: BaselineConfiguration::default(),
             notifications: NotificationConfiguration::default(),
+            dashboard: DashboardConfiguration::default(),
         }
     }
 }
@@ -216,6 +219,20 @@ pub struct NotificationConfiguration {
     pub allow_http: bool,
 }
 
+/// `[dashboard]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DashboardConfiguration {
+    /// After how many hours people have to sign in again.
+    pub session_hours: u32,
+}
+
+impl Default for DashboardConfiguration {
+    fn default() -> Self {
+        Self { session_hours: 12 }
+    }
+}
+
 /// Why the configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigurationError {
@@ -299,6 +316,9 @@ impl Configuration {
             || limits.failed_sign_ins_per_minute == 0
         {
             return senseless("a limit of 0 would refuse everything".to_owned());
+        }
+        if !(1..=24 * 30).contains(&self.dashboard.session_hours) {
+            return senseless("dashboard.session-hours must be 1 to 720".to_owned());
         }
         let baseline = &self.baseline;
         if baseline.min_runs == 0 || baseline.window_runs == 0 {

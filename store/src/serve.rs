@@ -2,6 +2,7 @@
 
 use crate::api::{self, Api};
 use crate::configuration::Configuration;
+use crate::dashboard::{self, PageInfo};
 use crate::database::{NewAuditEntry, Retention, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
 use crate::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct Running {
     pub first_token: Option<String>,
     /// The API's routes.
     pub routes: Vec<api::RouteInfo>,
+    /// The dashboard's pages.
+    pub pages: Vec<PageInfo>,
     handle: Handle<SocketAddr>,
     server: JoinHandle<std::io::Result<()>>,
     upkeep: JoinHandle<()>,
@@ -60,7 +63,7 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     let store = Arc::new(Store::open(configuration).await?);
     let first_token = first_token(&store).await?;
     let metrics = Arc::new(Metrics::new(&store.events));
-    let Api { router, routes, limits, .. } = api::api(&store, &metrics);
+    let Api { router, routes, pages, limits, .. } = api::api(&store, &metrics);
     let listener =
         TcpListener::bind(listen).with_context(|| format!("{listen} can't be listened on"))?;
     listener.set_nonblocking(true)?;
@@ -100,8 +103,13 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
             );
         }
     });
+    if !dashboard::is_built() {
+        tracing::warn!(
+            "this program was built without its dashboard, because there was no Node.js; the API and the command line are complete"
+        );
+    }
     tracing::info!(listen = %address, database = store.database.kind(), version = env!("CARGO_PKG_VERSION"), "the store listens");
-    Ok(Running { address, store, first_token, routes, handle, server, upkeep })
+    Ok(Running { address, store, first_token, routes, pages, handle, server, upkeep })
 }
 
 /// Removes what is older than the configuration keeps, in portions between which others get their turn.

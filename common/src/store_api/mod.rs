@@ -14,7 +14,7 @@ pub use identity::{
 };
 pub use policies::{
     AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
-    PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
+    PolicyCounts, PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
 };
 pub use problem::{Problem, ProblemDetail};
 pub use resolution::{ResolveRequest, Resolved, SIGNATURE_HEADER};

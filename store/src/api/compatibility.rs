@@ -164,7 +164,9 @@ async fn cluster_of(store: &Store, secret: &str) -> ApiResult<String> {
     match store.authenticate(secret).await {
         Ok(known) => match known.caller {
             Caller::Host { cluster, .. } => Ok(cluster),
-            Caller::Token { .. } => Err(ApiError::forbidden("this is no host's credential")),
+            Caller::Token { .. } | Caller::Person { .. } => {
+                Err(ApiError::forbidden("this is no host's credential"))
+            }
         },
         Err(AuthenticationError::Database(error)) => Err(error.into()),
         Err(error) => Err(ApiError::unauthorized(error.to_string())),

@@ -44,6 +44,34 @@ pub enum Caller {
         /// The cluster it belongs to.
         cluster: String,
     },
+    /// A person whom an identity provider vouches for; only by a session, never by a secret of the API.
+    Person {
+        /// Who it is for good: the provider's issuer and subject.
+        subject: String,
+        /// What people call the person: an e-mail address, a name.
+        name: String,
+        /// What the person may do.
+        role: Role,
+    },
+}
+
+impl Caller {
+    /// What the caller may do.
+    pub const fn role(&self) -> Role {
+        match self {
+            Self::Token { role, .. } | Self::Person { role, .. } => *role,
+            Self::Host { .. } => Role::Runner,
+        }
+    }
+
+    /// Who it is, for the record: `token:ci`, `host:01a2…`, `person:ann@example.com`.
+    pub fn actor(&self) -> String {
+        match self {
+            Self::Token { name, .. } => format!("token:{name}"),
+            Self::Host { id, .. } => format!("host:{id}"),
+            Self::Person { name, .. } => format!("person:{name}"),
+        }
+    }
 }
 
 /// What is known of a secret.
@@ -220,6 +248,8 @@ impl Database {
                     Caller::Host { id, .. } => {
                         ("UPDATE hosts SET last_seen_ms = $2 WHERE id = $1", id)
                     }
+                    // A person has no row of its own: the session and the audit log say when.
+                    Caller::Person { .. } => continue,
                 };
                 sqlx::query(sql).bind(id.as_str()).bind(*time).execute(&mut *transaction).await?;
             }

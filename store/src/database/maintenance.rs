@@ -17,7 +17,8 @@ pub struct Retention {
 }
 
 impl Database {
-    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens that expired by themselves.
+    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens and sessions that
+    /// expired by themselves.
     ///
     /// # Errors
     /// When the database can't be used.
@@ -28,6 +29,7 @@ impl Database {
                 "DELETE FROM enrolments WHERE expires_ms <= $1 OR hosts_left <= 0",
                 "DELETE FROM host_credentials WHERE expires_ms <= $1",
                 "DELETE FROM used_id_tokens WHERE expires_ms <= $1",
+                "DELETE FROM sessions WHERE expires_ms <= $1",
             ] {
                 let done = sqlx::query(sql).bind(now_ms).execute(&mut *transaction).await?;
                 removed += done.rows_affected();

@@ -13,6 +13,7 @@ mod intake;
 mod maintenance;
 mod policies;
 mod runs;
+mod sessions;
 
 pub use audit::{AuditFilter, NewAuditEntry};
 pub use error::DatabaseError;
@@ -22,6 +23,7 @@ pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
 pub use runs::{DestinationFilter, DetectionFilter, EventFilter, RunFilter};
+pub use sessions::{NewSession, SessionRow};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
