@@ -67,7 +67,7 @@ pub struct Issuer {
     keys_at: KeysAt,
     client: reqwest::Client,
     known: RwLock<Option<Arc<Known>>>,
-    /// When it was last asked; held while it is.
+    /// When it was last asked for what was not known, or in vain; held while it is asked.
     fetching: Mutex<Option<Instant>>,
 }
 
@@ -113,10 +113,7 @@ impl Issuer {
         let has_it = |known: &Known| {
             known.by_id.contains_key(key_id) && known.fetched.elapsed() < KEYS_FRESH
         };
-        let known = match self.known_with(has_it).await {
-            Ok(known) => known,
-            Err(reason) => return Err(reason),
-        };
+        let known = self.known_with(has_it).await?;
         let key = known.by_id.get(key_id);
         // The algorithm is the token's word, the family is the key's: a token can't choose how its signature is read.
         Ok(key.filter(|key| key.family() == algorithm.family()).cloned())
@@ -140,7 +137,10 @@ impl Issuer {
         if is_too_early {
             return Err("it could not be asked a moment ago".to_owned());
         }
-        *last_fetch = Some(Instant::now());
+        // The first look costs nothing: an issuer that rotates its keys a moment later is asked once more.
+        if known.is_some() {
+            *last_fetch = Some(Instant::now());
+        }
         match self.fetch().await {
             Ok(fetched) => {
                 let fetched = Arc::new(fetched);
@@ -148,6 +148,7 @@ impl Issuer {
                 Ok(fetched)
             }
             Err(reason) => {
+                *last_fetch = Some(Instant::now());
                 tracing::warn!(issuer = self.url, reason, "the issuer's keys can't be had");
                 known.filter(|known| known.fetched.elapsed() < KEYS_STALE).ok_or(reason)
             }

@@ -205,16 +205,15 @@ impl SignIn {
     ) -> Result<Tokens, SignInError> {
         let endpoint = self.endpoint(discovery.token_endpoint.as_deref())?;
         let client_id = &self.configuration.client_id;
-        let mut form = Serializer::new(String::new());
-        form.append_pair("grant_type", "authorization_code")
-            .append_pair("code", code)
-            .append_pair("redirect_uri", &self.redirect_uri)
-            .append_pair("code_verifier", &attempt.verifier);
+        let mut form = vec![
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("redirect_uri", &self.redirect_uri),
+            ("code_verifier", &attempt.verifier),
+        ];
         let mut request = self.client.post(endpoint).timeout(FETCH_TIMEOUT);
         match &self.secret {
-            None => {
-                form.append_pair("client_id", client_id);
-            }
+            None => form.push(("client_id", client_id)),
             Some(secret) => {
                 let methods = &discovery.token_endpoint_auth_methods_supported;
                 let takes_basic =
@@ -229,15 +228,15 @@ impl SignIn {
                     let value = format!("Basic {}", STANDARD.encode(both));
                     request = request.header(reqwest::header::AUTHORIZATION, value);
                 } else {
-                    form.append_pair("client_id", client_id)
-                        .append_pair("client_secret", secret.expose_secret());
+                    form.push(("client_id", client_id));
+                    form.push(("client_secret", secret.expose_secret()));
                 }
             }
         }
         let request = request
             .header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(reqwest::header::ACCEPT, "application/json")
-            .body(form.finish());
+            .body(Serializer::new(String::new()).extend_pairs(form).finish());
         bounded_json(request).await.map_err(|reason| {
             if reason.contains("invalid_grant") {
                 return SignInError::Attempt("the provider does not know its code (any more)");

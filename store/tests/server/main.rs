@@ -14,12 +14,17 @@ mod bad_input;
 mod bundles;
 mod command_line;
 mod compatibility;
+mod fault_table;
+mod faults;
 mod hosts;
 mod identity;
+mod injection;
+mod migrations;
 mod openapi;
 mod policies;
 mod resolution;
 mod runs;
+mod sign_in;
 mod support;
 
 /// Makes a test of an asynchronous function for each database.

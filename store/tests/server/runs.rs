@@ -16,9 +16,9 @@ on_both!(
     baselines_add_up_and_old_things_go
 );
 
-const JOB: &str = "0197aaaaaaaa7000800000000000000a";
+pub const JOB: &str = "0197aaaaaaaa7000800000000000000a";
 
-fn new_job(id: &str, run: u64, name: &str) -> Value {
+pub fn new_job(id: &str, run: u64, name: &str) -> Value {
     let mut context = context();
     context.run_id = run;
     name.clone_into(&mut context.job);
@@ -28,7 +28,7 @@ fn new_job(id: &str, run: u64, name: &str) -> Value {
     })
 }
 
-fn call(id: &str, seq: u64, verdict: &str, name: &str) -> Value {
+pub fn call(id: &str, seq: u64, verdict: &str, name: &str) -> Value {
     json!({
         "job_id": id, "seq": seq, "time": format!("2026-01-01T00:00:{:02}.000000Z", seq % 60), "type": "network",
         "verdict": verdict, "direction": "outbound", "protocol": "tcp", "address": "192.0.2.1", "port": 443, "name": name,
@@ -37,7 +37,7 @@ fn call(id: &str, seq: u64, verdict: &str, name: &str) -> Value {
     })
 }
 
-fn lines(events: &[Value]) -> String {
+pub fn lines(events: &[Value]) -> String {
     events.iter().flat_map(|event| [event.to_string(), "\n".to_owned()]).collect()
 }
 
@@ -54,7 +54,7 @@ async fn host(server: &Server, cluster: &str) -> String {
     server.enrol(cluster).await["credential"].as_str().unwrap().to_owned()
 }
 
-fn report(id: &str) -> Value {
+pub fn report(id: &str) -> Value {
     json!({
         "job_id": id, "policy": { "name": "p", "version": "1", "scope": "repository" }, "target": "octo/hello",
         "identity": "asserted", "mode": "block", "posture": { "level": "enforced", "scope": "host", "features": [] },
