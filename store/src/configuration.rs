@@ -413,6 +413,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_elsewhere_is_read_too() {
+        let guide = include_str!("../../docs/store.md");
+        let blocks =
+            guide.split("```toml store\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let manifest = include_str!("../../deploy/kubernetes/store/configuration.yaml");
+        let manifest: serde_json::Value = serde_saphyr::from_str(manifest).unwrap();
+        let manifest = manifest["data"]["store.toml"].as_str().unwrap().to_owned();
+        let installed = include_str!("../../deploy/store.toml").to_owned();
+        // Lines that are commented out are there to be used.
+        let is_key =
+            |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let is_setting = |line: &&str| {
+            line.starts_with('[') || line.split_once(" = ").is_some_and(|(name, _)| is_key(name))
+        };
+        let wanted: String = installed
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(is_setting).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let texts: Vec<String> =
+            blocks.map(str::to_owned).chain([manifest, installed, wanted]).collect();
+        assert!(texts.len() >= 4);
+        for text in texts {
+            let configuration: Configuration =
+                toml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+            configuration.check().unwrap_or_else(|error| panic!("{error}: {text}"));
+        }
+    }
+
+    #[test]
     fn tokens_never_cross_the_network_in_the_clear() {
         let open =
             Configuration { listen: "0.0.0.0:80".parse().unwrap(), ..Configuration::default() };

@@ -4,12 +4,15 @@ use anyhow::{Context, Result};
 use portcullis_tests::patience::wait_for;
 use portcullis_tests::world::{MonitorOptions, Process};
 use portcullis_tests::{Job, JobOutcome, World, wait_until};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -38,6 +41,7 @@ impl Proxy {
     fn start(world: &World, store: SocketAddr) -> Result<Self> {
         let listener = world.runner_network().run(|| TcpListener::bind("127.0.0.1:0"))??;
         let address = listener.local_addr()?;
+        let tls = certificate(&world.root().join("etc/portcullis/authority.pem"))?;
         let wire = Arc::new(Wire::default());
         let shared = Arc::clone(&wire);
         // A thread that stays in the runner host's network: what it connects to is there.
@@ -50,7 +54,7 @@ impl Proxy {
                     return;
                 }
                 // What breaks here breaks for the monitor, which is what it must bear.
-                let _ = shared.pass(stream, store);
+                let _ = shared.pass(stream, &tls, store);
             }
         });
         Ok(Self { wire, address, thread: Some(thread) })
@@ -65,7 +69,8 @@ impl Proxy {
 }
 
 impl Wire {
-    fn pass(&self, mut host: TcpStream, store: SocketAddr) -> Result<()> {
+    fn pass(&self, stream: TcpStream, tls: &Arc<ServerConfig>, store: SocketAddr) -> Result<()> {
+        let mut host = StreamOwned::new(ServerConnection::new(Arc::clone(tls))?, stream);
         let request = read_request(&mut host)?;
         let is_renewal = request.starts_with(b"POST /api/v1/host/credential ");
         if !is_renewal && self.loses_all_others.load(Ordering::SeqCst) {
@@ -84,11 +89,32 @@ impl Wire {
             return Ok(());
         }
         host.write_all(&answer)?;
+        host.conn.send_close_notify();
+        host.flush()?;
         Ok(())
     }
 }
 
-fn read_request(stream: &mut TcpStream) -> Result<Vec<u8>> {
+/// A certificate for this machine; its authority is written to a file.
+fn certificate(authority_file: &Path) -> Result<Arc<ServerConfig>> {
+    let mut parameters = CertificateParams::default();
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?;
+    fs::create_dir_all(authority_file.parent().context("no directory")?)?;
+    fs::write(authority_file, authority.pem())?;
+    let key = KeyPair::generate()?;
+    let certificate =
+        CertificateParams::new(vec!["127.0.0.1".to_owned()])?.signed_by(&key, &authority)?;
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)?;
+    Ok(Arc::new(config))
+}
+
+fn read_request(stream: &mut impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 8192];
     loop {
@@ -151,7 +177,7 @@ fn a_monitor_that_is_killed_while_it_renews_never_locks_its_host_out() -> Result
     let program = world.install_program("portcullis")?;
     let (_store, store) = start_store(&world, &program)?;
     let proxy = Proxy::start(&world, store)?;
-    let server = format!("http://{}", proxy.address);
+    let server = format!("http://{store}");
     let token_file = world.root().join("store/token");
     let command = |arguments: &[&str]| {
         let command = world.command(&program).args(arguments).args(["--server", server.as_str()]);
@@ -164,7 +190,10 @@ fn a_monitor_that_is_killed_while_it_renews_never_locks_its_host_out() -> Result
     let enrolled = etc.join("credential");
     let (from, to) = (enrolment.display().to_string(), enrolled.display().to_string());
     command(&["enrol", "host", "--enrolment-file", &from, "--credential-file", &to])?;
-    world.write_configuration(&format!("cluster = \"prod\"\n[store]\nurl = \"{server}\"\n"))?;
+    world.write_configuration(&format!(
+        "cluster = \"prod\"\n[store]\nurl = \"https://{}\"\nca-file = \"/etc/portcullis/authority.pem\"\n",
+        proxy.address
+    ))?;
     world.install_hooks()?;
 
     // As a store of an earlier version gave it: it is renewed as soon as the monitor starts.

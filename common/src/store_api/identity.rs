@@ -128,6 +128,7 @@ impl fmt::Debug for CreatedSecret {
 #[serde(deny_unknown_fields)]
 pub struct CreateEnrolment {
     /// The cluster that the host will belong to.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,100}$"))]
     pub cluster: String,
     /// How long the enrolment token can be used; absent: an hour.
     #[serde(default)]
@@ -159,7 +160,7 @@ pub struct Enrolment {
 #[serde(deny_unknown_fields)]
 pub struct Enrol {
     /// What the host calls itself.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 100))]
     pub host_name: String,
 }
 

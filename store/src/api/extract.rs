@@ -284,12 +284,10 @@ impl IntoResponse for Text {
 
 impl DescribeAnswer for Text {
     fn describe(operation: &mut Operation<'_>) {
-        let content = json!({ "schema": { "type": "string" } });
-        operation.answer(
-            200,
-            "Done.",
-            json!({ "text/plain": content, "application/yaml": content }),
-        );
+        // YAML is not described by a schema of text: what reads it sees what it means.
+        let text = json!({ "schema": { "type": "string" } });
+        let yaml = json!({ "schema": {} });
+        operation.answer(200, "Done.", json!({ "text/plain": text, "application/yaml": yaml }));
     }
 }
 
@@ -314,5 +312,7 @@ impl<T: IntoResponse> IntoResponse for Either<T> {
 impl<T: DescribeAnswer> DescribeAnswer for Either<T> {
     fn describe(operation: &mut Operation<'_>) {
         T::describe(operation);
+        operation.also(200, "text/plain", &json!({ "type": "string" }));
+        operation.also(200, "application/yaml", &json!({}));
     }
 }
