@@ -156,7 +156,7 @@ async fn a_newer_database_is_refused(world: World) {
     all.push(Migration {
         version: 9999,
         checksum: Cow::Borrowed(b"x"),
-        sql: sqlx::SqlStr::from(sqlx::SqlSafeStr::into_sql_str(sql)),
+        sql: sqlx::SqlSafeStr::into_sql_str(sql),
         ..last
     });
     make(&url, &all, 9999).await;
