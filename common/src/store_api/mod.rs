@@ -3,14 +3,20 @@
 //! JSON with `snake_case` keys. Types only: who may send what, and what becomes of it, is the server's.
 
 mod identity;
+mod integrations;
 mod policies;
 mod problem;
 mod resolution;
 mod runs;
+mod suppressions;
 
 pub use identity::{
     AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
     Enrolment, Host, PublicKey, Role, Token,
+};
+pub use integrations::{
+    Delivery, DeliveryState, Integration, MessageFormat, Notification, NotificationKind, Secret,
+    Selection, Target, ToldCall, WriteIntegration, WriteTarget,
 };
 pub use policies::{
     AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
@@ -21,6 +27,7 @@ pub use resolution::{ResolveRequest, Resolved, SIGNATURE_HEADER};
 pub use runs::{
     Accepted, DestinationSummary, DetectionRecord, JobRecord, NewJob, RecordedEvent, Run, RunJobs,
 };
+pub use suppressions::{Suppression, SuppressionPreview, WriteDetectionState, WriteSuppression};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -72,9 +72,12 @@ async fn events(
     let text = std::str::from_utf8(&body)
         .map_err(|_| ApiError::bad_request("the events are not UTF-8"))?;
     let batch = read_batch(&id, text)?;
-    match store.database.store_events(&id, host_id, &batch).await? {
-        Intake::Stored { last_seq, new } => {
+    match store.database.store_events(&id, host_id, &batch, now().as_millisecond()).await? {
+        Intake::Stored { last_seq, new, is_told } => {
             store.events.inc_by(new);
+            if is_told {
+                store.dispatcher.wake();
+            }
             Ok(Answer(Accepted { last_seq }))
         }
         Intake::Gap { expected } => {

@@ -12,6 +12,7 @@ pub mod describe;
 pub mod extract;
 mod health;
 mod hosts;
+mod integrations;
 mod jobs;
 mod policies;
 mod policy_attachments;
@@ -20,6 +21,7 @@ pub mod problem;
 pub mod rate;
 mod resolve;
 mod runs;
+mod suppressions;
 mod tokens;
 
 pub use access::Access;
@@ -172,6 +174,8 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     audit::routes(&mut routes);
     jobs::routes(&mut routes);
     runs::routes(&mut routes);
+    suppressions::routes(&mut routes);
+    integrations::routes(&mut routes);
     baselines::routes(&mut routes);
     compatibility::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;

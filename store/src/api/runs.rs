@@ -57,7 +57,7 @@ pub(super) fn number<T: std::str::FromStr>(cursor: Option<&str>) -> ApiResult<Op
 }
 
 /// The page of items that were read with their keys, one more than it has.
-fn page<T>(mut items: Vec<(i64, T)>, limit: usize) -> Page<T> {
+pub(super) fn page<T>(mut items: Vec<(i64, T)>, limit: usize) -> Page<T> {
     let has_more = items.len() > limit;
     items.truncate(limit);
     let next_cursor = has_more.then(|| items.last().map(|(key, _)| key.to_string())).flatten();
@@ -222,6 +222,27 @@ struct DetectionParams {
     job: Option<String>,
     /// Only of this run of GitHub.
     run_id: Option<u64>,
+    /// Only in this state: `new`, `suppressed`, `resolved`.
+    state: Option<DetectionStateName>,
+}
+
+/// The state of a detection.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DetectionStateName {
+    New,
+    Suppressed,
+    Resolved,
+}
+
+impl DetectionStateName {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Suppressed => "suppressed",
+            Self::Resolved => "resolved",
+        }
+    }
 }
 
 async fn detections(
@@ -237,6 +258,8 @@ async fn detections(
         cluster: params.cluster,
         job: params.job,
         run_id: params.run_id,
+        state: params.state.map(|state| state.name().to_owned()),
+        ..DetectionFilter::default()
     };
     Ok(Answer(page(store.database.detections(&filter, asked(limit)).await?, limit)))
 }

@@ -5,9 +5,11 @@ mod attach;
 mod audit_log;
 mod bundle;
 mod connect;
+mod detections;
 mod doctor;
 mod enrol;
 mod explain;
+mod integration;
 mod migrate;
 mod output;
 mod policy;
@@ -52,8 +54,10 @@ enum Command {
     Runs(runs::Runs),
     /// Show what a job did.
     Events(runs::Events),
-    /// List detections.
-    Detections(runs::Detections),
+    /// List detections, suppress those that are known, resolve those that are done with.
+    Detections(Box<detections::Detections>),
+    /// Say who is told what happened, and try it.
+    Integration(integration::Integration),
     /// Make, list and revoke tokens.
     Token(access::Token),
     /// Enrol runner hosts.
@@ -94,6 +98,7 @@ impl Options {
             Command::Runs(command) => command.run().await,
             Command::Events(command) => command.run().await,
             Command::Detections(command) => command.run().await,
+            Command::Integration(command) => command.run().await,
             Command::Token(command) => command.run().await,
             Command::Enrol(command) => command.run().await,
             Command::AuditLog(command) => command.run().await,

@@ -1,9 +1,14 @@
 //! What runner hosts upload: jobs, events, reports. Each batch is one transaction, and a batch that came before changes nothing.
 
-use super::{Database, DatabaseError, signed, transaction, unsigned};
+use super::detections::{
+    NewDelivery, ToldJob, read_candidates, read_told_job, record_detections, told_verdict,
+    write_deliveries,
+};
+use super::{Database, DatabaseError, NewDetection, signed, transaction, unsigned};
+use crate::notify::Payload;
 use portcullis_common::event::{Event, EventKind, Verdict};
 use portcullis_common::report::endpoint;
-use portcullis_common::store_api::NewJob;
+use portcullis_common::store_api::{NewJob, ToldCall};
 use sqlx::QueryBuilder;
 use std::collections::BTreeMap;
 
@@ -41,6 +46,8 @@ pub enum Intake {
         last_seq: u64,
         /// Events that were new.
         new: u64,
+        /// Whether somebody is told of something in it.
+        is_told: bool,
     },
     /// Events are missing before it; nothing was stored.
     Gap {
@@ -142,6 +149,26 @@ fn sums(events: &[NewEvent<'_>]) -> Sums {
     sums
 }
 
+/// The detections of a batch.
+fn detections(job_id: &str, events: &[NewEvent<'_>]) -> Vec<NewDetection> {
+    events
+        .iter()
+        .filter_map(|NewEvent { event, .. }| {
+            let EventKind::Detection(detection) = &event.kind else { return None };
+            Some(NewDetection {
+                id: format!("{job_id}-{}", event.seq),
+                seq: Some(signed(event.seq)),
+                kind: word(&detection.detection),
+                time_us: event.time.as_microsecond(),
+                evidence: detection.evidence.clone(),
+                is_lockdown: detection.is_lockdown,
+                process: detection.process.clone(),
+                endpoint: None,
+            })
+        })
+        .collect()
+}
+
 impl Database {
     /// Notes that a job began and returns the number of its last event. A job that is known stays as it is; `None` when it is
     /// another host's.
@@ -218,6 +245,7 @@ impl Database {
         job_id: &str,
         host_id: &str,
         events: &[NewEvent<'_>],
+        now_ms: i64,
     ) -> Result<Intake, DatabaseError> {
         transaction!(self, |transaction| {
             // Counted up by nothing, this locks the row: batches of one job go one after the other.
@@ -234,7 +262,7 @@ impl Database {
             let skipped = events.len() - events.iter().filter(is_new).count();
             let new = events.get(skipped..).unwrap_or_default();
             let Some(newest) = new.last() else {
-                return Ok(Intake::Stored { last_seq, new: 0 });
+                return Ok(Intake::Stored { last_seq, new: 0, is_told: false });
             };
             if new.first().is_some_and(|first| first.event.seq != last_seq + 1) {
                 return Ok(Intake::Gap { expected: last_seq + 1 });
@@ -263,13 +291,15 @@ impl Database {
                 let code = verdict_code(verdict);
                 sums.iter().filter(|((_, key, _), _)| *key == code).map(|(_, sum)| sum.0).sum()
             };
+            let mut new_calls = Vec::new();
             for ((endpoint, verdict, process), (calls, first, last)) in &sums {
-                sqlx::query(
+                let (all_calls,): (i64,) = sqlx::query_as(
                     "INSERT INTO destinations (job, endpoint, verdict, process, calls, first_us, last_us) \
                      VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (job, endpoint, verdict, process) DO UPDATE SET \
                      calls = destinations.calls + excluded.calls, \
                      first_us = CASE WHEN excluded.first_us < destinations.first_us THEN excluded.first_us ELSE destinations.first_us END, \
-                     last_us = CASE WHEN excluded.last_us > destinations.last_us THEN excluded.last_us ELSE destinations.last_us END",
+                     last_us = CASE WHEN excluded.last_us > destinations.last_us THEN excluded.last_us ELSE destinations.last_us END \
+                     RETURNING calls",
                 )
                 .bind(job)
                 .bind(endpoint.as_str())
@@ -278,27 +308,49 @@ impl Database {
                 .bind(*calls)
                 .bind(*first)
                 .bind(*last)
-                .execute(&mut *transaction)
+                .fetch_one(&mut *transaction)
                 .await?;
+                if let (true, Some(verdict)) = (all_calls == *calls, told_verdict(*verdict)) {
+                    new_calls.push(ToldCall {
+                        endpoint: endpoint.clone(),
+                        verdict,
+                        process: (!process.is_empty()).then(|| process.clone()),
+                        calls: unsigned(*calls),
+                    });
+                }
             }
-            let mut detections = 0_i64;
-            for NewEvent { event, .. } in new {
-                let EventKind::Detection(detection) = &event.kind else { continue };
-                detections += 1;
-                sqlx::query(
-                    "INSERT INTO detections (id, job, seq, kind, time_us, evidence, is_lockdown, process) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-                )
-                .bind(format!("{job_id}-{}", event.seq))
-                .bind(job)
-                .bind(signed(event.seq))
-                .bind(word(&detection.detection))
-                .bind(event.time.as_microsecond())
-                .bind(detection.evidence.as_str())
-                .bind(detection.is_lockdown)
-                .bind(detection.process.as_ref().and_then(|process| process.exe.as_deref()))
-                .execute(&mut *transaction)
-                .await?;
+            let detections = detections(job_id, new);
+            let mut is_told = record_detections!(transaction, job, &detections, now_ms);
+            let candidates = read_candidates!(transaction);
+            let is_asked = candidates.iter().any(|candidate| {
+                candidate.takes_events() || !new_calls.is_empty() && candidate.wants_calls()
+            });
+            if is_asked {
+                let told_job: ToldJob = read_told_job!(transaction, job);
+                let mut deliveries = Vec::new();
+                let time_us = newest.event.time.as_microsecond();
+                if let Some(told) = told_job.calls(new_calls, newest.event.seq, time_us)? {
+                    deliveries = NewDelivery::of(&candidates, &told)?;
+                    if !deliveries.is_empty() {
+                        sqlx::query("UPDATE jobs SET told_calls = told_calls + 1 WHERE key = $1")
+                            .bind(job)
+                            .execute(&mut *transaction)
+                            .await?;
+                    }
+                }
+                let batch = Payload::Events {
+                    job_id: job_id.to_owned(),
+                    first_seq: last_seq + 1,
+                    last_seq: newest.event.seq,
+                    time: newest.event.time,
+                };
+                for candidate in &candidates {
+                    if candidate.takes_events_of(&told_job.place()) {
+                        deliveries.push(NewDelivery::new(&candidate.id, &batch)?);
+                    }
+                }
+                is_told |= !deliveries.is_empty();
+                write_deliveries!(transaction, now_ms, &deliveries);
             }
             sqlx::query(
                 "UPDATE jobs SET last_seq = $2, allowed = allowed + $3, blocked = blocked + $4, \
@@ -309,12 +361,13 @@ impl Database {
             .bind(total(Verdict::Allowed))
             .bind(total(Verdict::Blocked))
             .bind(total(Verdict::WouldBlock))
-            .bind(detections)
+            .bind(i64::try_from(detections.len()).unwrap_or(i64::MAX))
             .execute(&mut *transaction)
             .await?;
             Ok(Intake::Stored {
                 last_seq: newest.event.seq,
                 new: u64::try_from(new.len()).unwrap_or(u64::MAX),
+                is_told,
             })
         })
     }
@@ -326,7 +379,8 @@ impl Database {
     pub async fn end_job(&self, end: &JobEnd<'_>) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
             let updated = sqlx::query(
-                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5) WHERE id = $1 AND host_id = $2",
+                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5), archived_record = FALSE \
+                 WHERE id = $1 AND host_id = $2",
             )
             .bind(end.id)
             .bind(end.host_id)

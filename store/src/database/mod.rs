@@ -5,25 +5,35 @@
 //! SQLite has one connection that writes, because it has one writer anyway: waiting in line here is fairer and cheaper than
 //! `SQLITE_BUSY`.
 
+mod archive;
 mod audit;
+mod detections;
 mod error;
 mod hosts;
 mod identity;
 mod intake;
+mod integrations;
 mod maintenance;
 mod policies;
 mod runs;
 mod sessions;
+mod suppressions;
 
+pub use archive::JobToArchive;
 pub use audit::{AuditFilter, NewAuditEntry};
+pub use detections::{DetectionState, NewDetection};
 pub use error::DatabaseError;
 pub use hosts::{EnrolmentUse, NewCredential};
 pub use identity::{Caller, CredentialRow, StoredToken};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use integrations::{
+    ClaimedDelivery, DeliveryFilter, IntegrationRow, IntegrationWrite, Settled, state_name,
+};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
 pub use runs::{DestinationFilter, DetectionFilter, EventFilter, RunFilter};
 pub use sessions::{NewSession, SessionRow};
+pub use suppressions::NewSuppression;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{

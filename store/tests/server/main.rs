@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod archive;
 mod audit;
 mod bad_input;
 mod bundles;
@@ -20,12 +21,14 @@ mod hosts;
 mod identity;
 mod injection;
 mod migrations;
+mod notifications;
 mod openapi;
 mod policies;
 mod resolution;
 mod runs;
 mod sign_in;
 mod support;
+mod suppressions;
 
 /// Makes a test of an asynchronous function for each database.
 #[macro_export]

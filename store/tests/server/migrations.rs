@@ -92,6 +92,11 @@ async fn every_earlier_version_with_data(world: World) {
         if version >= 3 {
             assert_runs(&server).await;
         }
+        if version >= 4 {
+            let rules = server.get("/suppressions").await.expect(200);
+            let rule = &rules["items"][0];
+            assert_eq!((&rule["reason"], &rule["suppressed"]), (&json!("a drill"), &json!(1)));
+        }
         server.stop().await;
     }
 }

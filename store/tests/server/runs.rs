@@ -41,16 +41,16 @@ pub fn lines(events: &[Value]) -> String {
     events.iter().flat_map(|event| [event.to_string(), "\n".to_owned()]).collect()
 }
 
-async fn upload(server: &Server, host: &str, id: &str, body: String) -> Reply {
+pub async fn upload(server: &Server, host: &str, id: &str, body: String) -> Reply {
     let post = server.as_caller(host, Method::POST, &format!("/jobs/{id}/events"));
     send(post.header("content-type", "application/x-ndjson").body(body)).await
 }
 
-async fn begin(server: &Server, host: &str, job: Value) -> Reply {
+pub async fn begin(server: &Server, host: &str, job: Value) -> Reply {
     send(server.as_caller(host, Method::POST, "/jobs").json(&job)).await
 }
 
-async fn host(server: &Server, cluster: &str) -> String {
+pub async fn host(server: &Server, cluster: &str) -> String {
     server.enrol(cluster).await["credential"].as_str().unwrap().to_owned()
 }
 
@@ -320,6 +320,8 @@ async fn baselines_add_up_and_old_things_go(world: World) {
         events_before_ms: future,
         jobs_before_ms: past,
         audit_before_ms: past,
+        deliveries_before_ms: past,
+        only_archived: false,
     };
     while database.remove_old(&retention).await.unwrap() {}
     assert_eq!(
