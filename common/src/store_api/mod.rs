@@ -27,7 +27,7 @@ pub use integrations::{
 };
 pub use policies::{
     AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
-    PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
+    PolicyCounts, PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
 };
 pub use problem::{Problem, ProblemDetail};
 pub use processes::{Execution, ProcessCall, ProcessNode, ProcessTree};

@@ -43,7 +43,8 @@ pub struct Retention {
 const ARCHIVED: &str = " AND archived_seq >= last_seq AND archived_record";
 
 impl Database {
-    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens that expired by themselves.
+    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens and sessions that
+    /// expired by themselves.
     ///
     /// # Errors
     /// When the database can't be used.
@@ -54,6 +55,7 @@ impl Database {
                 "DELETE FROM enrolments WHERE expires_ms <= $1 OR hosts_left <= 0",
                 "DELETE FROM host_credentials WHERE expires_ms <= $1",
                 "DELETE FROM used_id_tokens WHERE expires_ms <= $1",
+                "DELETE FROM sessions WHERE expires_ms <= $1",
                 // Written by an upload that did not know yet that the integration is gone.
                 "DELETE FROM deliveries WHERE created_ms <= $1 AND NOT EXISTS \
                  (SELECT 1 FROM integrations WHERE integrations.id = deliveries.integration)",
