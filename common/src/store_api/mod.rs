@@ -3,6 +3,7 @@
 //! JSON with `snake_case` keys. Types only: who may send what, and what becomes of it, is the server's.
 
 mod identity;
+mod insights;
 mod policies;
 mod problem;
 mod resolution;
@@ -12,6 +13,7 @@ pub use identity::{
     AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
     Enrolment, Host, PublicKey, Role, Token,
 };
+pub use insights::{HostState, Summary, SummaryHour, Timeline, TimelinePart};
 pub use policies::{
     AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
     PolicyCounts, PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,

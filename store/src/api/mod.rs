@@ -12,6 +12,7 @@ pub mod describe;
 pub mod extract;
 mod health;
 mod hosts;
+mod insights;
 mod jobs;
 mod policies;
 mod policy_attachments;
@@ -173,6 +174,7 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     jobs::routes(&mut routes);
     runs::routes(&mut routes);
     baselines::routes(&mut routes);
+    insights::routes(&mut routes);
     compatibility::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;
     let document = Arc::new(document.finish());

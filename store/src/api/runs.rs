@@ -4,7 +4,7 @@ use super::extract::{Answer, InPath, Params, TheStore};
 use super::policies::page_size;
 use super::problem::{ApiError, ApiResult};
 use super::{Routes, VIEWER};
-use crate::database::{DestinationFilter, DetectionFilter, EventFilter, RunFilter, verdict_code};
+use crate::database::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter, verdict_code};
 use crate::service::Store;
 use axum::extract::State;
 use jiff::Timestamp;
@@ -129,7 +129,7 @@ async fn run(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<An
     Ok(Answer(RunJobs { run, job_records }))
 }
 
-async fn find_job(store: &Store, id: &str) -> ApiResult<(i64, JobRecord)> {
+pub(super) async fn find_job(store: &Store, id: &str) -> ApiResult<(i64, JobRecord)> {
     store.database.job(id).await?.ok_or_else(|| ApiError::not_found("there is no such job"))
 }
 
@@ -155,6 +155,9 @@ struct EventParams {
     step: Option<String>,
     /// Queries for names as well.
     dns: bool,
+    /// Only events of this kind.
+    #[serde(rename = "type")]
+    kind: Option<EventName>,
 }
 
 async fn events(
@@ -189,6 +192,7 @@ async fn read_events(
         endpoint: params.endpoint,
         process: params.process,
         step: params.step,
+        kind: params.kind,
     };
     let mut rows = store.database.events(key, &filter, asked(limit)).await?;
     let has_more = rows.len() > limit;

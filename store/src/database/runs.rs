@@ -1,6 +1,7 @@
 //! Reading back what runner hosts uploaded.
 
 use super::audit::time_of;
+use super::insights::EventName;
 use super::intake::{DNS, NETWORK, verdict_code};
 use super::{Database, DatabaseError, read, signed, unsigned};
 use jiff::Timestamp;
@@ -50,6 +51,8 @@ pub struct EventFilter {
     pub process: Option<String>,
     /// Only of this step.
     pub step: Option<String>,
+    /// Only events of this kind.
+    pub kind: Option<EventName>,
 }
 
 /// Which detections to read.
@@ -281,6 +284,7 @@ impl Database {
             }
             and_equal!(query, "verdict", filter.verdict.map(verdict_code));
             and_equal!(query, "step", filter.step.clone());
+            and_equal!(query, "kind", filter.kind.map(EventName::code));
             if let Some(text) = &filter.endpoint {
                 query.push(" AND endpoint LIKE ").push_bind(containing(text)).push(" ESCAPE '!'");
             }
@@ -394,7 +398,7 @@ impl Database {
 }
 
 /// A pattern for `LIKE … ESCAPE '!'` that finds the text anywhere, whatever is in it.
-fn containing(text: &str) -> String {
+pub(super) fn containing(text: &str) -> String {
     let escaped = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
     format!("%{escaped}%")
 }
