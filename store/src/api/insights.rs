@@ -34,12 +34,7 @@ const SECOND_US: i64 = 1_000_000;
 
 pub(super) fn routes(routes: &mut Routes) {
     routes.api(("GET", "/summary"), VIEWER, (TAG, "What happened in the last hours"), summary);
-    routes.api(
-        ("GET", "/jobs/{id}/timeline"),
-        VIEWER,
-        (TAG, "A job's calls over time"),
-        timeline,
-    );
+    routes.api(("GET", "/jobs/{id}/timeline"), VIEWER, (TAG, "A job's calls over time"), timeline);
     routes.api(
         ("GET", "/targets"),
         VIEWER,

@@ -4,7 +4,9 @@ use super::extract::{Answer, InPath, Params, TheStore};
 use super::policies::page_size;
 use super::problem::{ApiError, ApiResult};
 use super::{Routes, VIEWER};
-use crate::database::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter, verdict_code};
+use crate::database::{
+    DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter, verdict_code,
+};
 use crate::service::Store;
 use axum::extract::State;
 use jiff::Timestamp;

@@ -83,6 +83,16 @@ pub(super) fn posture(level: impl Borrow<Option<PostureLevel>>) -> Html {
     }
 }
 
+/// What is in force, when it is known.
+pub(super) fn level(level: impl Borrow<PostureLevel>) -> Html {
+    posture(Some(*level.borrow()))
+}
+
+/// A mode that is known.
+pub(super) fn known_mode(known: impl Borrow<EgressMode>) -> Html {
+    mode(Some(*known.borrow()))
+}
+
 /// The state of a mechanism.
 pub(super) fn feature(state: impl Borrow<FeatureState>) -> Html {
     match *state.borrow() {

@@ -174,7 +174,12 @@ impl Database {
         const SQL: &str = "SELECT (time_us - $2) / $3, verdict, COUNT(*) FROM events \
             WHERE job = $1 AND kind = 1 AND verdict IS NOT NULL GROUP BY (time_us - $2) / $3, verdict ORDER BY 1";
         let rows: Vec<(i64, i16, i64)> = read!(self, |pool| {
-            sqlx::query_as(SQL).bind(job).bind(start_us).bind(width_us.max(1)).fetch_all(pool).await?
+            sqlx::query_as(SQL)
+                .bind(job)
+                .bind(start_us)
+                .bind(width_us.max(1))
+                .fetch_all(pool)
+                .await?
         });
         Ok(rows
             .into_iter()
@@ -237,7 +242,9 @@ impl Database {
         let rows: Vec<(String, String, i64, String, String)> = read!(self, |pool| {
             let mut query = QueryBuilder::new("SELECT j.host_id, j.id, j.started_ms, j.posture, ");
             query.push(if host.is_some() { "COALESCE(j.report, '')" } else { "''" });
-            query.push(" FROM jobs j JOIN (SELECT MAX(key) AS key FROM jobs WHERE posture IS NOT NULL");
+            query.push(
+                " FROM jobs j JOIN (SELECT MAX(key) AS key FROM jobs WHERE posture IS NOT NULL",
+            );
             if let Some(host) = host {
                 query.push(" AND host_id = ").push_bind(host.to_owned());
             }

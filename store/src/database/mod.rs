@@ -18,9 +18,7 @@ mod sessions;
 pub use audit::{AuditFilter, NewAuditEntry};
 pub use error::DatabaseError;
 pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
-pub use insights::{
-    EventName, SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name,
-};
+pub use insights::{EventName, SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};

@@ -1,4 +1,4 @@
-// Time series. The data stand in the figure itself: {"times": [seconds…], "series": [{"name", "colour", "values"}…]}.
+// Time series. The data stand in the figure itself, or at the address that it names: {"times": [seconds…], "series": [{"name", "colour", "values"}…]}.
 import uPlot from "uplot";
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -13,9 +13,8 @@ function resolved(name) {
   return found;
 }
 
-function draw(figure) {
+function draw(figure, { times, series }) {
   const place = figure.querySelector(".chart");
-  const { times, series } = JSON.parse(figure.dataset.chart);
   const axis = { stroke: resolved("muted"), grid: { stroke: resolved("line"), width: 1 }, ticks: { stroke: resolved("line") }, font: "12px system-ui, sans-serif" };
   const bars = uPlot.paths.bars({ size: [0.8, 40], radius: 0.15 });
   // Stacked: what is drawn last stands in front, so each is drawn with what lies below it.
@@ -46,13 +45,18 @@ function draw(figure) {
   return chart;
 }
 
-for (const figure of document.querySelectorAll("figure[data-chart]")) {
-  let chart = draw(figure);
+async function start(figure) {
+  const from = figure.dataset.chartFrom;
+  const data = from ? await (await fetch(from, { credentials: "same-origin" })).json() : JSON.parse(figure.dataset.chart);
+  if (data.times.length === 0) return;
+  let chart = draw(figure, data);
   new ResizeObserver(() => chart.setSize({ width: figure.querySelector(".chart").clientWidth, height: 190 })).observe(figure);
   const again = () => {
     chart.destroy();
-    chart = draw(figure);
+    chart = draw(figure, data);
   };
   addEventListener("portcullis:theme", again);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
 }
+
+document.querySelectorAll("figure[data-chart], figure[data-chart-from]").forEach(start);
