@@ -7,6 +7,7 @@ pub mod endpoint;
 pub mod event;
 pub mod hook;
 pub mod job_context;
+pub mod judging;
 pub mod policy;
 pub mod report;
 pub mod resolution;

@@ -104,6 +104,15 @@ impl Default for GithubConfiguration {
     }
 }
 
+impl GithubConfiguration {
+    /// The server whose jobs these are: `github.com`, or the host of the GitHub Enterprise Server that issues tokens.
+    pub fn server(&self) -> &str {
+        let host = self.issuer.split_once("://").map_or("", |(_, rest)| rest);
+        let host = host.split(['/', ':']).next().unwrap_or_default();
+        if host == "token.actions.githubusercontent.com" { "github.com" } else { host }
+    }
+}
+
 /// `[limits]`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]

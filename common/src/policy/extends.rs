@@ -49,6 +49,15 @@ struct Walk<'a> {
     seen: HashSet<&'a str>,
 }
 
+/// What a policy allows and denies, without its mode.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PolicyRules {
+    /// What may be reached.
+    pub allowed: Vec<Arc<Rule>>,
+    /// What must not be reached; wins over `allowed`.
+    pub denied: Vec<Arc<Rule>>,
+}
+
 impl Library {
     /// Checks documents as a whole.
     ///
@@ -132,6 +141,24 @@ impl Library {
             Err(Failure::Missing(error) | Failure::Other(error)) => return Some(Err(error.into())),
         };
         Some(unite(source, &visited).map_err(PolicyErrors::from))
+    }
+
+    /// What the policy with this name allows and denies once `extends` is followed, also when nothing says `egress-policy`,
+    /// so that it can only be extended. `None` when there is none.
+    ///
+    /// # Errors
+    /// When `extends` can't be followed.
+    pub fn rules(&self, name: &str) -> Option<Result<PolicyRules, PolicyErrors>> {
+        let source = self.documents.get(name)?;
+        let visited = match self.visit(source) {
+            Ok(visited) => visited,
+            Err(Failure::Missing(error) | Failure::Other(error)) => return Some(Err(error.into())),
+        };
+        let documents = || visited.iter().map(|source| &source.document);
+        Some(Ok(PolicyRules {
+            allowed: rules(documents(), |document| document.allowed_endpoints.as_ref()),
+            denied: rules(documents(), |document| document.denied_endpoints.as_ref()),
+        }))
     }
 
     fn visit<'a>(&'a self, source: &'a SourceDocument) -> Result<Vec<&'a SourceDocument>, Failure> {

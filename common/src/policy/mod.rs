@@ -21,7 +21,7 @@ pub use document::{EndpointList, JsonPolicyDocument, PolicyDocument, WrittenEndp
 pub use effective::{DEFAULT_AUDIT, DEFAULT_BLOCK};
 pub use error::{Place, PolicyError, PolicyErrors};
 pub(crate) use extends::Completeness;
-pub use extends::Library;
+pub use extends::{Library, PolicyRules};
 pub use name::{PolicyName, PolicyNameError};
 pub(crate) use yaml::too_large;
 pub use yaml::{MAX_FILE_BYTES, SourceDocument, parse_documents};

@@ -2,13 +2,20 @@
 //!
 //! JSON with `snake_case` keys. Types only: who may send what, and what becomes of it, is the server's.
 
+mod baselines;
 mod identity;
 mod insights;
 mod policies;
 mod problem;
+mod processes;
 mod resolution;
 mod runs;
 
+pub use baselines::{
+    BaselineSource, BaselineState, BaselineSummary, DryRun, DryRunCall, DryRunRequest,
+    ImportEndpoints, ImportedEndpoints, LeftOutEndpoint, PolicyFromBaseline, PolicyOfBaseline,
+    UnusedEndpoint,
+};
 pub use identity::{
     AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
     Enrolment, Host, PublicKey, Role, Token,
@@ -19,6 +26,7 @@ pub use policies::{
     PolicyCounts, PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
 };
 pub use problem::{Problem, ProblemDetail};
+pub use processes::{Execution, ProcessCall, ProcessNode, ProcessTree};
 pub use resolution::{ResolveRequest, Resolved, SIGNATURE_HEADER};
 pub use runs::{
     Accepted, DestinationSummary, DetectionRecord, JobRecord, NewJob, RecordedEvent, Run, RunJobs,

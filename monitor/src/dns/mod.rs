@@ -8,7 +8,6 @@
 //!
 //! Parsing, judging and building are pure; sockets live in [`exchange`] and [`server`].
 
-pub mod addresses;
 pub mod answer;
 pub mod budget;
 pub mod cache;
@@ -16,11 +15,12 @@ pub mod config;
 pub mod exchange;
 pub mod judge;
 pub mod message;
-pub mod names;
 pub mod observer;
 pub mod server;
 pub mod sockets;
 pub mod upstreams;
+
+pub use portcullis_common::judging::{addresses, names};
 
 pub use config::{Budgets, CacheLimits, Lifetimes, ResolverConfig, TcpLimits, Timeouts};
 pub use names::{NamePolicy, NameVerdict, Opening};

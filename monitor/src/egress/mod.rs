@@ -3,12 +3,13 @@
 //! Nothing here does I/O. [`plan::rule_set`] is a pure function; [`crate::nftables`] applies its result and verifies it.
 
 pub mod expression;
-pub mod github_hosts;
 pub mod grant;
 pub mod log_prefix;
 pub mod plan;
 pub mod rule_set;
 pub mod target;
+
+pub use portcullis_common::judging::github_hosts;
 
 pub use plan::{PlanError, rule_set};
 pub use rule_set::RuleSet;

@@ -5,11 +5,13 @@ use super::policies::{page_size, wants};
 use super::problem::{ApiError, ApiResult};
 use super::runs::asked;
 use super::{Routes, VIEWER};
-use crate::database::DestinationFilter;
+use crate::database::{BaselineFilter, BaselineKind, EndpointFilter};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use jiff::Timestamp;
-use portcullis_common::store_api::{DestinationSummary, Page};
+use portcullis_common::store_api::{
+    BaselineSource, BaselineState, BaselineSummary, DestinationSummary, Page,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -22,6 +24,12 @@ pub(super) fn routes(routes: &mut Routes) {
         VIEWER,
         ("baselines", "Endpoints that jobs reached or would have been blocked from; as text, one a line, where Accept says so"),
         list,
+    );
+    routes.api(
+        ("GET", "/baselines/states"),
+        VIEWER,
+        ("baselines", "Baselines with how much they have learned, without their endpoints"),
+        states,
     );
 }
 
@@ -54,8 +62,12 @@ struct BaselineParams {
     workflow: Option<String>,
     /// The key of a job in its workflow.
     job: Option<String>,
-    /// Only jobs that began at this time or later, RFC 3339.
+    /// Only endpoints that were called at this time or later, RFC 3339.
     since: Option<Timestamp>,
+    /// Only endpoints that were called in so many runs at least.
+    min_runs: Option<u32>,
+    /// Only endpoints that have this text in them.
+    endpoint: Option<String>,
     /// Where to go on: `next_cursor` of the page before.
     cursor: Option<String>,
     /// How many endpoints at most.
@@ -63,34 +75,68 @@ struct BaselineParams {
 }
 
 impl BaselineParams {
-    fn filter(&self) -> ApiResult<DestinationFilter> {
+    fn source(&self) -> ApiResult<BaselineSource> {
         let needed = |name: &str, value: &Option<String>| {
             value
                 .clone()
                 .ok_or_else(|| ApiError::bad_request(format!("`{name}` is needed for this source")))
         };
-        let lower = |text: String| text.to_ascii_lowercase();
-        let mut filter = DestinationFilter {
-            passed_only: true,
-            since_ms: self.since.map(Timestamp::as_millisecond),
-            ..DestinationFilter::default()
-        };
-        match self.source {
-            Source::Organization => {
-                filter.organization = Some(lower(needed("organization", &self.organization)?));
-            }
+        let source = match self.source {
+            Source::Organization => BaselineSource::Organization {
+                organization: needed("organization", &self.organization)?,
+            },
             Source::Repository => {
-                filter.repository = Some(lower(needed("repository", &self.repository)?));
+                BaselineSource::Repository { repository: needed("repository", &self.repository)? }
             }
-            Source::Cluster => filter.cluster = Some(needed("cluster", &self.cluster)?),
-            Source::Job => {
-                filter.repository = Some(lower(needed("repository", &self.repository)?));
-                filter.workflow = Some(needed("workflow", &self.workflow)?);
-                filter.job_name = Some(needed("job", &self.job)?);
+            Source::Cluster => {
+                BaselineSource::Cluster { cluster: needed("cluster", &self.cluster)? }
             }
-        }
-        Ok(filter)
+            Source::Job => BaselineSource::Job {
+                repository: needed("repository", &self.repository)?,
+                workflow: needed("workflow", &self.workflow)?,
+                job: needed("job", &self.job)?,
+            },
+        };
+        Ok(source.normalised())
     }
+}
+
+/// Which baselines.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct StateParams {
+    /// Only of this kind.
+    source: Option<Source>,
+    /// Only of this organization, its repositories and their jobs.
+    organization: Option<String>,
+    /// Only of this repository and its jobs.
+    repository: Option<String>,
+    /// Only those that have learned so much: `creating`, `stable`, `unstable`.
+    state: Option<BaselineState>,
+    /// Where to go on: `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// How many baselines at most.
+    limit: Option<u32>,
+}
+
+async fn states(
+    State(store): TheStore,
+    Params(params): Params<StateParams>,
+) -> ApiResult<Answer<Page<BaselineSummary>>> {
+    let limit = page_size(params.limit);
+    let filter = BaselineFilter {
+        kind: params.source.map(|source| match source {
+            Source::Organization => BaselineKind::Organization,
+            Source::Repository => BaselineKind::Repository,
+            Source::Cluster => BaselineKind::Cluster,
+            Source::Job => BaselineKind::Job,
+        }),
+        organization: params.organization.map(|name| name.to_ascii_lowercase()),
+        repository: params.repository.map(|name| name.to_ascii_lowercase()),
+        state: params.state,
+        after: super::runs::number(params.cursor.as_deref())?,
+    };
+    Ok(Answer(super::runs::page(store.baselines(&filter, asked(limit)).await?, limit)))
 }
 
 async fn list(
@@ -98,9 +144,16 @@ async fn list(
     headers: HeaderMap,
     Params(params): Params<BaselineParams>,
 ) -> ApiResult<Either<Answer<Page<DestinationSummary>>>> {
-    let mut filter = params.filter()?;
+    let source = params.source()?;
+    let mut filter = EndpointFilter {
+        reached_only: true,
+        min_runs: params.min_runs,
+        since_us: params.since.map(Timestamp::as_microsecond),
+        containing: params.endpoint.clone(),
+        ..EndpointFilter::default()
+    };
     if wants(&headers, "text/plain") {
-        let all = store.database.destinations(&filter, MAX_EXPORT).await?;
+        let all = store.baseline_endpoints(&source, &filter, MAX_EXPORT).await?;
         let mut text = String::new();
         let mut last = None;
         // What can't be written into a policy (frames, connections from outside) is left out.
@@ -115,7 +168,7 @@ async fn list(
     }
     filter.after = super::runs::destination_cursor(params.cursor.as_deref())?;
     let limit = page_size(params.limit);
-    let items = store.database.destinations(&filter, asked(limit)).await?;
+    let items = store.baseline_endpoints(&source, &filter, asked(limit)).await?;
     Ok(Either::Json(Answer(super::runs::destination_page(items, limit))))
 }
 

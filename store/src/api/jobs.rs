@@ -72,7 +72,7 @@ async fn events(
     let text = std::str::from_utf8(&body)
         .map_err(|_| ApiError::bad_request("the events are not UTF-8"))?;
     let batch = read_batch(&id, text)?;
-    match store.database.store_events(&id, host_id, &batch).await? {
+    match store.database.store_events(&id, host_id, &batch, store.thresholds()).await? {
         Intake::Stored { last_seq, new } => {
             store.events.inc_by(new);
             Ok(Answer(Accepted { last_seq }))

@@ -9,6 +9,7 @@ mod baselines;
 mod bundle;
 mod compatibility;
 pub mod describe;
+mod endpoints;
 pub mod extract;
 mod health;
 mod hosts;
@@ -175,6 +176,7 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     runs::routes(&mut routes);
     baselines::routes(&mut routes);
     insights::routes(&mut routes);
+    endpoints::routes(&mut routes);
     compatibility::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;
     let document = Arc::new(document.finish());

@@ -22,6 +22,9 @@ use std::ops::Bound;
 
 const TAG: &str = "policies";
 
+/// The longest time in days that is looked back for unused endpoints: ten years.
+const MAX_UNUSED_DAYS: u32 = 3650;
+
 /// The longest comment of a version in bytes.
 const MAX_COMMENT_BYTES: usize = 1000;
 
@@ -242,7 +245,7 @@ async fn put(
     Ok(Versioned { value: entry.policy(), version: entry.version, is_new })
 }
 
-fn one_document(file: &str, body: &[u8]) -> ApiResult<SourceDocument> {
+pub(super) fn one_document(file: &str, body: &[u8]) -> ApiResult<SourceDocument> {
     let mut documents = parse_documents(file, body).map_err(|errors| invalid_policy(&errors))?;
     match documents.len() {
         1 => Ok(documents.remove(0)),
@@ -289,16 +292,31 @@ async fn rename(
     Ok(Versioned { value: entry.policy(), version: entry.version, is_new: false })
 }
 
+/// What to look for beside the policy itself.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct LintParams {
+    /// Also endpoints that no job has called in so many days.
+    unused_days: Option<u32>,
+}
+
 async fn lint(
     State(store): TheStore,
     InPath(name): InPath<String>,
+    Params(params): Params<LintParams>,
 ) -> ApiResult<Answer<Page<LintFinding>>> {
     let snapshot = store.snapshot().await?;
     let policy = snapshot
         .effective(&name)
         .ok_or_else(|| unknown(&name))?
         .map_err(|errors| invalid_policy(&errors))?;
-    Ok(Answer(Page::whole(catalog::lint(&policy))))
+    let mut findings = catalog::lint(&policy);
+    if let Some(days) = params.unused_days {
+        findings.extend(
+            store.unused_endpoints(&name, days.min(MAX_UNUSED_DAYS), crate::service::now()).await?,
+        );
+    }
+    Ok(Answer(Page::whole(findings)))
 }
 
 async fn validate(

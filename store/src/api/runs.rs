@@ -5,14 +5,15 @@ use super::policies::page_size;
 use super::problem::{ApiError, ApiResult};
 use super::{Routes, VIEWER};
 use crate::database::{
-    DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter, verdict_code,
+    DestinationFilter, DetectionFilter, EndpointFilter, EventFilter, EventName, RunFilter,
+    verdict_code,
 };
 use crate::service::Store;
 use axum::extract::State;
 use jiff::Timestamp;
 use portcullis_common::event::{Event, Verdict};
 use portcullis_common::store_api::{
-    DestinationSummary, DetectionRecord, JobRecord, Page, Run, RunJobs,
+    BaselineSource, DestinationSummary, DetectionRecord, JobRecord, Page, ProcessTree, Run, RunJobs,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -34,6 +35,12 @@ pub(super) fn routes(routes: &mut Routes) {
         VIEWER,
         (TAG, "Calls of a job, and with dns=true its queries, in order"),
         network_events,
+    );
+    routes.api(
+        ("GET", "/jobs/{id}/process-tree"),
+        VIEWER,
+        (TAG, "The processes of a job as a tree, with what they executed and where they called"),
+        process_tree,
     );
     routes.api(("GET", "/detections"), VIEWER, (TAG, "Detections, the newest first"), detections);
     routes.api(
@@ -59,7 +66,7 @@ pub(super) fn number<T: std::str::FromStr>(cursor: Option<&str>) -> ApiResult<Op
 }
 
 /// The page of items that were read with their keys, one more than it has.
-fn page<T>(mut items: Vec<(i64, T)>, limit: usize) -> Page<T> {
+pub(super) fn page<T>(mut items: Vec<(i64, T)>, limit: usize) -> Page<T> {
     let has_more = items.len() > limit;
     items.truncate(limit);
     let next_cursor = has_more.then(|| items.last().map(|(key, _)| key.to_string())).flatten();
@@ -157,7 +164,7 @@ struct EventParams {
     step: Option<String>,
     /// Queries for names as well.
     dns: bool,
-    /// Only events of this kind.
+    /// Only events of this kind: `network`, `dns`, `process`, `file`, `detection`, `posture`, `job`.
     #[serde(rename = "type")]
     kind: Option<EventName>,
 }
@@ -178,6 +185,14 @@ async fn network_events(
     read_events(&store, &id, params, true).await
 }
 
+async fn process_tree(
+    State(store): TheStore,
+    InPath(id): InPath<String>,
+) -> ApiResult<Answer<ProcessTree>> {
+    let tree = store.process_tree(&id).await?;
+    Ok(Answer(tree.ok_or_else(|| ApiError::not_found("there is no such job"))?))
+}
+
 async fn read_events(
     store: &Store,
     id: &str,
@@ -190,11 +205,12 @@ async fn read_events(
         after: number(params.cursor.as_deref())?.unwrap_or_default(),
         network,
         dns: params.dns,
+        kind: params.kind,
+        others: false,
         verdict: params.status,
         endpoint: params.endpoint,
         process: params.process,
         step: params.step,
-        kind: params.kind,
     };
     let mut rows = store.database.events(key, &filter, asked(limit)).await?;
     let has_more = rows.len() > limit;
@@ -265,8 +281,35 @@ struct DestinationParams {
     workflow: Option<String>,
     /// Only with this verdict.
     status: Option<Verdict>,
+    /// Only endpoints that have this text in them.
+    endpoint: Option<String>,
     /// Only jobs that began at this time or later, RFC 3339.
     since: Option<Timestamp>,
+}
+
+impl DestinationParams {
+    /// The baseline that adds up just what is asked for: `Some(None)` for all of them; `None` when there is none.
+    fn baseline(&self) -> Option<Option<BaselineSource>> {
+        if self.workflow.is_some() || self.since.is_some() {
+            return None;
+        }
+        let asked = (
+            lower(self.organization.clone()),
+            lower(self.repository.clone()),
+            self.cluster.clone(),
+        );
+        match asked {
+            (None, None, None) => Some(None),
+            (Some(organization), None, None) => {
+                Some(Some(BaselineSource::Organization { organization }))
+            }
+            (_, Some(repository), None) if self.organization.is_none() => {
+                Some(Some(BaselineSource::Repository { repository }))
+            }
+            (None, None, Some(cluster)) => Some(Some(BaselineSource::Cluster { cluster })),
+            _ => None,
+        }
+    }
 }
 
 async fn destinations(
@@ -275,7 +318,21 @@ async fn destinations(
 ) -> ApiResult<Answer<Page<DestinationSummary>>> {
     let limit = page_size(params.limit);
     let after = destination_cursor(params.cursor.as_deref())?;
+    if let Some(baseline) = params.baseline() {
+        let filter = EndpointFilter {
+            verdict: params.status,
+            containing: params.endpoint,
+            after,
+            ..EndpointFilter::default()
+        };
+        let items = match baseline {
+            Some(source) => store.baseline_endpoints(&source, &filter, asked(limit)).await?,
+            None => store.database.baseline_endpoints(None, &filter, asked(limit)).await?,
+        };
+        return Ok(Answer(destination_page(items, limit)));
+    }
     let filter = DestinationFilter {
+        endpoint: params.endpoint,
         organization: lower(params.organization),
         repository: lower(params.repository),
         cluster: params.cluster,

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::policy::{
     Attachment, EffectivePolicy, EndpointList, JsonPolicyDocument, PolicyDocument, PolicyErrors,
-    SourceDocument,
+    PolicyRules, SourceDocument,
 };
 use portcullis_common::resolution::{HostDefaults, PolicySet, Resolution, ResolveError};
 use portcullis_common::store_api::{Policy, PolicySummary};
@@ -158,6 +158,51 @@ impl Snapshot {
             self.number(&mut policy);
             policy
         }))
+    }
+
+    /// What a policy allows and denies once `extends` is followed, also of one that can only be extended.
+    ///
+    /// # Errors
+    /// When the policies have mistakes.
+    pub fn rules(&self, name: &str) -> Option<Result<PolicyRules, PolicyErrors>> {
+        match &self.set {
+            Ok(set) => set.library().rules(name),
+            Err(errors) => Some(Err(errors.clone())),
+        }
+    }
+
+    /// What a document would mean in the place of the policy of its name, which need not be there.
+    ///
+    /// # Errors
+    /// When the policies would have mistakes with it.
+    pub fn effective_with(
+        &self,
+        mut source: SourceDocument,
+    ) -> Result<Option<EffectivePolicy>, PolicyErrors> {
+        let name = source.document.name.as_str().to_owned();
+        // Where it applies does not matter for what it means.
+        source.document.attach.clear();
+        source.attach_places.clear();
+        let others = self.entries.iter().filter(|(other, _)| **other != name);
+        let sources = others.map(|(_, entry)| Arc::clone(&entry.source));
+        let set = PolicySet::new(sources.chain([Arc::new(source)]))?;
+        set.library().effective(&name).transpose()
+    }
+
+    /// The policy and those that extend it, directly or by others.
+    pub fn with_dependents(&self, name: &str) -> Vec<String> {
+        let mut found = vec![name.to_owned()];
+        let mut next = 0;
+        while let Some(parent) = found.get(next).cloned() {
+            next += 1;
+            for (child, entry) in &self.entries {
+                let extends = &entry.source.document.extends;
+                if extends.iter().any(|name| name.as_str() == parent) && !found.contains(child) {
+                    found.push(child.clone());
+                }
+            }
+        }
+        found
     }
 
     /// Gives a policy of the store its version: the number of the document, and where it extends others the content's

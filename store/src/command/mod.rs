@@ -8,9 +8,11 @@ mod connect;
 mod doctor;
 mod enrol;
 mod explain;
+mod generate;
 mod migrate;
 mod output;
 mod policy;
+mod progress;
 mod runs;
 mod serve;
 
@@ -66,6 +68,8 @@ enum Command {
     Import(bundle::Import),
     /// Look at everything between here and the store, and say what is wrong.
     Doctor(doctor::Doctor),
+    #[command(hide = true)]
+    GenerateEvents(generate::GenerateEvents),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -100,6 +104,7 @@ impl Options {
             Command::Export(command) => command.run().await,
             Command::Import(command) => command.run().await,
             Command::Doctor(command) => command.run().await,
+            Command::GenerateEvents(command) => command.run().await,
             Command::Completions { shell } => {
                 clap_complete::generate(
                     *shell,

@@ -1,7 +1,7 @@
 //! What is shown at a glance, added up by the database.
 
 use super::audit::time_of;
-use super::intake::{NETWORK, verdict_code};
+use super::intake::verdict_code;
 use super::{Database, DatabaseError, read, signed, unsigned};
 use portcullis_common::event::Verdict;
 use portcullis_common::store_api::HostState;
@@ -11,41 +11,6 @@ use sqlx::QueryBuilder;
 
 /// Milliseconds of an hour.
 const HOUR_MS: i64 = 3_600_000;
-
-/// A kind of event, as its `type` says it.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub enum EventName {
-    /// A call.
-    Network,
-    /// A query.
-    Dns,
-    /// A program was executed.
-    Process,
-    /// A file was changed.
-    File,
-    /// A detection.
-    Detection,
-    /// What is in force changed.
-    Posture,
-    /// A stage of the job's life.
-    Job,
-}
-
-impl EventName {
-    /// The number that stands for it, as intake writes it.
-    pub(super) const fn code(self) -> i16 {
-        match self {
-            Self::Network => NETWORK,
-            Self::Dns => super::intake::DNS,
-            Self::Process => 3,
-            Self::File => 4,
-            Self::Detection => 5,
-            Self::Posture => 6,
-            Self::Job => 7,
-        }
-    }
-}
 
 /// What runners have reported, to choose from.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]

@@ -1,11 +1,12 @@
 //! What runner hosts upload: jobs, events, reports. Each batch is one transaction, and a batch that came before changes nothing.
 
+use super::learning::{LearningJob, PER_STATEMENT, Thresholds, call_sums, learn};
 use super::{Database, DatabaseError, signed, transaction, unsigned};
 use portcullis_common::event::{Event, EventKind, Verdict};
 use portcullis_common::report::endpoint;
 use portcullis_common::store_api::NewJob;
 use sqlx::QueryBuilder;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows that one statement inserts: nine values each, well below the 32 766 parameters of SQLite.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -124,8 +125,18 @@ fn columns(event: &EventKind) -> Columns {
     }
 }
 
-/// What calls of a batch add up to, by endpoint, verdict and process.
-type Sums = BTreeMap<(String, i16, String), (i64, i64, i64)>;
+/// What calls of a batch add up to.
+#[derive(Debug)]
+struct Sum {
+    calls: i64,
+    first_us: i64,
+    last_us: i64,
+    /// Where the name led to last; absent where the endpoint is the address itself.
+    address: Option<String>,
+}
+
+/// The sums by endpoint, verdict and process.
+type Sums = BTreeMap<(String, i16, String), Sum>;
 
 fn sums(events: &[NewEvent<'_>]) -> Sums {
     let mut sums = Sums::new();
@@ -134,10 +145,17 @@ fn sums(events: &[NewEvent<'_>]) -> Sums {
         let process = call.process.as_ref().and_then(|process| process.exe.clone());
         let key = (endpoint(call), verdict_code(call.verdict), process.unwrap_or_default());
         let time = event.time.as_microsecond();
-        let (calls, first, last) = sums.entry(key).or_insert((0, time, time));
-        *calls = calls.saturating_add(signed(call.packets));
-        *first = (*first).min(time);
-        *last = (*last).max(time);
+        let address = call.name.as_ref().map(|_| call.address.to_string());
+        let sum = sums.entry(key).or_insert(Sum {
+            calls: 0,
+            first_us: time,
+            last_us: time,
+            address: None,
+        });
+        sum.calls = sum.calls.saturating_add(signed(call.packets));
+        sum.first_us = sum.first_us.min(time);
+        sum.last_us = sum.last_us.max(time);
+        sum.address = address.or_else(|| sum.address.take());
     }
     sums
 }
@@ -172,10 +190,37 @@ impl Database {
             .bind(started_ms)
             .fetch_one(&mut *transaction)
             .await?;
-            sqlx::query(
+            let mut baselines = [0_i64; 4];
+            let of_job = [
+                (1_i16, "", organization.as_str(), repository.as_str(), path, context.job.as_str()),
+                (2, "", organization.as_str(), repository.as_str(), "", ""),
+                (3, "", organization.as_str(), "", "", ""),
+                (4, start.cluster, "", "", "", ""),
+            ];
+            for (baseline, (source, cluster, organization, repository, path, name)) in
+                baselines.iter_mut().zip(of_job)
+            {
+                // Updated by nothing, so that it is returned whether it is new or not.
+                (*baseline,) = sqlx::query_as(
+                    "INSERT INTO baselines (source, cluster, organization, repository, workflow_path, job_name) \
+                     VALUES ($1, $2, $3, $4, $5, $6) \
+                     ON CONFLICT (source, cluster, organization, repository, workflow_path, job_name) \
+                     DO UPDATE SET source = excluded.source RETURNING key",
+                )
+                .bind(source)
+                .bind(cluster)
+                .bind(organization)
+                .bind(repository)
+                .bind(path)
+                .bind(name)
+                .fetch_one(&mut *transaction)
+                .await?;
+            }
+            let inserted = sqlx::query(
                 "INSERT INTO jobs (id, run, host_id, cluster, organization, repository, workflow_path, job_name, context, \
-                 policy, policy_version, scope, target, identity, mode, started_ms, last_seq, allowed, blocked, would_block, detections) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 0, 0, 0, 0) \
+                 policy, policy_version, scope, target, identity, mode, started_ms, last_seq, allowed, blocked, would_block, detections, \
+                 job_baseline, repository_baseline, organization_baseline, cluster_baseline) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 0, 0, 0, 0, $17, $18, $19, $20) \
                  ON CONFLICT (id) DO NOTHING",
             )
             .bind(job.id.as_str())
@@ -194,8 +239,22 @@ impl Database {
             .bind(word(&job.identity))
             .bind(word(&job.mode))
             .bind(started_ms)
+            .bind(baselines[0])
+            .bind(baselines[1])
+            .bind(baselines[2])
+            .bind(baselines[3])
             .execute(&mut *transaction)
-            .await?;
+            .await?
+            .rows_affected();
+            for baseline in baselines.iter().filter(|_| inserted > 0) {
+                sqlx::query(
+                    "INSERT INTO baseline_runs (baseline, run, added) VALUES ($1, $2, 0) ON CONFLICT (baseline, run) DO NOTHING",
+                )
+                .bind(*baseline)
+                .bind(run)
+                .execute(&mut *transaction)
+                .await?;
+            }
             let (last_seq, owner): (i64, String) =
                 sqlx::query_as("SELECT last_seq, host_id FROM jobs WHERE id = $1")
                     .bind(job.id.as_str())
@@ -209,7 +268,8 @@ impl Database {
         })
     }
 
-    /// Stores a batch of events, whose numbers are without gaps. Those that are there already are left out.
+    /// Stores a batch of events, whose numbers are without gaps, and teaches the job's baselines. Events that are there already
+    /// are left out.
     ///
     /// # Errors
     /// When the database can't be used; then nothing of it is stored.
@@ -218,18 +278,21 @@ impl Database {
         job_id: &str,
         host_id: &str,
         events: &[NewEvent<'_>],
+        thresholds: Thresholds,
     ) -> Result<Intake, DatabaseError> {
         transaction!(self, |transaction| {
             // Counted up by nothing, this locks the row: batches of one job go one after the other.
-            let row: Option<(i64, i64)> = sqlx::query_as(
-                "UPDATE jobs SET last_seq = last_seq WHERE id = $1 AND host_id = $2 RETURNING key, last_seq",
+            let row: Option<LearningJob> = sqlx::query_as(
+                "UPDATE jobs SET last_seq = last_seq WHERE id = $1 AND host_id = $2 RETURNING key, last_seq, run, \
+                 job_baseline, repository_baseline, organization_baseline, cluster_baseline, learned, told",
             )
             .bind(job_id)
             .bind(host_id)
             .fetch_optional(&mut *transaction)
             .await?;
-            let Some((job, last_seq)) = row else { return Ok(Intake::NoJob) };
-            let last_seq = unsigned(last_seq);
+            let Some(learning) = row else { return Ok(Intake::NoJob) };
+            let job = learning.key;
+            let last_seq = unsigned(learning.last_seq);
             let is_new = |new: &&NewEvent<'_>| new.event.seq > last_seq;
             let skipped = events.len() - events.iter().filter(is_new).count();
             let new = events.get(skipped..).unwrap_or_default();
@@ -259,27 +322,51 @@ impl Database {
                 insert.build().execute(&mut *transaction).await?;
             }
             let sums = sums(new);
+            let calls = call_sums(new.iter().map(|new| &new.event));
             let total = |verdict: Verdict| -> i64 {
                 let code = verdict_code(verdict);
-                sums.iter().filter(|((_, key, _), _)| *key == code).map(|(_, sum)| sum.0).sum()
+                calls.iter().filter(|((_, key), _)| *key == code).map(|(_, sum)| sum.calls).sum()
             };
-            for ((endpoint, verdict, process), (calls, first, last)) in &sums {
-                sqlx::query(
-                    "INSERT INTO destinations (job, endpoint, verdict, process, calls, first_us, last_us) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (job, endpoint, verdict, process) DO UPDATE SET \
-                     calls = destinations.calls + excluded.calls, \
+            let mut of_job: BTreeSet<(String, i16)> = BTreeSet::new();
+            let endpoints: Vec<&(String, i16)> = calls.keys().collect();
+            // Of the first batch all is new.
+            for part in endpoints.chunks(PER_STATEMENT).filter(|_| last_seq > 0) {
+                let mut query = QueryBuilder::new(
+                    "SELECT DISTINCT endpoint, verdict FROM destinations WHERE job = ",
+                );
+                query.push_bind(job).push(" AND endpoint IN (");
+                let mut list = query.separated(", ");
+                for (endpoint, _) in part {
+                    list.push_bind(endpoint.clone());
+                }
+                query.push(")");
+                let known: Vec<(String, i16)> =
+                    query.build_query_as().fetch_all(&mut *transaction).await?;
+                of_job.extend(known);
+            }
+            let rows: Vec<_> = sums.iter().collect();
+            for part in rows.chunks(PER_STATEMENT) {
+                let mut insert = QueryBuilder::new(
+                    "INSERT INTO destinations (job, endpoint, verdict, process, calls, first_us, last_us, address) ",
+                );
+                insert.push_values(part, |mut values, ((endpoint, verdict, process), sum)| {
+                    values
+                        .push_bind(job)
+                        .push_bind(endpoint.clone())
+                        .push_bind(*verdict)
+                        .push_bind(process.clone())
+                        .push_bind(sum.calls)
+                        .push_bind(sum.first_us)
+                        .push_bind(sum.last_us)
+                        .push_bind(sum.address.clone());
+                });
+                insert.push(
+                    " ON CONFLICT (job, endpoint, verdict, process) DO UPDATE SET calls = destinations.calls + excluded.calls, \
                      first_us = CASE WHEN excluded.first_us < destinations.first_us THEN excluded.first_us ELSE destinations.first_us END, \
-                     last_us = CASE WHEN excluded.last_us > destinations.last_us THEN excluded.last_us ELSE destinations.last_us END",
-                )
-                .bind(job)
-                .bind(endpoint.as_str())
-                .bind(*verdict)
-                .bind(process.as_str())
-                .bind(*calls)
-                .bind(*first)
-                .bind(*last)
-                .execute(&mut *transaction)
-                .await?;
+                     last_us = CASE WHEN excluded.last_us > destinations.last_us THEN excluded.last_us ELSE destinations.last_us END, \
+                     address = COALESCE(excluded.address, destinations.address)",
+                );
+                insert.build().execute(&mut *transaction).await?;
             }
             let mut detections = 0_i64;
             for NewEvent { event, .. } in new {
@@ -300,16 +387,24 @@ impl Database {
                 .execute(&mut *transaction)
                 .await?;
             }
+            let (learned, told) = if calls.is_empty() {
+                (0, 0)
+            } else {
+                learn!(transaction, &learning, job_id, &calls, &of_job, thresholds)
+            };
             sqlx::query(
                 "UPDATE jobs SET last_seq = $2, allowed = allowed + $3, blocked = blocked + $4, \
-                 would_block = would_block + $5, detections = detections + $6 WHERE key = $1",
+                 would_block = would_block + $5, detections = detections + $6, learned = learned + $7, told = told + $8 \
+                 WHERE key = $1",
             )
             .bind(job)
             .bind(signed(newest.event.seq))
             .bind(total(Verdict::Allowed))
             .bind(total(Verdict::Blocked))
             .bind(total(Verdict::WouldBlock))
-            .bind(detections)
+            .bind(detections + told)
+            .bind(learned)
+            .bind(told)
             .execute(&mut *transaction)
             .await?;
             Ok(Intake::Stored {
@@ -325,18 +420,31 @@ impl Database {
     /// When the database can't be used.
     pub async fn end_job(&self, end: &JobEnd<'_>) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
-            let updated = sqlx::query(
-                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5) WHERE id = $1 AND host_id = $2",
+            let ended: Option<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5) WHERE id = $1 AND host_id = $2 \
+                 RETURNING run, job_baseline, repository_baseline, organization_baseline, cluster_baseline",
             )
             .bind(end.id)
             .bind(end.host_id)
             .bind(end.report.as_str())
             .bind(end.posture)
             .bind(end.now_ms)
-            .execute(&mut *transaction)
-            .await?
-            .rows_affected();
-            Ok(updated > 0)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let Some((run, own, of_repository, of_organization, of_cluster)) = ended else {
+                return Ok(false);
+            };
+            for baseline in [own, of_repository, of_organization, of_cluster] {
+                sqlx::query(
+                    "UPDATE baseline_runs SET ended_ms = $3 WHERE baseline = $1 AND run = $2 AND ended_ms IS NULL",
+                )
+                .bind(baseline)
+                .bind(run)
+                .bind(end.now_ms)
+                .execute(&mut *transaction)
+                .await?;
+            }
+            Ok(true)
         })
     }
 }

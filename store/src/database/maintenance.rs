@@ -5,6 +5,20 @@ use super::{Database, DatabaseError, transaction};
 /// Jobs that one transaction clears, so that uploads don't wait for long.
 const JOBS_AT_ONCE: i64 = 20;
 
+/// Takes what a job ($1) of a run ($2) called out of a baseline ($3), unless another job of the run called it, too. When an
+/// endpoint was first seen stays what it was.
+const FORGET: [&str; 2] = [
+    "UPDATE baseline_endpoints SET calls = baseline_endpoints.calls - gone.calls, runs = baseline_endpoints.runs - gone.runs \
+     FROM (SELECT d.endpoint AS endpoint, d.verdict AS verdict, CAST(SUM(d.calls) AS BIGINT) AS calls, \
+       CASE WHEN EXISTS (SELECT 1 FROM job_baselines j JOIN destinations o ON o.job = j.job WHERE j.run = $2 AND j.job <> $1 \
+         AND j.baseline = $3 AND o.endpoint = d.endpoint AND o.verdict = d.verdict) THEN 0 ELSE 1 END AS runs \
+       FROM destinations d WHERE d.job = $1 GROUP BY d.endpoint, d.verdict) AS gone \
+     WHERE baseline_endpoints.baseline = $3 AND baseline_endpoints.endpoint = gone.endpoint \
+     AND baseline_endpoints.verdict = gone.verdict",
+    "DELETE FROM baseline_endpoints WHERE baseline = $3 AND runs <= 0 \
+     AND endpoint IN (SELECT endpoint FROM destinations WHERE job = $1 AND $2 = $2)",
+];
+
 /// Before which times what is removed, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
@@ -52,8 +66,8 @@ impl Database {
             .bind(JOBS_AT_ONCE)
             .fetch_all(&mut *transaction)
             .await?;
-            let gone: Vec<(i64, i64)> = sqlx::query_as(
-                "SELECT key, run FROM jobs WHERE started_ms < $1 AND ended_ms IS NOT NULL ORDER BY key LIMIT $2",
+            let gone: Vec<(i64, i64, i64, i64, i64, i64)> = sqlx::query_as(
+                "SELECT key, run, job_baseline, repository_baseline, organization_baseline, cluster_baseline FROM jobs WHERE started_ms < $1 AND ended_ms IS NOT NULL ORDER BY key LIMIT $2",
             )
             .bind(retention.jobs_before_ms)
             .bind(JOBS_AT_ONCE)
@@ -65,7 +79,20 @@ impl Database {
                     .execute(&mut *transaction)
                     .await?;
             }
-            for (job, run) in &gone {
+            for (job, run, own, of_repository, of_organization, of_cluster) in &gone {
+                let mut baselines = [*own, *of_repository, *of_organization, *of_cluster];
+                // In the order in which uploads lock them.
+                baselines.sort_unstable();
+                for baseline in baselines {
+                    for sql in FORGET {
+                        sqlx::query(sql)
+                            .bind(*job)
+                            .bind(*run)
+                            .bind(baseline)
+                            .execute(&mut *transaction)
+                            .await?;
+                    }
+                }
                 for sql in [
                     "DELETE FROM events WHERE job = $1",
                     "DELETE FROM destinations WHERE job = $1",
@@ -73,6 +100,16 @@ impl Database {
                     "DELETE FROM jobs WHERE key = $1",
                 ] {
                     sqlx::query(sql).bind(*job).execute(&mut *transaction).await?;
+                }
+                for baseline in baselines {
+                    sqlx::query(
+                        "DELETE FROM baseline_runs WHERE run = $1 AND baseline = $2 AND NOT EXISTS \
+                         (SELECT 1 FROM job_baselines j WHERE j.run = $1 AND j.baseline = $2)",
+                    )
+                    .bind(*run)
+                    .bind(baseline)
+                    .execute(&mut *transaction)
+                    .await?;
                 }
                 sqlx::query(
                     "DELETE FROM runs WHERE key = $1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.run = runs.key)",

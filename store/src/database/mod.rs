@@ -6,23 +6,29 @@
 //! `SQLITE_BUSY`.
 
 mod audit;
+mod baselines;
 mod error;
+mod generate;
 mod identity;
 mod insights;
 mod intake;
+mod learning;
 mod maintenance;
 mod policies;
 mod runs;
 mod sessions;
 
 pub use audit::{AuditFilter, NewAuditEntry};
+pub use baselines::{BaselineFilter, BaselineKind, EndpointFilter, RecordedCalls, TrialFilter};
 pub use error::DatabaseError;
+pub use generate::Generated;
 pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
-pub use insights::{EventName, SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
+pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use learning::{MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, Thresholds};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
-pub use runs::{DestinationFilter, DetectionFilter, EventFilter, RunFilter};
+pub use runs::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter};
 pub use sessions::{NewSession, SessionRow};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};

@@ -1,12 +1,13 @@
 //! Reading back what runner hosts uploaded.
 
 use super::audit::time_of;
-use super::insights::EventName;
 use super::intake::{DNS, NETWORK, verdict_code};
 use super::{Database, DatabaseError, read, signed, unsigned};
 use jiff::Timestamp;
 use portcullis_common::event::{PolicyReference, Verdict};
 use portcullis_common::store_api::{DestinationSummary, DetectionRecord, JobRecord, Run};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use sqlx::QueryBuilder;
 
 /// Which runs to read.
@@ -43,6 +44,10 @@ pub struct EventFilter {
     pub network: bool,
     /// Queries for names as well.
     pub dns: bool,
+    /// Only executions, files and detections.
+    pub others: bool,
+    /// Only of this kind.
+    pub kind: Option<EventName>,
     /// Only with this verdict.
     pub verdict: Option<Verdict>,
     /// Only to an endpoint that has this text in it.
@@ -51,8 +56,41 @@ pub struct EventFilter {
     pub process: Option<String>,
     /// Only of this step.
     pub step: Option<String>,
-    /// Only events of this kind.
-    pub kind: Option<EventName>,
+}
+
+/// The kinds of events, as they are asked for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventName {
+    /// Calls.
+    Network,
+    /// Queries for names.
+    Dns,
+    /// Executions.
+    Process,
+    /// Changed files.
+    File,
+    /// Detections.
+    Detection,
+    /// Changes of what is in force.
+    Posture,
+    /// Stages of the job.
+    Job,
+}
+
+impl EventName {
+    /// The number in the database.
+    const fn code(self) -> i16 {
+        match self {
+            Self::Network => NETWORK,
+            Self::Dns => DNS,
+            Self::Process => 3,
+            Self::File => 4,
+            Self::Detection => 5,
+            Self::Posture => 6,
+            Self::Job => 7,
+        }
+    }
 }
 
 /// Which detections to read.
@@ -93,8 +131,8 @@ pub struct DestinationFilter {
     pub passed_only: bool,
     /// Only what sorts behind this endpoint and verdict.
     pub after: Option<(String, i16)>,
-    /// Only jobs that began before this key.
-    pub before_job: Option<i64>,
+    /// Only endpoints that have this text in them.
+    pub endpoint: Option<String>,
     /// Only jobs that began at this time or later, in milliseconds.
     pub since_ms: Option<i64>,
 }
@@ -282,9 +320,23 @@ impl Database {
                 }
                 query.push(")");
             }
-            and_equal!(query, "verdict", filter.verdict.map(verdict_code));
+            if filter.others {
+                query.push(" AND kind > 2 AND kind IN (3, 4, 5)");
+            }
+            if let Some(kind) = filter.kind {
+                query.push(" AND kind = ").push_bind(kind.code());
+                // Said once more as the indices say it: they are used for nothing else.
+                if kind.code() > DNS {
+                    query.push(" AND kind > 2");
+                }
+            }
+            if let Some(verdict) = filter.verdict {
+                query.push(" AND verdict = ").push_bind(verdict_code(verdict));
+                if verdict != Verdict::Allowed {
+                    query.push(" AND verdict > 0");
+                }
+            }
             and_equal!(query, "step", filter.step.clone());
-            and_equal!(query, "kind", filter.kind.map(EventName::code));
             if let Some(text) = &filter.endpoint {
                 query.push(" AND endpoint LIKE ").push_bind(containing(text)).push(" ESCAPE '!'");
             }
@@ -367,8 +419,8 @@ impl Database {
             if filter.passed_only {
                 query.push(" AND d.verdict <> ").push_bind(verdict_code(Verdict::Blocked));
             }
-            if let Some(before) = filter.before_job {
-                query.push(" AND j.key < ").push_bind(before);
+            if let Some(text) = &filter.endpoint {
+                query.push(" AND d.endpoint LIKE ").push_bind(containing(text)).push(" ESCAPE '!'");
             }
             if let Some(since) = filter.since_ms {
                 query.push(" AND j.started_ms >= ").push_bind(since);
@@ -442,14 +494,14 @@ fn from_word<T: serde::de::DeserializeOwned>(word: &str) -> Result<T, DatabaseEr
         .map_err(|_| DatabaseError::Corrupt(format!("the word {word:?}")))
 }
 
-fn verdict_of(code: i16) -> Result<Verdict, DatabaseError> {
+pub(super) fn verdict_of(code: i16) -> Result<Verdict, DatabaseError> {
     [Verdict::Allowed, Verdict::Blocked, Verdict::WouldBlock]
         .into_iter()
         .find(|verdict| verdict_code(*verdict) == code)
         .ok_or_else(|| DatabaseError::Corrupt(format!("the verdict {code}")))
 }
 
-fn microseconds(time: i64) -> Result<Timestamp, DatabaseError> {
+pub(super) fn microseconds(time: i64) -> Result<Timestamp, DatabaseError> {
     Timestamp::from_microsecond(time)
         .map_err(|error| DatabaseError::Corrupt(format!("the time {time}: {error}")))
 }

@@ -1,15 +1,20 @@
 //! The store behind its API: what is in memory, kept true to the database.
 
 mod authentication;
+mod baselines;
+mod dry_run;
 mod freshness;
 mod policies;
+mod process_tree;
 
 pub use authentication::{Authentication, AuthenticationError};
+pub use baselines::{EndpointsError, MAX_ENDPOINTS};
+pub use dry_run::DryRunError;
 pub use policies::{WriteRequest, read as read_document};
 
 use crate::catalog::Snapshot;
 use crate::configuration::Configuration;
-use crate::database::{Database, DatabaseError};
+use crate::database::{Database, DatabaseError, Thresholds};
 use crate::identity::oidc::Verifier;
 use crate::identity::signer::{KeyError, Signer};
 use authentication::Callers;
@@ -94,6 +99,16 @@ impl Store {
         };
         store.snapshot().await?;
         Ok(store)
+    }
+
+    /// When a baseline counts as known.
+    pub const fn thresholds(&self) -> Thresholds {
+        let baseline = &self.configuration.baseline;
+        Thresholds {
+            min_runs: baseline.min_runs,
+            window_runs: baseline.window_runs,
+            max_changed_runs: baseline.max_changed_runs,
+        }
     }
 
     /// Whether the server is about to stop, so that load balancers send nothing more.

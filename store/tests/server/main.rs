@@ -11,6 +11,7 @@
 mod access;
 mod audit;
 mod bad_input;
+mod baselines;
 mod bundles;
 mod command_line;
 mod compatibility;
@@ -18,6 +19,7 @@ mod hosts;
 mod identity;
 mod openapi;
 mod policies;
+mod processes;
 mod resolution;
 mod runs;
 mod support;

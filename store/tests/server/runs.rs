@@ -18,7 +18,7 @@ on_both!(
 
 const JOB: &str = "0197aaaaaaaa7000800000000000000a";
 
-fn new_job(id: &str, run: u64, name: &str) -> Value {
+pub fn new_job(id: &str, run: u64, name: &str) -> Value {
     let mut context = context();
     context.run_id = run;
     name.clone_into(&mut context.job);
@@ -28,7 +28,7 @@ fn new_job(id: &str, run: u64, name: &str) -> Value {
     })
 }
 
-fn call(id: &str, seq: u64, verdict: &str, name: &str) -> Value {
+pub fn call(id: &str, seq: u64, verdict: &str, name: &str) -> Value {
     json!({
         "job_id": id, "seq": seq, "time": format!("2026-01-01T00:00:{:02}.000000Z", seq % 60), "type": "network",
         "verdict": verdict, "direction": "outbound", "protocol": "tcp", "address": "192.0.2.1", "port": 443, "name": name,
@@ -37,24 +37,24 @@ fn call(id: &str, seq: u64, verdict: &str, name: &str) -> Value {
     })
 }
 
-fn lines(events: &[Value]) -> String {
+pub fn lines(events: &[Value]) -> String {
     events.iter().flat_map(|event| [event.to_string(), "\n".to_owned()]).collect()
 }
 
-async fn upload(server: &Server, host: &str, id: &str, body: String) -> Reply {
+pub async fn upload(server: &Server, host: &str, id: &str, body: String) -> Reply {
     let post = server.as_caller(host, Method::POST, &format!("/jobs/{id}/events"));
     send(post.header("content-type", "application/x-ndjson").body(body)).await
 }
 
-async fn begin(server: &Server, host: &str, job: Value) -> Reply {
+pub async fn begin(server: &Server, host: &str, job: Value) -> Reply {
     send(server.as_caller(host, Method::POST, "/jobs").json(&job)).await
 }
 
-async fn host(server: &Server, cluster: &str) -> String {
+pub async fn host(server: &Server, cluster: &str) -> String {
     server.enrol(cluster).await["credential"].as_str().unwrap().to_owned()
 }
 
-fn report(id: &str) -> Value {
+pub fn report(id: &str) -> Value {
     json!({
         "job_id": id, "policy": { "name": "p", "version": "1", "scope": "repository" }, "target": "octo/hello",
         "identity": "asserted", "mode": "block", "posture": { "level": "enforced", "scope": "host", "features": [] },

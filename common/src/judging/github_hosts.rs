@@ -3,8 +3,8 @@
 //! Exact names; a wildcard only below a name that GitHub alone can register. Storage accounts of Azure are named one by
 //! one: below `blob.core.windows.net` anybody can register.
 
-use portcullis_common::endpoint::{Endpoint, EndpointError};
-use portcullis_common::policy::Rule;
+use crate::endpoint::{Endpoint, EndpointError};
+use crate::policy::Rule;
 use std::sync::Arc;
 
 /// The policy that these rules say they come from.
@@ -61,7 +61,7 @@ pub fn github_hosts(server: &str) -> Result<Vec<Arc<Rule>>, EndpointError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_common::endpoint::Host;
+    use crate::endpoint::Host;
 
     const DOCUMENTATION: &str = include_str!("../../../docs/github-hosts.md");
 

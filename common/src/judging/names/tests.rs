@@ -1,5 +1,5 @@
 use super::*;
-use portcullis_common::endpoint::{DnsName, Endpoint};
+use crate::endpoint::{DnsName, Endpoint};
 use proptest::prelude::*;
 
 fn rule(host: &str, first: u16, last: u16) -> Arc<Rule> {

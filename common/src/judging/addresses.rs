@@ -1,7 +1,7 @@
 //! Addresses: those of special use that no name may open by itself, and an index of the networks that a policy names.
 
+use crate::policy::Rule;
 use ipnet::IpNet;
-use portcullis_common::policy::Rule;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -121,7 +121,7 @@ impl NetworkIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_common::endpoint::{Endpoint, Host, PortRange, Protocol};
+    use crate::endpoint::{Endpoint, Host, PortRange, Protocol};
     use proptest::prelude::*;
 
     #[test]

@@ -1,8 +1,8 @@
 //! The policy's endpoints, indexed so that judging a name costs as many look-ups as the name has labels.
 
 use super::addresses::NetworkIndex;
-use portcullis_common::endpoint::{DnsName, Host, PortRange, Protocol};
-use portcullis_common::policy::Rule;
+use crate::endpoint::{DnsName, Host, PortRange, Protocol};
+use crate::policy::Rule;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ impl NamePolicy {
     }
 
     /// Judges `name`: lower case, without a trailing dot, its labels free of dots (a checked
-    /// [`Question`](super::message::Question) gives such a name).
+    /// question of DNS gives such a name).
     pub fn judge(&self, name: &str) -> NameVerdict {
         let mut matching: Vec<&Entry> = Vec::new();
         let mut exact = false;
@@ -124,10 +124,37 @@ impl NamePolicy {
         self.allowed_networks.find(address).next().is_some()
     }
 
+    /// Whether the policy denies a call to `address`: the rule responsible. `port` does not matter for [`Protocol::Icmp`].
+    pub fn denied_at(
+        &self,
+        protocol: Protocol,
+        address: IpAddr,
+        port: Option<u16>,
+    ) -> Option<&Arc<Rule>> {
+        self.denied_networks.find(address).find(|rule| concerns(rule, protocol, port))
+    }
+
+    /// The rules that allow a call to `address` by itself, whatever name led there.
+    pub fn allowed_at(
+        &self,
+        protocol: Protocol,
+        address: IpAddr,
+        port: Option<u16>,
+    ) -> impl Iterator<Item = &Arc<Rule>> {
+        self.allowed_networks.find(address).filter(move |rule| concerns(rule, protocol, port))
+    }
+
     /// What remains of `opening` for `address` after the denied addresses and networks.
     pub fn openings_at(&self, opening: &Opening, address: IpAddr) -> Vec<PortRange> {
         remaining_ports(opening.protocol, opening.ports, self.denied_networks.find(address))
     }
+}
+
+/// Whether a rule is about this transport and port.
+fn concerns(rule: &Rule, protocol: Protocol, port: Option<u16>) -> bool {
+    rule.endpoint.protocol == protocol
+        && (protocol == Protocol::Icmp
+            || port.is_some_and(|port| rule.endpoint.ports.contains(port)))
 }
 
 /// `rule` without the ports that `denied` rules of the same transport take away.
