@@ -57,6 +57,11 @@ pub(crate) struct Dashboard {
 }
 
 impl Dashboard {
+    /// How people and runners reach the server.
+    fn public_url(&self) -> &str {
+        self.store.configuration.public_url.trim_end_matches('/')
+    }
+
     /// Identity providers that people can sign in by; `next` is where they want to go.
     fn providers(&self, _next: &str) -> Vec<Provider> {
         Vec::new()

@@ -1,12 +1,18 @@
 //! The pages, one file each, with the forms that belong to them.
 
+mod access;
 mod attach;
+mod destinations;
+mod detections;
+mod explain;
 mod home;
 mod job;
 mod policies;
 mod policy;
 mod policy_change;
 mod policy_history;
+mod processes;
+mod runners;
 mod runs;
 
 use super::Pages;
@@ -20,4 +26,10 @@ pub(super) fn pages(pages: &mut Pages) {
     policy_history::pages(pages);
     policy_change::pages(pages);
     attach::pages(pages);
+    processes::pages(pages);
+    detections::pages(pages);
+    destinations::pages(pages);
+    explain::pages(pages);
+    runners::pages(pages);
+    access::pages(pages);
 }
