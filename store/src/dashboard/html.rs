@@ -4,6 +4,7 @@ use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 use portcullis_common::event::{FeatureState, PostureLevel, Verdict};
 use portcullis_common::policy::EgressMode;
+use portcullis_common::store_api::BaselineState;
 use std::borrow::Borrow;
 use std::fmt;
 
@@ -105,6 +106,15 @@ pub(super) fn feature(state: impl Borrow<FeatureState>) -> Html {
 /// Whether a run or job goes on.
 pub(super) fn running(state: &str) -> Html {
     if state == "running" { badge("info live", "Running") } else { badge("plain", "Ended") }
+}
+
+/// How much a baseline has learned.
+pub(super) fn baseline(state: impl Borrow<BaselineState>) -> Html {
+    match state.borrow() {
+        BaselineState::Creating => badge("plain", "Creating"),
+        BaselineState::Stable => badge("good", "Stable"),
+        BaselineState::Unstable => badge("warn", "Unstable"),
+    }
 }
 
 /// The state of a detection.

@@ -169,7 +169,7 @@ export async function seed(admin) {
     warnings: ["enforcement can be tampered with by root; tampering is recorded"],
   });
   const hostile = jobId("hostile");
-  const about = { repository: "octo/evil", workflow: HOSTILE, job: "build", actor: HOSTILE, ref: `refs/heads/${HOSTILE}`.slice(0, 200) };
+  const about = { repository: "octo/evil", workflow: HOSTILE, job: "build", actor: HOSTILE, ref: "refs/heads/<script>window.hacked=1</script>" };
   const bad = new Recorder(hostile, { ...policy, version: HOSTILE.slice(0, 60) }, now - 600_000);
   await host.start(hostile, context(4300, about), bad.policy, { start: now - 600_000, target: "octo/evil", identity: "asserted" });
   const evil = { ...process(`/tmp/${HOSTILE}`, [HOSTILE, HOSTILE.repeat(3)], HOSTILE.slice(0, 150), 3001), cwd: HOSTILE };

@@ -2,8 +2,10 @@
 
 mod access;
 mod attach;
+mod baselines;
 mod destinations;
 mod detections;
+mod dry_run;
 mod explain;
 mod home;
 mod job;
@@ -11,6 +13,7 @@ mod policies;
 mod policy;
 mod policy_change;
 mod policy_history;
+mod policy_import;
 mod processes;
 mod runners;
 mod runs;
@@ -25,7 +28,10 @@ pub(super) fn pages(pages: &mut Pages) {
     policy::pages(pages);
     policy_history::pages(pages);
     policy_change::pages(pages);
+    policy_import::pages(pages);
+    dry_run::pages(pages);
     attach::pages(pages);
+    baselines::pages(pages);
     processes::pages(pages);
     detections::pages(pages);
     destinations::pages(pages);
