@@ -5,11 +5,13 @@
 mod baselines;
 mod identity;
 mod insights;
+mod integrations;
 mod policies;
 mod problem;
 mod processes;
 mod resolution;
 mod runs;
+mod suppressions;
 
 pub use baselines::{
     BaselineSource, BaselineState, BaselineSummary, DryRun, DryRunCall, DryRunRequest,
@@ -21,6 +23,10 @@ pub use identity::{
     Enrolment, Host, PublicKey, Role, Token,
 };
 pub use insights::{HostState, Summary, SummaryHour, Timeline, TimelinePart};
+pub use integrations::{
+    Delivery, DeliveryState, Integration, MessageFormat, Notification, NotificationKind, Secret,
+    Selection, Target, ToldCall, WriteIntegration, WriteTarget,
+};
 pub use policies::{
     AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
     PolicyCounts, PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
@@ -31,6 +37,7 @@ pub use resolution::{ResolveRequest, Resolved, SIGNATURE_HEADER};
 pub use runs::{
     Accepted, DestinationSummary, DetectionRecord, JobRecord, NewJob, RecordedEvent, Run, RunJobs,
 };
+pub use suppressions::{Suppression, SuppressionPreview, WriteDetectionState, WriteSuppression};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -254,6 +254,9 @@ fn notice(code: &str) -> Option<&'static str> {
         "reopened" => "Marked as new again.",
         "integration-saved" => "The integration was saved.",
         "integration-deleted" => "The integration was deleted.",
+        "test-delivered" => "The test was delivered.",
+        "test-failed" => "The test was not delivered; the list of deliveries says why.",
+        "retried" => "It is tried again.",
         "signed-out" => "You are signed out.",
         _ => return None,
     })

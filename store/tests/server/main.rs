@@ -15,6 +15,7 @@ mod baselines;
 mod bundles;
 mod command_line;
 mod compatibility;
+mod dashboard;
 mod hosts;
 mod identity;
 mod openapi;

@@ -8,6 +8,7 @@ mod detections;
 mod dry_run;
 mod explain;
 mod home;
+mod integrations;
 mod job;
 mod policies;
 mod policy;
@@ -17,6 +18,7 @@ mod policy_import;
 mod processes;
 mod runners;
 mod runs;
+mod suppressions;
 
 use super::Pages;
 
@@ -34,6 +36,8 @@ pub(super) fn pages(pages: &mut Pages) {
     baselines::pages(pages);
     processes::pages(pages);
     detections::pages(pages);
+    suppressions::pages(pages);
+    integrations::pages(pages);
     destinations::pages(pages);
     explain::pages(pages);
     runners::pages(pages);

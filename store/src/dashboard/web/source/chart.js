@@ -18,6 +18,7 @@ function draw(figure, { times, series }) {
   const axis = { stroke: resolved("muted"), grid: { stroke: resolved("line"), width: 1 }, ticks: { stroke: resolved("line") }, font: "12px system-ui, sans-serif" };
   const bars = uPlot.paths.bars({ size: [0.8, 40], radius: 0.15 });
   // Stacked: what is drawn last stands in front, so each is drawn with what lies below it.
+  const step = times.length > 1 ? times[1] - times[0] : 1;
   const sums = [];
   series.forEach((one, index) => sums.push(one.values.map((value, at) => value + (index > 0 ? sums[index - 1][at] : 0))));
   const shown = series.map((one, index) => ({
@@ -34,7 +35,7 @@ function draw(figure, { times, series }) {
     height: 190,
     series: [{}, ...shown.reverse()],
     axes: [axis, { ...axis, size: 46, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? value : "")) }],
-    scales: { y: { range: (_, __, max) => [0, Math.max(4, max * 1.1)] } },
+    scales: { x: { range: (_, min, max) => [min - step / 2, max + step / 2] }, y: { range: (_, __, max) => [0, Math.max(4, max * 1.1)] } },
     cursor: { drag: { x: false, y: false }, points: { show: false } },
     legend: { live: true },
   };
