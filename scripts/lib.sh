@@ -34,6 +34,17 @@ install_cargo_tool() {
     }
 }
 
+# Installs the Python packages of scripts/test-python-packages.txt into a virtual environment below the build directory.
+install_python_tools() {
+    local place=$1/python-tools list=scripts/test-python-packages.txt
+    cmp -s "$list" "$place/installed.txt" && return 0
+    say "installing Python tools"
+    rm -rf "$place"
+    python3 -m venv "$place"
+    "$place/bin/pip" install --quiet --disable-pip-version-check --requirement "$list"
+    cp "$list" "$place/installed.txt"
+}
+
 require_root() {
     [ "$(id -u)" -eq 0 ] ||
         die "this needs root: it makes network namespaces, cgroups and nftables rules of its own" "run it with sudo -E"

@@ -114,6 +114,7 @@ pub struct RestorePolicy {
 #[serde(deny_unknown_fields)]
 pub struct RenamePolicy {
     /// The new name.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9-]{0,62}$"))]
     pub name: String,
     /// Why.
     #[serde(default)]

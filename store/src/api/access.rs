@@ -135,10 +135,19 @@ pub(crate) struct InProcess(pub(crate) Called);
 
 /// Lets a request through to its route when its caller may call it, and not too often.
 pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    if has_nul(&request) {
+        return ApiError::bad_request("the address has a NUL character, which no name here has")
+            .into_response();
+    }
     match admit(&guard, &mut request).await {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
+}
+
+/// PostgreSQL can't even be asked for a text with a NUL. It can only stand escaped in an address.
+fn has_nul(request: &Request) -> bool {
+    request.uri().path_and_query().is_some_and(|whole| whole.as_str().contains("%00"))
 }
 
 async fn admit(guard: &Guard, request: &mut Request) -> Result<(), ApiError> {

@@ -14,6 +14,7 @@ mod filters;
 mod forgery;
 mod html;
 mod layout;
+mod openid_connect;
 mod page;
 mod pages;
 mod session;
@@ -63,8 +64,9 @@ impl Dashboard {
     }
 
     /// Identity providers that people can sign in by; `next` is where they want to go.
-    fn providers(&self, _next: &str) -> Vec<Provider> {
-        Vec::new()
+    fn providers(&self, next: &str) -> Vec<Provider> {
+        let provider = |sign_in| openid_connect::provider(sign_in, next);
+        self.store.sign_in.iter().map(provider).collect()
     }
 }
 
@@ -188,6 +190,7 @@ pub(crate) fn pages<S: Clone + Send + Sync + 'static>(
     let dashboard = Arc::new(Dashboard { store, api, limits, is_https });
     let mut gathered = Pages { router: Router::new(), list: Vec::new() };
     sign_in::pages(&mut gathered);
+    openid_connect::pages(&mut gathered);
     pages::pages(&mut gathered);
     let asset =
         async |Path(file): Path<String>, headers: HeaderMap| assets::answer(&file, &headers);

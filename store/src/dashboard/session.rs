@@ -112,9 +112,14 @@ fn record(
     address: IpAddr,
 ) -> NewAuditEntry {
     let actor = caller.actor();
+    // What a provider calls a person can change, and be the name of two.
+    let subject = match caller {
+        Caller::Person { subject, .. } => format!("person:{subject}"),
+        _ => actor.clone(),
+    };
     NewAuditEntry {
         time_ms: now().as_millisecond(),
-        subject: actor.clone(),
+        subject,
         actor,
         action,
         detail,

@@ -9,6 +9,7 @@ mod audit;
 mod baselines;
 mod error;
 mod generate;
+mod hosts;
 mod identity;
 mod insights;
 mod intake;
@@ -22,7 +23,8 @@ pub use audit::{AuditFilter, NewAuditEntry};
 pub use baselines::{BaselineFilter, BaselineKind, EndpointFilter, RecordedCalls, TrialFilter};
 pub use error::DatabaseError;
 pub use generate::Generated;
-pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
+pub use hosts::{EnrolmentUse, NewCredential};
+pub use identity::{Caller, CredentialRow, StoredToken};
 pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
 pub use learning::{MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, Thresholds};
@@ -35,7 +37,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{Connection as _, PgPool, SqlitePool};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -159,6 +161,11 @@ impl Database {
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
+                // On a full disk SQLite ends a transaction by itself, and its rollback then fails: the connection counts as one
+                // within a transaction for ever, and would refuse every other. It is replaced.
+                .before_acquire(|connection, _| {
+                    Box::pin(async move { Ok(!connection.is_in_transaction()) })
+                })
                 .connect_with(options.clone())
         };
         let writer = pool(1).await?;

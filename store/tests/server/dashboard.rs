@@ -22,7 +22,8 @@ async fn post(
     cookie: Option<&str>,
     form: &[(&str, &str)],
 ) -> Response {
-    let mut request = client().post(server.url(path)).form(form);
+    let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    let mut request = client().post(server.url(path)).body(body);
     if let Some(cookie) = cookie {
         request = request.header(COOKIE, cookie);
     }
@@ -72,13 +73,15 @@ async fn pages_ask_for_a_session_and_a_role(world: World) {
     let viewers_proof = proof(&html);
     assert!(server.running.pages.len() > 30, "all pages are listed");
     for page in &server.running.pages {
+        // Signing in has tests of its own.
+        if page.path.starts_with("/sign-in") {
+            assert_eq!(page.role, None, "{}", page.path);
+            continue;
+        }
         let path = page.path.replace("{name}", "none").replace("{id}", "none");
         let name = format!("{} {}", page.method, page.path);
         let method: Method = page.method.parse().unwrap();
-        let Some(needed) = page.role else {
-            assert!(page.path.starts_with("/sign-in"), "{name} needs nobody to be signed in");
-            continue;
-        };
+        let needed = page.role.unwrap_or_else(|| panic!("{name} needs nobody to be signed in"));
         let anonymous = if method == Method::GET {
             get(&server, &path, None).await
         } else {

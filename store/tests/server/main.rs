@@ -16,13 +16,18 @@ mod bundles;
 mod command_line;
 mod compatibility;
 mod dashboard;
+mod fault_table;
+mod faults;
 mod hosts;
 mod identity;
+mod injection;
+mod migrations;
 mod openapi;
 mod policies;
 mod processes;
 mod resolution;
 mod runs;
+mod sign_in;
 mod support;
 
 /// Makes a test of an asynchronous function for each database.
