@@ -4,6 +4,7 @@
 
 mod baselines;
 mod identity;
+mod insights;
 mod integrations;
 mod policies;
 mod problem;
@@ -21,6 +22,7 @@ pub use identity::{
     AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
     Enrolment, Host, PublicKey, Role, Token,
 };
+pub use insights::{HostState, Summary, SummaryHour, Timeline, TimelinePart};
 pub use integrations::{
     Delivery, DeliveryState, Integration, MessageFormat, Notification, NotificationKind, Secret,
     Selection, Target, ToldCall, WriteIntegration, WriteTarget,

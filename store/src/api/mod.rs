@@ -13,6 +13,7 @@ mod endpoints;
 pub mod extract;
 mod health;
 mod hosts;
+mod insights;
 mod integrations;
 mod jobs;
 mod policies;
@@ -178,6 +179,7 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     suppressions::routes(&mut routes);
     integrations::routes(&mut routes);
     baselines::routes(&mut routes);
+    insights::routes(&mut routes);
     endpoints::routes(&mut routes);
     compatibility::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;

@@ -21,8 +21,7 @@ use jiff::Timestamp;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::policy::{
     Attachment, EffectivePolicy, EndpointList, JsonPolicyDocument, PolicyDocument, PolicyErrors,
-    PolicyRules,
-    SourceDocument,
+    PolicyRules, SourceDocument,
 };
 use portcullis_common::resolution::{HostDefaults, PolicySet, Resolution, ResolveError};
 use portcullis_common::store_api::{Policy, PolicySummary};

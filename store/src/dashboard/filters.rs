@@ -1,6 +1,8 @@
 //! What templates do with values. What comes from jobs goes through [`shown`], which shows characters that would act; the
 //! template engine then escapes HTML.
 
+#![expect(unreachable_pub, reason = "the macro makes public items of filters")]
+
 use super::html::{self, Html};
 use askama::{Result, Values};
 use jiff::Timestamp;

@@ -4,6 +4,7 @@ use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 use portcullis_common::event::{FeatureState, PostureLevel, Verdict};
 use portcullis_common::policy::EgressMode;
+use portcullis_common::store_api::BaselineState;
 use std::borrow::Borrow;
 use std::fmt;
 
@@ -83,6 +84,16 @@ pub(super) fn posture(level: impl Borrow<Option<PostureLevel>>) -> Html {
     }
 }
 
+/// What is in force, when it is known.
+pub(super) fn level(level: impl Borrow<PostureLevel>) -> Html {
+    posture(Some(*level.borrow()))
+}
+
+/// A mode that is known.
+pub(super) fn known_mode(known: impl Borrow<EgressMode>) -> Html {
+    mode(Some(*known.borrow()))
+}
+
 /// The state of a mechanism.
 pub(super) fn feature(state: impl Borrow<FeatureState>) -> Html {
     match *state.borrow() {
@@ -95,6 +106,15 @@ pub(super) fn feature(state: impl Borrow<FeatureState>) -> Html {
 /// Whether a run or job goes on.
 pub(super) fn running(state: &str) -> Html {
     if state == "running" { badge("info live", "Running") } else { badge("plain", "Ended") }
+}
+
+/// How much a baseline has learned.
+pub(super) fn baseline(state: impl Borrow<BaselineState>) -> Html {
+    match state.borrow() {
+        BaselineState::Creating => badge("plain", "Creating"),
+        BaselineState::Stable => badge("good", "Stable"),
+        BaselineState::Unstable => badge("warn", "Unstable"),
+    }
 }
 
 /// The state of a detection.

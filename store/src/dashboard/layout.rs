@@ -196,6 +196,16 @@ impl Layout {
         self.role.is_some()
     }
 
+    /// Whether who is signed in may change policies.
+    pub(crate) fn may_edit(&self) -> bool {
+        self.role.is_some_and(|role| role.allows(Role::Editor))
+    }
+
+    /// Whether who is signed in may change who may do what.
+    pub(crate) fn may_administer(&self) -> bool {
+        self.role.is_some_and(|role| role.allows(Role::Admin))
+    }
+
     /// The role of who is signed in.
     pub(crate) fn role(&self) -> &'static str {
         self.role.map_or("", Role::name)
@@ -244,6 +254,9 @@ fn notice(code: &str) -> Option<&'static str> {
         "reopened" => "Marked as new again.",
         "integration-saved" => "The integration was saved.",
         "integration-deleted" => "The integration was deleted.",
+        "test-delivered" => "The test was delivered.",
+        "test-failed" => "The test was not delivered; the list of deliveries says why.",
+        "retried" => "It is tried again.",
         "signed-out" => "You are signed out.",
         _ => return None,
     })

@@ -42,8 +42,9 @@ use sign_in::Provider;
 use std::sync::Arc;
 use tower_http::compression::CompressionLayer;
 
-/// What a page may do: nothing but load our own files and talk to us. No inline scripts, no inline styles.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+/// What a page may do: nothing but load our own files and talk to us. No inline scripts, no inline styles. (The editor's marks are
+/// images that its own styles hold as `data:`.)
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
     form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The dashboard.
@@ -58,6 +59,11 @@ pub(crate) struct Dashboard {
 }
 
 impl Dashboard {
+    /// How people and runners reach the server.
+    fn public_url(&self) -> &str {
+        self.store.configuration.public_url.trim_end_matches('/')
+    }
+
     /// Identity providers that people can sign in by; `next` is where they want to go.
     fn providers(&self, next: &str) -> Vec<Provider> {
         let provider = |sign_in| openid_connect::provider(sign_in, next);

@@ -13,6 +13,7 @@ mod error;
 mod generate;
 mod hosts;
 mod identity;
+mod insights;
 mod intake;
 mod integrations;
 mod learning;
@@ -30,6 +31,7 @@ pub use error::DatabaseError;
 pub use generate::Generated;
 pub use hosts::{EnrolmentUse, NewCredential};
 pub use identity::{Caller, CredentialRow, StoredToken};
+pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
 pub use integrations::{
     ClaimedDelivery, DeliveryFilter, IntegrationRow, IntegrationWrite, Settled, state_name,

@@ -16,6 +16,7 @@ mod baselines;
 mod bundles;
 mod command_line;
 mod compatibility;
+mod dashboard;
 mod fault_table;
 mod faults;
 mod hosts;

@@ -3,13 +3,12 @@
 use crate::dashboard::Pages;
 use crate::dashboard::api_client::path;
 use crate::dashboard::layout::{Layout, Section};
-use crate::dashboard::page::{Page, PageResult, render, see_other};
+use crate::dashboard::page::{Page, PageResult, render};
 use crate::dashboard::{filters, html};
 use askama::Template;
 use portcullis_common::store_api::{self, PolicyCounts, PolicySummary, Role};
 
 pub(super) fn pages(pages: &mut Pages) {
-    pages.get("/", Role::Viewer, async |_| see_other("/policies"));
     pages.get("/policies", Role::Viewer, list);
 }
 

@@ -1,5 +1,6 @@
 // What every page loads. Pages work without it as far as they can; it makes them quicker to use.
 import "htmx.org/dist/htmx.esm.js";
+import { choices, fileInto } from "./choices.js";
 import { columns } from "./columns.js";
 import { dialogs } from "./dialogs.js";
 import { popovers } from "./popovers.js";
@@ -73,6 +74,8 @@ whenever("time[data-style]", times);
 whenever("button[data-theme-toggle]", theme);
 whenever("button[data-navigation]", navigation);
 whenever("button[data-copy]", copy);
+whenever("form[data-choices]", choices);
+whenever("input[data-file-into]", fileInto);
 whenever("[popover].list", popovers);
 whenever("table[data-columns]", columns);
 whenever("#dialog dialog", dialogs);

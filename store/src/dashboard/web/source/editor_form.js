@@ -20,9 +20,9 @@ function list(value) {
 
 function show(control, document) {
   const value = read(document, control.name.split("."));
-  if (control.type === "checkbox" && control.dataset.member) control.checked = list(value).includes(control.value);
+  if (control.type === "checkbox" && control.hasAttribute("data-member")) control.checked = list(value).includes(control.value);
   else if (control.type === "checkbox") control.checked = plain(value) === true;
-  else if (control.dataset.list) control.value = list(value).join("\n");
+  else if (control.hasAttribute("data-list")) control.value = list(value).join("\n");
   else control.value = plain(value) ?? "";
 }
 
@@ -34,13 +34,13 @@ function write(document, path, value) {
 
 function change(form, control, document) {
   const path = control.name.split(".");
-  if (control.dataset.member) {
+  if (control.hasAttribute("data-member")) {
     const boxes = [...form.querySelectorAll(`[name="${CSS.escape(control.name)}"]`)];
     const chosen = boxes.filter((box) => box.checked).map((box) => box.value);
     write(document, path, chosen.length > 0 ? document.createNode(chosen) : undefined);
   } else if (control.type === "checkbox") {
     write(document, path, control.checked ? true : undefined);
-  } else if (control.dataset.list) {
+  } else if (control.hasAttribute("data-list")) {
     const items = control.value.split(/\s+/).filter(Boolean);
     write(document, path, items.length > 0 ? document.createNode(items) : undefined);
   } else {

@@ -14,3 +14,6 @@ CREATE INDEX sessions_by_end ON sessions (expires_ms);
 
 -- "Which destinations are new since yesterday?" asks, endpoint by endpoint, whether an older job called it.
 CREATE INDEX destinations_by_endpoint ON destinations (endpoint, job);
+
+-- The last report of a job on a host says what is in force there.
+CREATE INDEX jobs_by_host ON jobs (host_id, key);
