@@ -42,17 +42,6 @@ install_cargo_tool() {
     }
 }
 
-# Installs the Python packages of scripts/test-python-packages.txt into a virtual environment below the build directory.
-install_python_tools() {
-    local place=$1/python-tools list=scripts/test-python-packages.txt
-    cmp -s "$list" "$place/installed.txt" && return 0
-    say "installing Python tools"
-    rm -rf "$place"
-    python3 -m venv "$place"
-    "$place/bin/pip" install --quiet --disable-pip-version-check --requirement "$list"
-    cp "$list" "$place/installed.txt"
-}
-
 require_root() {
     [ "$(id -u)" -eq 0 ] ||
         die "this needs root: it makes network namespaces, cgroups and nftables rules of its own" "run it with sudo -E"
@@ -74,4 +63,15 @@ require_cgroup_v2() {
 require_nftables() {
     unshare -n nft add table inet portcullis_probe 2>/dev/null ||
         die "the kernel takes no nftables table" "load the module nf_tables (modprobe nf_tables), or use another kernel"
+}
+
+# Installs the Python programs that the tests need into a place of their own below `target`.
+install_python_packages() {
+    local list=$1 place=${CARGO_TARGET_DIR:-target}/test-python
+    # The list that was installed lies beside what it installed, so that a change of it is noticed.
+    cmp -s "$list" "$place/installed.txt" && return 0
+    say "installing the Python packages of $list"
+    python3 -m venv --clear "$place"
+    "$place/bin/pip" install --quiet --disable-pip-version-check --requirement "$list"
+    cp "$list" "$place/installed.txt"
 }

@@ -1,5 +1,5 @@
-/* What is seen where processes enter and leave the kernel: who wants the memory of a guarded process, and which port the
- * kernel chose for a UDP socket that a job connected.
+/* What is seen where processes enter and leave the kernel: who wants the memory of a guarded process, which port the kernel
+ * chose for a UDP socket that a job connected, and what shells read (`streams.h`).
  *
  * A reader that is to be ended gets SIGKILL before its call is carried out: with a fatal signal pending the kernel copies
  * nothing out of another process' memory. Every way to a /proc/PID/mem ends at one file with one set of operations, so the
@@ -11,15 +11,12 @@
 char LICENSE[] SEC("license") = "GPL";
 
 #define SIGNAL_KILL 9
-#define SIGNAL_STOP 19
+#define SIGNAL_CONTINUE 18
 /* A kernel thread (PF_KTHREAD); io_uring's workers are threads of their process and have it not. */
 #define KERNEL_THREAD 0x00200000
 #define PROC_MAGIC 0x9fa0
 #define PIDFS_MAGIC 0x50494446
-#define SOCKET_MAGIC 0x534F434B
 #define PROTOCOL_UDP 17
-#define IPV4 2
-#define IPV6 10
 /* A thread of io_uring (PF_IO_WORKER). */
 #define URING_THREAD 0x00000010
 /* How many pid namespaces a guarded process can be in, one in the other. */
@@ -62,6 +59,8 @@ struct {
     __type(value, u32);
 } guarded_threads SEC(".maps");
 
+#include "streams.h"
+
 /* Processes that may read: the monitor, and what its configuration names. */
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
@@ -73,7 +72,8 @@ struct {
 /* What the guard looks for. The addresses of the operations are learned when `learner` opens such files. */
 struct settings {
     u32 learner;
-    u32 is_guarding;
+    u16 is_guarding;
+    u16 is_holding; /* processes are stopped; the monitor takes it back when there are none */
     u64 memory_operations;
     u64 pidfd_operations;
 };
@@ -158,17 +158,6 @@ static __always_inline u32 process_of_pidfd(struct settings *known, struct file 
     if (BPF_CORE_READ(inode, i_sb, s_magic) == PIDFS_MAGIC)
         return process_of(BPF_CORE_READ(inode, i_private));
     return process_of(BPF_CORE_READ(file, private_data));
-}
-
-static __always_inline struct file *file_of(u32 descriptor)
-{
-    struct task_struct *task = bpf_get_current_task_btf();
-    struct fdtable *table = task->files->fdt;
-    struct file *file = NULL;
-    if (!table || descriptor >= table->max_fds)
-        return NULL;
-    bpf_probe_read_kernel(&file, sizeof(file), table->fd + descriptor);
-    return file;
 }
 
 /* Looks at a file that the current process has opened or reads from. */
@@ -260,11 +249,19 @@ int BPF_PROG(enters, struct pt_regs *registers, long number)
     struct task_struct *task = bpf_get_current_task_btf();
     bool compat = is_compat(task);
     enum call call = compat ? compat_call(number) : native_call(number);
-    if (call < CALL_PTRACE || call > CALL_PERF)
-        return 0;
     u32 key = 0, target;
     struct settings *known = bpf_map_lookup_elem(&settings, &key);
-    if (!known || !known->is_guarding)
+    if (!known)
+        return 0;
+    /* Somebody else let a stopped process go on. */
+    if (known->is_holding) {
+        u32 process = bpf_get_current_pid_tgid() >> 32;
+        if (bpf_map_lookup_elem(&held, &process))
+            bpf_send_signal(SIGNAL_STOP);
+    }
+    if (call == CALL_WRITE && is_any_connected())
+        note_relayed(registers);
+    if (call < CALL_PTRACE || call > CALL_PERF || !known->is_guarding)
         return 0;
     u64 first = argument(registers, compat, 0), second = argument(registers, compat, 1);
     struct file *file;
@@ -309,9 +306,14 @@ int BPF_PROG(leaves, struct pt_regs *registers, long result)
             tell_port(file);
         return 0;
     }
+    struct settings *known = bpf_map_lookup_elem(&settings, &key);
+    if ((call == CALL_READ || call == CALL_RECEIVE) && result > 0 && is_any_connected()) {
+        if (note_read(registers, result) && known)
+            known->is_holding = 1;
+        return 0;
+    }
     if ((call != CALL_OPEN && number != PIDFD_OPEN) || result < 0)
         return 0;
-    struct settings *known = bpf_map_lookup_elem(&settings, &key);
     struct file *file = known ? file_of(result) : NULL;
     if (!file)
         return 0;
@@ -353,7 +355,10 @@ static __always_inline void forget_memory(struct guard *guard)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(thread_ends, struct task_struct *task)
 {
-    u32 process = task->tgid;
+    u32 process = task->tgid, key = 0;
+    struct settings *known = bpf_map_lookup_elem(&settings, &key);
+    if (known && known->is_holding && BPF_CORE_READ(task, signal, live.counter) == 0)
+        bpf_map_delete_elem(&held, &process);
     struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
     if (!guard)
         return 0;
@@ -384,16 +389,60 @@ int BPF_PROG(program_changes, struct task_struct *task)
     return 0;
 }
 
-/* PTRACE_ATTACH stops its target even when the tracer is being killed, and nobody would wake it. */
+/* Whether a reader that was ended has stopped the monitor. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, u32);
+    __type(value, u32);
+} monitor_stopped SEC(".maps");
+
+/* The monitor can't wake itself: its own SIGSTOP is answered when it is delivered. */
+SEC("tp_btf/signal_deliver")
+int BPF_PROG(delivers, int signal, void *information, void *action)
+{
+    u32 key = 0, process = bpf_get_current_pid_tgid() >> 32;
+    u32 *is_stopped = bpf_map_lookup_elem(&monitor_stopped, &key);
+    if (!is_stopped || !*is_stopped || signal != SIGNAL_STOP)
+        return 0;
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
+    if (!guard || !guard->is_private)
+        return 0;
+    *is_stopped = 0;
+    bpf_send_signal(SIGNAL_CONTINUE);
+    return 0;
+}
+
+struct signal_event {
+    struct event event;
+    struct sent_signal signal;
+};
+
+/* PTRACE_ATTACH stops its target even when the tracer is being killed, and nobody would wake it. And no process of a job has a
+ * reason to signal the monitor. */
 SEC("tp_btf/signal_generate")
 int BPF_PROG(signals, int signal, void *information, struct task_struct *target)
 {
-    if (signal != SIGNAL_STOP)
-        return 0;
-    u32 sender = bpf_get_current_pid_tgid() >> 32, process = BPF_CORE_READ(target, tgid);
-    if (!bpf_map_lookup_elem(&guarded, &process) || !bpf_map_lookup_elem(&ended, &sender))
+    u32 process = BPF_CORE_READ(target, tgid);
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
+    if (!guard)
         return 0;
     struct task_struct *task = bpf_get_current_task_btf();
+    u32 sender = task->tgid;
+    if (guard->is_private) {
+        u32 key = 0, is_stopped = 1;
+        if (signal == SIGNAL_STOP && bpf_map_lookup_elem(&ended, &sender))
+            bpf_map_update_elem(&monitor_stopped, &key, &is_stopped, BPF_ANY);
+        struct membership *member = bpf_task_storage_get(&members, task, 0, 0);
+        if (!member || sender == process)
+            return 0;
+        struct signal_event told = {.signal = {.number = signal}};
+        describe(&told.event, EVENT_SIGNAL, task, member->job);
+        send(&told, sizeof(told), true);
+        return 0;
+    }
+    if (signal != SIGNAL_STOP || !bpf_map_lookup_elem(&ended, &sender))
+        return 0;
     struct event told = {};
     describe(&told, EVENT_STOPPED, task, 0);
     told.parent = process;

@@ -22,6 +22,10 @@ pub enum Event {
     Stopped(u32),
     /// A process of a job connected a UDP socket.
     Port(Subject, Port),
+    /// A process that may be a shell has read its standard input and was stopped; see [`crate::streams`].
+    Held(Subject),
+    /// A process of a job sent the monitor a signal of this number.
+    Signal(Subject, u32),
 }
 
 /// The process that an event is about.
@@ -147,6 +151,8 @@ impl Event {
                 let destination = SocketAddr::new(address, port);
                 Self::Port(subject, Port { protocol, source_port, destination })
             }
+            9 => Self::Held(subject),
+            10 => Self::Signal(subject, reader.u32()?),
             _ => return None,
         })
     }

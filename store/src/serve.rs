@@ -6,16 +6,18 @@ use crate::dashboard::{self, PageInfo};
 use crate::database::{NewAuditEntry, Retention, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
 use crate::metrics::Metrics;
+use crate::notify;
 use crate::service::{Store, now};
+use crate::tls::Tls;
 use anyhow::Context as _;
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
 use portcullis_common::store_api::Role;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -27,6 +29,10 @@ const UPKEEP_PAUSE: Duration = Duration::from_secs(30);
 
 /// Rounds of upkeep between two looks at what is too old: an hour.
 const RETENTION_ROUNDS: u32 = 120;
+
+/// How often in one round removing what is too old is tried again, and the pause before.
+const MAX_REMOVAL_FAILURES: u32 = 20;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(500);
 
 /// A server that is running.
 #[derive(Debug)]
@@ -44,6 +50,9 @@ pub struct Running {
     handle: Handle<SocketAddr>,
     server: JoinHandle<std::io::Result<()>>,
     upkeep: JoinHandle<()>,
+    archiving: JoinHandle<()>,
+    dispatching: JoinHandle<()>,
+    stop: watch::Sender<bool>,
 }
 
 /// Opens the store and begins to serve.
@@ -53,12 +62,9 @@ pub struct Running {
 pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     configuration.check()?;
     let listen = configuration.listen;
-    let tls = match &configuration.tls {
+    let mut tls = match &configuration.tls {
         None => None,
-        Some(files) => Some(
-            tls(&files.certificate_file, &files.key_file)
-                .context("the certificate or its key can't be used")?,
-        ),
+        Some(files) => Some(Tls::open(files).context("the certificate or its key can't be used")?),
     };
     let store = Arc::new(Store::open(configuration).await?);
     let first_token = first_token(&store).await?;
@@ -71,16 +77,29 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     let handle = Handle::new();
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let serving = handle.clone();
-    let server = match tls {
+    let server = match &tls {
         None => {
             let server = axum_server::from_tcp(listener)?.handle(serving);
             tokio::spawn(server.serve(service))
         }
         Some(tls) => {
-            let server = axum_server::tls_rustls::from_tcp_rustls(listener, tls)?.handle(serving);
+            let server =
+                axum_server::tls_rustls::from_tcp_rustls(listener, tls.config())?.handle(serving);
             tokio::spawn(server.serve(service))
         }
     };
+    let (stop, stopped) = watch::channel(false);
+    let dead = metrics.dead_notifications.clone();
+    let dispatching = tokio::spawn(notify::dispatch(Arc::clone(&store), dead, stopped));
+    let archived = Arc::clone(&store);
+    let archiving = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP_PAUSE).await;
+            if let Err(error) = notify::archive(&archived).await {
+                tracing::warn!(error = %format!("{error:#}"), "jobs could not be archived; nothing of them is removed");
+            }
+        }
+    });
     let kept = Arc::clone(&store);
     let upkeep = tokio::spawn(async move {
         let mut rounds: u32 = 0;
@@ -93,6 +112,9 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
             }
             rounds = rounds.wrapping_add(1);
             limits.forget_idle();
+            if let Some(tls) = &mut tls {
+                tls.look();
+            }
             if let Err(error) = keep_up(&kept).await {
                 tracing::warn!(error = %format!("{error:#}"), "the store could not be tidied up");
             }
@@ -109,7 +131,19 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
         );
     }
     tracing::info!(listen = %address, database = store.database.kind(), version = env!("CARGO_PKG_VERSION"), "the store listens");
-    Ok(Running { address, store, first_token, routes, pages, handle, server, upkeep })
+    Ok(Running {
+        address,
+        store,
+        first_token,
+        routes,
+        pages,
+        handle,
+        server,
+        upkeep,
+        archiving,
+        dispatching,
+        stop,
+    })
 }
 
 /// Removes what is older than the configuration keeps, in portions between which others get their turn.
@@ -120,11 +154,22 @@ async fn remove_old(store: &Store) -> anyhow::Result<()> {
         events_before_ms: before(kept.events_days),
         jobs_before_ms: before(kept.jobs_days),
         audit_before_ms: before(kept.audit_days),
+        deliveries_before_ms: before(kept.deliveries_days),
+        only_archived: store.configuration.archive.is_some(),
     };
-    while store.database.remove_old(&retention).await? {
-        tokio::task::yield_now().await;
+    let mut failures = 0;
+    loop {
+        match store.database.remove_old(&retention).await {
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => return Ok(()),
+            // PostgreSQL ends one of two transactions that wait for each other; the next attempt goes on.
+            Err(error) if error.is_transient() && failures < MAX_REMOVAL_FAILURES => {
+                failures += 1;
+                tokio::time::sleep(REMOVAL_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(())
 }
 
 async fn keep_up(store: &Store) -> anyhow::Result<()> {
@@ -143,6 +188,14 @@ impl Running {
         self.handle.graceful_shutdown(Some(DRAIN_TIME));
         let result = self.server.await.context("the server's task failed")?;
         self.upkeep.abort();
+        self.archiving.abort();
+        // Attempts that have begun may end; what is cut off is tried again when its lease is over.
+        let _ = self.stop.send(true);
+        if tokio::time::timeout(DRAIN_TIME, self.dispatching).await.is_err() {
+            tracing::warn!(
+                "notifications were being sent when the store stopped; they are sent again"
+            );
+        }
         if let Err(error) = self.store.flush_uses().await {
             tracing::warn!(error = %error, "when callers were last heard of could not be written down");
         }
@@ -202,23 +255,4 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
         path.display()
     );
     Ok(secret)
-}
-
-/// TLS 1.2 and 1.3 with the one provider of this program.
-fn tls(certificate: &Path, key: &Path) -> anyhow::Result<RustlsConfig> {
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-        .with_context(|| format!("{} can't be read", certificate.display()))?
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("{} is no PEM", certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("{} can't be read", key.display()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(RustlsConfig::from_config(Arc::new(config)))
 }

@@ -12,7 +12,7 @@ use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -148,7 +148,7 @@ fn ask(world: &World, store: SocketAddr, secret: &str) -> Result<u16> {
     Ok(answer.split(' ').nth(1).context("no status")?.parse()?)
 }
 
-fn start_store(world: &World, program: &PathBuf) -> Result<(Process, SocketAddr)> {
+fn start_store(world: &World, program: &Path) -> Result<(Process, SocketAddr)> {
     let directory = world.root().join("store");
     fs::create_dir_all(&directory)?;
     fs::write(directory.join("token"), TOKEN)?;
@@ -166,7 +166,7 @@ fn start_store(world: &World, program: &PathBuf) -> Result<(Process, SocketAddr)
     Ok((process, address.parse()?))
 }
 
-fn read(path: &PathBuf) -> Result<Value> {
+fn read(path: &Path) -> Result<Value> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     Ok(serde_json::from_slice(&bytes)?)
 }

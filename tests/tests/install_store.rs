@@ -37,7 +37,8 @@ fn install(root: &Path, arguments: &[&str]) -> Result<Output> {
         .context("scripts/install can't be started")
 }
 
-fn succeeded(output: Output) -> Result<String> {
+fn succeeded(output: Result<Output>) -> Result<String> {
+    let output = output?;
     let said = text(&output);
     ensure!(output.status.success(), "{said}");
     Ok(said)
@@ -70,11 +71,11 @@ fn everything(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
 fn the_server_is_installed_again_and_removed() -> Result<()> {
     let image = tempfile::tempdir()?;
     let root = image.path();
-    let said = succeeded(install(root, &["--store", "--dry-run"])?)?;
+    let said = succeeded(install(root, &["--store", "--dry-run"]))?;
     assert!(said.contains(PROGRAM) && said.contains(UNIT), "{said}");
     assert_eq!(fs::read_dir(root)?.count(), 0, "a dry run does nothing");
 
-    succeeded(install(root, &["--store"])?)?;
+    succeeded(install(root, &["--store"]))?;
     for (path, mode) in [
         (PROGRAM, 0o755),
         (UNIT, 0o644),
@@ -88,36 +89,36 @@ fn the_server_is_installed_again_and_removed() -> Result<()> {
     assert!(fs::metadata(&enabled)?.is_file(), "the link leads to the unit");
     assert!(!root.join("opt/portcullis/bin/monitor").exists(), "nothing of a runner host");
     let before = everything(root)?;
-    assert_eq!(succeeded(install(root, &["--store"])?)?, "");
+    assert_eq!(succeeded(install(root, &["--store"]))?, "");
     assert_eq!(everything(root)?, before, "again changes nothing");
 
     // The operator's file is never replaced; what was changed of ours is repaired.
     fs::write(root.join("etc/portcullis/store.toml"), "listen = \"127.0.0.1:1\"\n")?;
     fs::write(root.join(UNIT), "[Service]\n")?;
-    succeeded(install(root, &["--store"])?)?;
+    succeeded(install(root, &["--store"]))?;
     assert_eq!(
         fs::read(root.join(UNIT))?,
         fs::read(source("deploy/systemd/portcullis-store.service"))?
     );
 
     // One machine can be both; each goes without the other.
-    succeeded(install(root, &[])?)?;
-    succeeded(install(root, &["--uninstall"])?)?;
+    succeeded(install(root, &[]))?;
+    succeeded(install(root, &["--uninstall"]))?;
     assert!(root.join(PROGRAM).exists() && root.join(UNIT).exists());
     assert!(!root.join("opt/portcullis/bin/monitor").exists());
     assert!(!root.join("opt/portcullis/hooks").exists());
-    succeeded(install(root, &[])?)?;
-    let said = succeeded(install(root, &["--store", "--uninstall", "--dry-run"])?)?;
+    succeeded(install(root, &[]))?;
+    let said = succeeded(install(root, &["--store", "--uninstall", "--dry-run"]))?;
     assert!(said.contains("would run: rm") && root.join(PROGRAM).exists(), "{said}");
     for _ in 0..2 {
-        succeeded(install(root, &["--store", "--uninstall"])?)?;
+        succeeded(install(root, &["--store", "--uninstall"]))?;
         assert!(!root.join(PROGRAM).exists() && !root.join(UNIT).exists());
         assert!(fs::symlink_metadata(&enabled).is_err());
         assert!(root.join("opt/portcullis/bin/monitor").exists());
     }
     let kept = fs::read_to_string(root.join("etc/portcullis/store.toml"))?;
     assert_eq!(kept, "listen = \"127.0.0.1:1\"\n");
-    succeeded(install(root, &["--uninstall"])?)?;
+    succeeded(install(root, &["--uninstall"]))?;
     assert!(!root.join("opt/portcullis").exists());
 
     for wrong in [&["--store", "--runner", "/home/runner"][..], &["--store", "--docker-plugin"]] {
@@ -210,8 +211,8 @@ fn the_server_needs_no_rights_and_leaves_its_first_token_in_a_file() -> Result<(
     assert_eq!(shown, "", "what is printed is collected by the journal");
     let listed = Command::new(directory.path().join("portcullis"))
         .args(["token", "list", "--server", &format!("http://{address}"), "--token-file", &option])
-        .output()?;
-    let said = succeeded(listed)?;
+        .output();
+    let said = succeeded(listed.context("portcullis can't be started"))?;
     assert!(said.contains("first-admin"), "{said}");
     drop(server);
     // The next start makes no token, and no file when the old one was taken away.

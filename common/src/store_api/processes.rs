@@ -71,7 +71,7 @@ pub struct ProcessNode {
     pub detections: Vec<String>,
     /// What it started, in the order in which it was seen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub children: Vec<ProcessNode>,
+    pub children: Vec<Self>,
 }
 
 /// `GET /jobs/{id}/process-tree`.

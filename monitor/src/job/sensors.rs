@@ -9,12 +9,14 @@ use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::memory_read::{
     AccessOutcome, MemoryAccess, MemoryAccessKind, MemoryTarget, TrustedReaders, memory_read,
 };
+use crate::detect::monitor_tampering::{Tampering, TamperingFact, monitor_tampering};
 use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::record::recorder::Recorder;
 use crate::respond::Responder;
 use crate::watch::attribution::{ProcessSensor, ProcfsSensor};
 use crate::watch::backend::fallback_features;
 use crate::watch::kernel::{BpfSensor, JobToWatch, KernelObserver, Unusual, WatchedJob};
+use nix::sys::signal::Signal;
 use portcullis_common::event::{DetectionType, EnforcementScope, Feature, Process};
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::{LockdownDetection, LockdownMode};
@@ -35,8 +37,16 @@ pub struct JobSensors {
     pub processes: Arc<dyn ProcessSensor>,
     /// What the sensors in the kernel watch for this job.
     pub watched: Option<Arc<WatchedJob>>,
-    /// The mechanisms as they are for this job.
-    pub features: Vec<Feature>,
+    /// The mechanisms of this host.
+    of_host: Vec<Feature>,
+}
+
+impl JobSensors {
+    /// The mechanisms as they are for this job. Waits until all that watch it do.
+    pub fn features(&self) -> Vec<Feature> {
+        let of_job = self.watched.as_ref().map(|watched| watched.features()).unwrap_or_default();
+        [self.of_host.clone(), of_job].concat()
+    }
 }
 
 /// Gathers the sensors of a job, and begins to watch where the kernel has any. `sockets` works on every kernel.
@@ -53,7 +63,7 @@ pub fn job_sensors(
         processes: Arc::<ProcfsSensor>::clone(&sockets) as Arc<dyn ProcessSensor>,
         sockets,
         watched: None,
-        features: fallback_features(reason),
+        of_host: fallback_features(reason),
     };
     let sensors = match host.sensors.kernel() {
         Ok(sensors) => sensors,
@@ -74,9 +84,8 @@ pub fn job_sensors(
         Ok(watched) => {
             let watched = Arc::new(watched);
             let sensor = BpfSensor::new(Arc::clone(&watched), Arc::clone(&sockets));
-            let mut features = sensors.features();
-            features.extend(watched.features());
-            JobSensors { processes: Arc::new(sensor), sockets, watched: Some(watched), features }
+            let of_host = sensors.features();
+            JobSensors { processes: Arc::new(sensor), sockets, watched: Some(watched), of_host }
         }
         Err(error) => without(sockets, &with_causes(&error)),
     }
@@ -155,6 +164,20 @@ impl KernelObserver for JobObserver {
         {
             tracing::warn!(pid, error = %with_causes(&error), "a process that left its job's cgroup can't be moved back");
         }
+    }
+
+    fn signalled(&self, process: Process, signal: u32) {
+        let named = i32::try_from(signal).ok().and_then(|number| Signal::try_from(number).ok());
+        let signal = named.map_or_else(|| format!("signal {signal}"), |known| known.to_string());
+        let tampering = Tampering::Signal { signal };
+        let fact = TamperingFact { tampering, process: Some(process), is_of_job: Some(true) };
+        if let Some(finding) = monitor_tampering(&fact) {
+            self.responder.answer(finding);
+        }
+    }
+
+    fn held(&self, process: ProcessKey) {
+        self.look_soon.held(process);
     }
 
     fn accessed(&self, reader: ProcessKey, process: Process, access: Access) {

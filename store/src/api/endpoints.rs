@@ -120,7 +120,9 @@ impl From<DryRunError> for ApiError {
                 .hint("`policy` names one of the store, `document` is one as YAML or JSON"),
             DryRunError::NotOne(_) => Self::bad_request(detail),
             DryRunError::NoRuns => Self::bad_request(detail)
-                .hint("say `runs_of`, `run_id` or `job_id`, or attach the policy first"),
+                .hint("name an organization, a repository, a cluster, a run or a job, or attach the policy first"),
+            DryRunError::NothingRecorded(_) => Self::not_found(detail)
+                .hint("`portcullis runs` and `portcullis baseline list` show what is recorded"),
         }
     }
 }

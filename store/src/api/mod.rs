@@ -14,6 +14,7 @@ pub mod extract;
 mod health;
 mod hosts;
 mod insights;
+mod integrations;
 mod jobs;
 mod policies;
 mod policy_attachments;
@@ -22,6 +23,7 @@ pub mod problem;
 pub mod rate;
 mod resolve;
 mod runs;
+mod suppressions;
 mod tokens;
 
 pub use access::Access;
@@ -174,6 +176,8 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     audit::routes(&mut routes);
     jobs::routes(&mut routes);
     runs::routes(&mut routes);
+    suppressions::routes(&mut routes);
+    integrations::routes(&mut routes);
     baselines::routes(&mut routes);
     insights::routes(&mut routes);
     endpoints::routes(&mut routes);

@@ -139,7 +139,12 @@ async fn run(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<An
 }
 
 pub(super) async fn find_job(store: &Store, id: &str) -> ApiResult<(i64, JobRecord)> {
-    store.database.job(id).await?.ok_or_else(|| ApiError::not_found("there is no such job"))
+    store.database.job(id).await?.ok_or_else(no_such_job)
+}
+
+fn no_such_job() -> ApiError {
+    ApiError::not_found("there is no such job")
+        .hint("`portcullis runs RUN_ID` shows the jobs of a run with their ids")
 }
 
 async fn job(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<Answer<JobRecord>> {
@@ -190,7 +195,7 @@ async fn process_tree(
     InPath(id): InPath<String>,
 ) -> ApiResult<Answer<ProcessTree>> {
     let tree = store.process_tree(&id).await?;
-    Ok(Answer(tree.ok_or_else(|| ApiError::not_found("there is no such job"))?))
+    Ok(Answer(tree.ok_or_else(no_such_job)?))
 }
 
 async fn read_events(
@@ -244,6 +249,27 @@ struct DetectionParams {
     job: Option<String>,
     /// Only of this run of GitHub.
     run_id: Option<u64>,
+    /// Only in this state: `new`, `suppressed`, `resolved`.
+    state: Option<DetectionStateName>,
+}
+
+/// The state of a detection.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DetectionStateName {
+    New,
+    Suppressed,
+    Resolved,
+}
+
+impl DetectionStateName {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Suppressed => "suppressed",
+            Self::Resolved => "resolved",
+        }
+    }
 }
 
 async fn detections(
@@ -259,6 +285,8 @@ async fn detections(
         cluster: params.cluster,
         job: params.job,
         run_id: params.run_id,
+        state: params.state.map(|state| state.name().to_owned()),
+        ..DetectionFilter::default()
     };
     Ok(Answer(page(store.database.detections(&filter, asked(limit)).await?, limit)))
 }
@@ -288,10 +316,10 @@ struct DestinationParams {
 }
 
 impl DestinationParams {
-    /// The baseline that adds up just what is asked for: `Some(None)` for all of them; `None` when there is none.
-    fn baseline(&self) -> Option<Option<BaselineSource>> {
+    /// Where just what is asked for is added up.
+    fn added_up(&self) -> AddedUp {
         if self.workflow.is_some() || self.since.is_some() {
-            return None;
+            return AddedUp::Nowhere;
         }
         let asked = (
             lower(self.organization.clone()),
@@ -299,17 +327,27 @@ impl DestinationParams {
             self.cluster.clone(),
         );
         match asked {
-            (None, None, None) => Some(None),
+            (None, None, None) => AddedUp::Everywhere,
             (Some(organization), None, None) => {
-                Some(Some(BaselineSource::Organization { organization }))
+                AddedUp::By(BaselineSource::Organization { organization })
             }
-            (_, Some(repository), None) if self.organization.is_none() => {
-                Some(Some(BaselineSource::Repository { repository }))
+            (None, Some(repository), None) => {
+                AddedUp::By(BaselineSource::Repository { repository })
             }
-            (None, None, Some(cluster)) => Some(Some(BaselineSource::Cluster { cluster })),
-            _ => None,
+            (None, None, Some(cluster)) => AddedUp::By(BaselineSource::Cluster { cluster }),
+            _ => AddedUp::Nowhere,
         }
     }
+}
+
+/// Where calls are added up already.
+enum AddedUp {
+    /// By a baseline.
+    By(BaselineSource),
+    /// By all baselines of organizations together.
+    Everywhere,
+    /// Nowhere; the jobs have to be looked at.
+    Nowhere,
 }
 
 async fn destinations(
@@ -318,17 +356,22 @@ async fn destinations(
 ) -> ApiResult<Answer<Page<DestinationSummary>>> {
     let limit = page_size(params.limit);
     let after = destination_cursor(params.cursor.as_deref())?;
-    if let Some(baseline) = params.baseline() {
-        let filter = EndpointFilter {
-            verdict: params.status,
-            containing: params.endpoint,
-            after,
-            ..EndpointFilter::default()
-        };
-        let items = match baseline {
-            Some(source) => store.baseline_endpoints(&source, &filter, asked(limit)).await?,
-            None => store.database.baseline_endpoints(None, &filter, asked(limit)).await?,
-        };
+    let mut endpoints = EndpointFilter {
+        verdict: params.status,
+        containing: params.endpoint.clone(),
+        ..EndpointFilter::default()
+    };
+    endpoints.after.clone_from(&after);
+    let found = match params.added_up() {
+        AddedUp::By(source) => {
+            Some(store.baseline_endpoints(&source, &endpoints, asked(limit)).await?)
+        }
+        AddedUp::Everywhere => {
+            Some(store.database.baseline_endpoints(None, &endpoints, asked(limit)).await?)
+        }
+        AddedUp::Nowhere => None,
+    };
+    if let Some(items) = found {
         return Ok(Answer(destination_page(items, limit)));
     }
     let filter = DestinationFilter {

@@ -1,5 +1,6 @@
 //! Where the store is: a server, or a directory of files.
 
+use super::client_file::ClientFile;
 use super::output::Output;
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -27,6 +28,9 @@ pub(super) struct StoreOptions {
     /// Certificates, PEM, that are trusted beside the system's.
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_CA_FILE", global = true)]
     pub(super) ca_file: Option<PathBuf>,
+    /// The command line's own configuration; without this, `~/.config/portcullis/config.toml` or `/etc/portcullis/client.toml`.
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CLIENT_CONFIG", global = true)]
+    pub(super) client_config: Option<PathBuf>,
     /// A directory of policy files instead of a server, also of one that the environment names.
     #[arg(long, value_name = "DIRECTORY", global = true)]
     pub(super) dir: Option<PathBuf>,
@@ -50,14 +54,19 @@ impl StoreOptions {
         match self.place()? {
             Place::Server(client) => Ok(client),
             Place::Directory(_) => {
-                bail!("this needs a server; a directory of files is changed by changing its files")
+                bail!(
+                    "this needs a server\n\nhint: a directory of files is changed by changing its files"
+                )
             }
         }
     }
 
     /// Where the policies are.
     pub(super) fn place(&self) -> anyhow::Result<Place> {
-        if let Some(path) = &self.dir {
+        let file = self.file()?;
+        // A directory in the file is for when nothing else is said.
+        let dir = self.dir.as_ref().or_else(|| file.dir.as_ref().filter(|_| self.server.is_none()));
+        if let Some(path) = dir {
             let store = DirectoryStore::open(path)
                 .with_context(|| format!("{} can't be read", path.display()))?;
             return match store.current() {
@@ -71,12 +80,13 @@ impl StoreOptions {
 
     /// The connection alone.
     pub(super) fn connection(&self) -> anyhow::Result<Connection> {
-        let Some(server) = &self.server else {
+        let file = self.file()?;
+        let Some(server) = self.server.as_ref().or(file.server.as_ref()) else {
             bail!(
-                "where is the store? Say --server URL or --dir DIRECTORY, or set PORTCULLIS_SERVER"
+                "where is the store?\n\nhint: say --server URL or --dir DIRECTORY, set PORTCULLIS_SERVER, or write `server = \"URL\"` into ~/.config/portcullis/config.toml"
             )
         };
-        let authorities = match &self.ca_file {
+        let authorities = match self.ca_file.as_ref().or(file.ca_file.as_ref()) {
             Some(path) => {
                 Some(fs::read(path).with_context(|| format!("{} can't be read", path.display()))?)
             }
@@ -85,17 +95,31 @@ impl StoreOptions {
         Ok(Connection::new(server, authorities.as_deref(), PATIENCE)?)
     }
 
+    /// What the server is called, for people.
+    pub(super) fn server_name(&self) -> String {
+        let of_file = || self.file().ok().and_then(|file| file.server);
+        self.server.clone().or_else(of_file).unwrap_or_default()
+    }
+
+    fn file(&self) -> anyhow::Result<ClientFile> {
+        ClientFile::load(self.client_config.as_deref())
+    }
+
     fn token(&self) -> anyhow::Result<SecretString> {
-        let text = match &self.token_file {
-            Some(path) => fs::read_to_string(path)
-                .with_context(|| format!("{} can't be read", path.display()))?,
-            None => match std::env::var("PORTCULLIS_TOKEN") {
-                Ok(text) => text,
-                Err(_) => {
-                    bail!("a token is needed; say --token-file FILE, or set PORTCULLIS_TOKEN")
-                }
-            },
+        let read = |path: &PathBuf| {
+            fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))
         };
+        let text =
+            match (&self.token_file, std::env::var("PORTCULLIS_TOKEN"), self.file()?.token_file) {
+                (Some(path), ..) => read(path)?,
+                (None, Ok(text), _) => text,
+                (None, Err(_), Some(path)) => read(&path)?,
+                (None, Err(_), None) => {
+                    bail!(
+                        "a token is needed\n\nhint: say --token-file FILE, or set PORTCULLIS_TOKEN"
+                    )
+                }
+            };
         Ok(SecretString::from(text.trim().to_owned()))
     }
 }

@@ -60,7 +60,7 @@ impl Doctor {
             }
             Ok(Place::Server(server)) => server,
         };
-        let name = self.store.server.clone().unwrap_or_default();
+        let name = self.store.server_name();
         let mut checks = vec![check("configuration", Ok(name))];
         let asked: Result<Page<PolicySummary>, StoreError> =
             server.get("policies", &[("limit", "1".to_owned())]).await;

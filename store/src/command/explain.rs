@@ -2,6 +2,7 @@
 
 use super::connect::{Place, StoreOptions};
 use super::output::{Table, show};
+use super::source::workflow_path;
 use clap::Args;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
@@ -28,11 +29,7 @@ pub(super) struct Explain {
 
 impl Explain {
     fn context(&self) -> JobContext {
-        let path = if self.workflow.contains('/') {
-            self.workflow.clone()
-        } else {
-            format!("{}/.github/workflows/{}", self.repository, self.workflow)
-        };
+        let path = workflow_path(&self.repository, &self.workflow);
         JobContext {
             repository: self.repository.clone(),
             repository_owner: self.repository.split('/').next().unwrap_or_default().to_owned(),

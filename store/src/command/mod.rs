@@ -3,18 +3,28 @@
 mod access;
 mod attach;
 mod audit_log;
+mod baseline;
 mod bundle;
+mod client_file;
 mod connect;
+mod detections;
 mod doctor;
+mod dry_run;
+mod endpoint_file;
 mod enrol;
 mod explain;
 mod generate;
+mod import_endpoints;
+mod integration;
+mod man;
 mod migrate;
 mod output;
 mod policy;
+mod process_tree;
 mod progress;
 mod runs;
 mod serve;
+mod source;
 
 pub use output::exit_code;
 
@@ -28,7 +38,8 @@ pub const DEFAULT_CONFIGURATION: &str = "/etc/portcullis/store.toml";
 
 /// The policy store of Portcullis: its server, and the operator's command line.
 ///
-/// Exit status: 0 done; 1 it could not be done, or the store refused; 2 the store could not be reached; 64 usage.
+/// Exit status: 0 done; 1 it could not be done, or the store refused; 2 the store could not be reached; 3 a check that was
+/// asked for (`--check`) found something; 64 usage.
 #[derive(Debug, Parser)]
 #[command(name = "portcullis", version)]
 pub struct Options {
@@ -54,8 +65,12 @@ enum Command {
     Runs(runs::Runs),
     /// Show what a job did.
     Events(runs::Events),
-    /// List detections.
-    Detections(runs::Detections),
+    /// List detections, suppress those that are known, resolve those that are done with.
+    Detections(Box<detections::Detections>),
+    /// Say who is told what happened, and try it.
+    Integration(integration::Integration),
+    /// Where jobs have been calling, and policies made of that.
+    Baseline(baseline::Baseline),
     /// Make, list and revoke tokens.
     Token(access::Token),
     /// Enrol runner hosts.
@@ -70,6 +85,8 @@ enum Command {
     Doctor(doctor::Doctor),
     #[command(hide = true)]
     GenerateEvents(generate::GenerateEvents),
+    /// Print the manual page, or write those of all subcommands into a directory.
+    Man(man::Manual),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -98,6 +115,8 @@ impl Options {
             Command::Runs(command) => command.run().await,
             Command::Events(command) => command.run().await,
             Command::Detections(command) => command.run().await,
+            Command::Integration(command) => command.run().await,
+            Command::Baseline(command) => command.run().await,
             Command::Token(command) => command.run().await,
             Command::Enrol(command) => command.run().await,
             Command::AuditLog(command) => command.run().await,
@@ -105,6 +124,7 @@ impl Options {
             Command::Import(command) => command.run().await,
             Command::Doctor(command) => command.run().await,
             Command::GenerateEvents(command) => command.run().await,
+            Command::Man(command) => command.run(),
             Command::Completions { shell } => {
                 clap_complete::generate(
                     *shell,

@@ -40,7 +40,8 @@ impl Table {
         Self { headings: headings.to_vec(), rows }
     }
 
-    fn text(&self) -> String {
+    /// The table as text.
+    pub(super) fn text(&self) -> String {
         let width = |column: usize| {
             let cells =
                 self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -100,11 +101,32 @@ fn error_text(error: &anyhow::Error) -> String {
     }
 }
 
+/// A value that serializes as one word, as that word.
+pub(super) fn word<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+/// A check that was asked for found something: no failure of the command, and its own exit status.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Found(pub(super) String);
+
+/// The exit status of [`Found`].
+const FOUND: u8 = 3;
+
 /// The exit status for an error, and what to tell.
 pub fn exit_code(error: &anyhow::Error) -> (u8, String) {
     let is_unreachable = matches!(
         error.downcast_ref(),
         Some(StoreError::Unreachable { .. } | StoreError::TimedOut(_))
     );
-    (if is_unreachable { 2 } else { 1 }, error_text(error))
+    let status = match () {
+        () if is_unreachable => 2,
+        () if error.is::<Found>() => FOUND,
+        () => 1,
+    };
+    (status, error_text(error))
 }

@@ -1,7 +1,9 @@
 //! `portcullis policy`.
 
 use super::connect::{Place, StoreOptions};
-use super::output::{Table, print, show};
+use super::dry_run::DryRunOptions;
+use super::import_endpoints::ImportOptions;
+use super::output::{Found, Output, Table, print, show};
 use crate::catalog;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -64,6 +66,9 @@ enum PolicyCommand {
     Diff {
         /// The policy.
         name: String,
+        /// Show what a file would change, instead.
+        #[arg(long, conflicts_with_all = ["from", "to"])]
+        file: Option<PathBuf>,
         /// The older version.
         #[arg(long)]
         from: Option<u64>,
@@ -82,6 +87,21 @@ enum PolicyCommand {
     Lint {
         /// The policy.
         name: String,
+        /// Also endpoints that no job has called in so many days.
+        #[arg(long, value_name = "DAYS")]
+        unused_days: Option<u32>,
+        /// End with status 3 when there is something.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Judge a policy, stored or not, against recorded runs: what it would have stopped, and what of it nobody needs.
+    DryRun(DryRunOptions),
+    /// Add endpoints of a file or a baseline to a policy.
+    ImportEndpoints(ImportOptions),
+    /// Print what a policy allows, with what it extends, one endpoint a line.
+    ExportEndpoints {
+        /// The policy.
+        name: String,
     },
 }
 
@@ -93,14 +113,27 @@ impl Policy {
             (PolicyCommand::Get { name, version: None }, Place::Directory(policies)) => {
                 print(&document(policies, name)?.to_yaml()?)
             }
-            (PolicyCommand::Lint { name }, Place::Directory(policies)) => {
+            (PolicyCommand::ExportEndpoints { name }, Place::Directory(policies)) => {
+                let rules = policies.library().rules(name);
+                let rules = rules.with_context(|| no_policy(name))??;
+                let lines = rules.allowed.iter().flat_map(|rule| [&rule.text, "\n"]);
+                print(&lines.collect::<String>())
+            }
+            (PolicyCommand::Diff { name, file: Some(file), .. }, Place::Directory(policies)) => {
+                self.differences(name, document(policies, name)?, 0, file)
+            }
+            (
+                PolicyCommand::Lint { name, unused_days: None, check },
+                Place::Directory(policies),
+            ) => {
                 let effective = policies.library().effective(name);
-                let policy =
-                    effective.with_context(|| format!("there is no policy named `{name}`"))??;
-                self.findings(&Page::whole(catalog::lint(&policy)))
+                let policy = effective.with_context(|| no_policy(name))??;
+                self.findings(&Page::whole(catalog::lint(&policy)), *check)
             }
             (_, Place::Directory(_)) => {
-                bail!("this needs a server; a directory of files is changed by changing its files")
+                bail!(
+                    "this needs a server\n\nhint: a directory of files is changed by changing its files"
+                )
             }
             (_, Place::Server(server)) => self.ask(server).await,
         }
@@ -175,14 +208,18 @@ impl Policy {
                     )
                 })
             }
-            PolicyCommand::Diff { name, from, to } => {
+            PolicyCommand::Diff { name, file: Some(file), .. } => {
+                let policy: StoredPolicy = server.get(&format!("policies/{name}"), &[]).await?;
+                self.differences(name, &policy.document.0, policy.summary.version, file)
+            }
+            PolicyCommand::Diff { name, from, to, file: None } => {
                 let query: Vec<(&str, String)> = [("from", from), ("to", to)]
                     .into_iter()
                     .filter_map(|(key, version)| version.map(|version| (key, version.to_string())))
                     .collect();
                 let diff: PolicyDiff = server.get(&format!("policies/{name}/diff"), &query).await?;
                 match output {
-                    super::output::Output::Table => print(&diff.unified),
+                    Output::Table => print(&diff.unified),
                     _ => show(output, &diff, |_| Table::new([""], [])),
                 }
             }
@@ -192,8 +229,16 @@ impl Policy {
                     server.post(&format!("policies/{name}/restore"), &[], &body).await?;
                 written(&policy, "restored")
             }
-            PolicyCommand::Lint { name } => {
-                self.findings(&server.get(&format!("policies/{name}/lint"), &[]).await?)
+            PolicyCommand::Lint { name, unused_days, check } => {
+                let days = unused_days.map(|days| ("unused_days", days.to_string()));
+                let query: Vec<_> = days.into_iter().collect();
+                self.findings(&server.get(&format!("policies/{name}/lint"), &query).await?, *check)
+            }
+            PolicyCommand::DryRun(options) => options.run(&self.store, server).await,
+            PolicyCommand::ImportEndpoints(options) => options.run(output, server).await,
+            PolicyCommand::ExportEndpoints { name } => {
+                let path = format!("policies/{name}/endpoints");
+                print(&server.get_text(&path, "text/plain", &[]).await?)
             }
         }
     }
@@ -218,7 +263,42 @@ impl Policy {
         })
     }
 
-    fn findings(&self, page: &Page<LintFinding>) -> anyhow::Result<()> {
+    /// What a file would change in a policy.
+    fn differences(
+        &self,
+        name: &str,
+        old: &PolicyDocument,
+        version: u64,
+        file: &std::path::Path,
+    ) -> anyhow::Result<()> {
+        let (bytes, source) = read(file)?;
+        let documents =
+            portcullis_common::policy::parse_documents(&source, &bytes).map_err(|errors| {
+                anyhow::anyhow!("{}", errors.to_string().trim_start_matches("error: "))
+            })?;
+        let new = documents
+            .iter()
+            .find(|source| source.document.name.as_str() == name)
+            .with_context(|| format!("{source} has no policy named `{name}`"))?;
+        // Attachments are no part of a version.
+        let without =
+            |document: &PolicyDocument| PolicyDocument { attach: Vec::new(), ..document.clone() };
+        let (old, new) = (without(old), without(&new.document));
+        let mut diff = catalog::diff(name, (version, &old), (version + 1, &new));
+        // A file is no version yet, and neither is one of a directory.
+        let header = (format!("+++ {name} version {}", version + 1), format!("+++ {source}"));
+        diff.unified = diff.unified.replacen(&header.0, &header.1, 1);
+        if version == 0 {
+            diff.unified =
+                diff.unified.replacen(&format!("--- {name} version 0"), &format!("--- {name}"), 1);
+        }
+        match self.store.output {
+            Output::Table => print(&diff.unified),
+            output => show(output, &diff, |_| Table::new([""], [])),
+        }
+    }
+
+    fn findings(&self, page: &Page<LintFinding>, check: bool) -> anyhow::Result<()> {
         show(self.store.output, &page.items, |items| {
             Table::new(
                 ["RULE", "FINDING", "HINT"],
@@ -226,7 +306,11 @@ impl Policy {
                     [finding.rule.clone(), finding.message.clone(), finding.hint.clone()]
                 }),
             )
-        })
+        })?;
+        if check && !page.items.is_empty() {
+            return Err(Found(format!("there are {} findings", page.items.len())).into());
+        }
+        Ok(())
     }
 }
 
@@ -241,7 +325,7 @@ fn targets(targets: &[portcullis_common::policy::Attachment]) -> String {
 
 fn document<'a>(policies: &'a PolicySet, name: &str) -> anyhow::Result<&'a PolicyDocument> {
     let source = policies.library().get(name);
-    Ok(&source.with_context(|| format!("there is no policy named `{name}`"))?.document)
+    Ok(&source.with_context(|| no_policy(name))?.document)
 }
 
 fn written(policy: &StoredPolicy, what: &str) -> anyhow::Result<()> {
@@ -284,4 +368,8 @@ pub(super) fn read(file: &std::path::Path) -> anyhow::Result<(Vec<u8>, String)> 
         .and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
         .with_context(|| format!("{} can't be read", file.display()))?;
     Ok((bytes, file.display().to_string()))
+}
+
+fn no_policy(name: &str) -> String {
+    format!("there is no policy named `{name}`\n\nhint: `portcullis policy list` shows all names")
 }

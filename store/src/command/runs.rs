@@ -1,11 +1,12 @@
-//! `portcullis runs`, `events` and `detections`.
+//! `portcullis runs` and `events`.
 
 use super::connect::StoreOptions;
 use super::output::{Table, show};
 use clap::Args;
 use portcullis_common::event::{Event, EventKind};
 use portcullis_common::report::endpoint;
-use portcullis_common::store_api::{DetectionRecord, Page, Run, RunJobs};
+use portcullis_common::store_api::{MAX_PAGE, Page, ProcessTree, Run, RunJobs};
+use portcullis_store_client::OperatorClient;
 
 #[derive(Args, Debug)]
 pub(super) struct Runs {
@@ -22,20 +23,52 @@ pub(super) struct Runs {
     /// Only with a job in this cluster.
     #[arg(long)]
     cluster: Option<String>,
+    /// Only of this workflow: `octo/hello/.github/workflows/ci.yml`.
+    #[arg(long)]
+    workflow: Option<String>,
+    /// Only with a job under this policy.
+    #[arg(long)]
+    policy: Option<String>,
     /// Only with calls that were stopped, or would have been.
     #[arg(long)]
     blocked: bool,
+    /// Only with detections.
+    #[arg(long)]
+    detections: bool,
     /// How many.
     #[arg(long, default_value_t = 50)]
     limit: u32,
 }
 
 /// Query parameters of the options that are given.
-fn given(options: &[(&'static str, &Option<String>)]) -> Vec<(&'static str, String)> {
+pub(super) fn given(options: &[(&'static str, &Option<String>)]) -> Vec<(&'static str, String)> {
     options
         .iter()
         .filter_map(|(key, value)| value.as_ref().map(|value| (*key, value.clone())))
         .collect()
+}
+
+/// The newest so many items of a list, over as many pages as they need.
+pub(super) async fn newest<T: serde::de::DeserializeOwned>(
+    server: &OperatorClient,
+    path: &str,
+    mut query: Vec<(&'static str, String)>,
+    wanted: u32,
+) -> anyhow::Result<Vec<T>> {
+    let given = query.len();
+    let mut items: Vec<T> = Vec::new();
+    loop {
+        let left = wanted.saturating_sub(u32::try_from(items.len()).unwrap_or(u32::MAX));
+        if left == 0 {
+            return Ok(items);
+        }
+        query.push(("limit", left.min(MAX_PAGE).to_string()));
+        let page: Page<T> = server.get(path, &query).await?;
+        items.extend(page.items);
+        let Some(cursor) = page.next_cursor else { return Ok(items) };
+        query.truncate(given);
+        query.push(("cursor", cursor));
+    }
 }
 
 impl Runs {
@@ -79,10 +112,15 @@ impl Runs {
             ("repository", &self.repository),
             ("organization", &self.organization),
             ("cluster", &self.cluster),
+            ("workflow", &self.workflow),
+            ("policy", &self.policy),
         ]);
-        query.extend([("limit", self.limit.to_string()), ("blocked", self.blocked.to_string())]);
-        let page: Page<Run> = server.get("runs", &query).await?;
-        show(self.store.output, &page.items, |runs| {
+        query.extend([
+            ("blocked", self.blocked.to_string()),
+            ("detections", self.detections.to_string()),
+        ]);
+        let runs: Vec<Run> = newest(&server, "runs", query, self.limit).await?;
+        show(self.store.output, &runs, |runs| {
             Table::new(
                 [
                     "RUN",
@@ -122,6 +160,12 @@ pub(super) struct Events {
     /// All kinds of events, not only calls.
     #[arg(long)]
     all: bool,
+    /// Only events of this kind: network, dns, process, file, detection, posture, job.
+    #[arg(long = "type", value_name = "KIND", conflicts_with = "all")]
+    kind: Option<String>,
+    /// Show the job's processes as a tree, with what they executed and where they called.
+    #[arg(long, conflicts_with_all = ["all", "kind", "status", "endpoint", "process", "step"])]
+    tree: bool,
     /// Only with this verdict: `allowed`, `blocked`, `would-block`.
     #[arg(long)]
     status: Option<String>,
@@ -139,26 +183,21 @@ pub(super) struct Events {
 impl Events {
     pub(super) async fn run(&self) -> anyhow::Result<()> {
         let server = self.store.server()?;
-        let kind = if self.all { "events" } else { "network-events" };
-        let path = format!("jobs/{}/{kind}", self.job);
-        let mut events: Vec<Event> = Vec::new();
-        let mut cursor = None;
-        loop {
-            let mut query = given(&[
-                ("status", &self.status),
-                ("endpoint", &self.endpoint),
-                ("process", &self.process),
-                ("step", &self.step),
-                ("cursor", &cursor),
-            ]);
-            query.push(("limit", "1000".to_owned()));
-            let page: Page<Event> = server.get(&path, &query).await?;
-            events.extend(page.items);
-            cursor = page.next_cursor;
-            if cursor.is_none() {
-                break;
-            }
+        if self.tree {
+            let path = format!("jobs/{}/process-tree", self.job);
+            let tree: ProcessTree = server.get(&path, &[]).await?;
+            return super::process_tree::show(self.store.output, &tree);
         }
+        let kind = if self.all || self.kind.is_some() { "events" } else { "network-events" };
+        let path = format!("jobs/{}/{kind}", self.job);
+        let query = given(&[
+            ("type", &self.kind),
+            ("status", &self.status),
+            ("endpoint", &self.endpoint),
+            ("process", &self.process),
+            ("step", &self.step),
+        ]);
+        let events: Vec<Event> = super::baseline::pages(&server, &path, query, "events").await?;
         show(self.store.output, &events, |events| {
             Table::new(
                 ["SEQ", "TIME", "TYPE", "VERDICT", "WHAT", "PROCESS", "STEP", "RULE"],
@@ -208,44 +247,4 @@ fn row(event: &Event) -> [String; 8] {
         process.and_then(|process| process.step.clone()).unwrap_or_else(none),
         rule,
     ]
-}
-
-#[derive(Args, Debug)]
-pub(super) struct Detections {
-    #[command(flatten)]
-    store: StoreOptions,
-    /// Only of this type: `Reverse-Shell`.
-    #[arg(long = "type")]
-    kind: Option<String>,
-    /// Only of this repository.
-    #[arg(long)]
-    repository: Option<String>,
-    /// How many.
-    #[arg(long, default_value_t = 50)]
-    limit: u32,
-}
-
-impl Detections {
-    pub(super) async fn run(&self) -> anyhow::Result<()> {
-        let server = self.store.server()?;
-        let mut query = given(&[("type", &self.kind), ("repository", &self.repository)]);
-        query.push(("limit", self.limit.to_string()));
-        let page: Page<DetectionRecord> = server.get("detections", &query).await?;
-        show(self.store.output, &page.items, |items| {
-            Table::new(
-                ["TIME", "TYPE", "STATE", "REPOSITORY", "RUN", "LOCKDOWN", "EVIDENCE"],
-                items.iter().map(|detection| {
-                    [
-                        format!("{:.0}", detection.time),
-                        detection.kind.clone(),
-                        detection.state.clone(),
-                        detection.repository.clone(),
-                        detection.run_id.to_string(),
-                        if detection.is_lockdown { "yes" } else { "no" }.to_owned(),
-                        detection.evidence.clone(),
-                    ]
-                }),
-            )
-        })
-    }
 }

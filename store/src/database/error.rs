@@ -45,7 +45,7 @@ impl DatabaseError {
                         | sqlx::Error::Tls(_)
                 ) || error
                     .as_database_error()
-                    .and_then(|error| error.code())
+                    .and_then(sqlx::error::DatabaseError::code)
                     .is_some_and(|code| is_transient_code(&code))
             }
             _ => false,

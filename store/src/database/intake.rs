@@ -1,10 +1,17 @@
 //! What runner hosts upload: jobs, events, reports. Each batch is one transaction, and a batch that came before changes nothing.
 
-use super::learning::{LearningJob, PER_STATEMENT, Thresholds, call_sums, learn};
-use super::{Database, DatabaseError, signed, transaction, unsigned};
+use super::detections::{
+    NewDelivery, ToldJob, read_candidates, read_told_job, record_detections, told_verdict,
+    write_deliveries,
+};
+use super::learning::{
+    LearningJob, NEW_OUTBOUND_NETWORK_CALL, PER_STATEMENT, Thresholds, call_sums, learn,
+};
+use super::{Database, DatabaseError, NewDetection, signed, transaction, unsigned};
+use crate::notify::Payload;
 use portcullis_common::event::{Event, EventKind, Verdict};
 use portcullis_common::report::endpoint;
-use portcullis_common::store_api::NewJob;
+use portcullis_common::store_api::{NewJob, ToldCall};
 use sqlx::QueryBuilder;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,6 +49,8 @@ pub enum Intake {
         last_seq: u64,
         /// Events that were new.
         new: u64,
+        /// Whether somebody is told of something in it.
+        is_told: bool,
     },
     /// Events are missing before it; nothing was stored.
     Gap {
@@ -160,6 +169,41 @@ fn sums(events: &[NewEvent<'_>]) -> Sums {
     sums
 }
 
+/// The calls of a batch that were stopped, or would have been, to where the job had not been kept from before.
+fn new_calls(sums: &Sums, of_job: &BTreeSet<(String, i16)>) -> Vec<ToldCall> {
+    sums.iter()
+        .filter(|((endpoint, verdict, _), _)| !of_job.contains(&(endpoint.clone(), *verdict)))
+        .filter_map(|((endpoint, verdict, process), sum)| {
+            Some(ToldCall {
+                endpoint: endpoint.clone(),
+                verdict: told_verdict(*verdict)?,
+                process: (!process.is_empty()).then(|| process.clone()),
+                calls: unsigned(sum.calls),
+            })
+        })
+        .collect()
+}
+
+/// The detections of a batch.
+fn detections(job_id: &str, events: &[NewEvent<'_>]) -> Vec<NewDetection> {
+    events
+        .iter()
+        .filter_map(|NewEvent { event, .. }| {
+            let EventKind::Detection(detection) = &event.kind else { return None };
+            Some(NewDetection {
+                id: format!("{job_id}-{}", event.seq),
+                seq: Some(signed(event.seq)),
+                kind: word(&detection.detection),
+                time_us: event.time.as_microsecond(),
+                evidence: detection.evidence.clone(),
+                is_lockdown: detection.is_lockdown,
+                process: detection.process.clone(),
+                endpoint: None,
+            })
+        })
+        .collect()
+}
+
 impl Database {
     /// Notes that a job began and returns the number of its last event. A job that is known stays as it is; `None` when it is
     /// another host's.
@@ -246,6 +290,7 @@ impl Database {
             .execute(&mut *transaction)
             .await?
             .rows_affected();
+            baselines.sort_unstable();
             for baseline in baselines.iter().filter(|_| inserted > 0) {
                 sqlx::query(
                     "INSERT INTO baseline_runs (baseline, run, added) VALUES ($1, $2, 0) ON CONFLICT (baseline, run) DO NOTHING",
@@ -278,7 +323,7 @@ impl Database {
         job_id: &str,
         host_id: &str,
         events: &[NewEvent<'_>],
-        thresholds: Thresholds,
+        (thresholds, now_ms): (Thresholds, i64),
     ) -> Result<Intake, DatabaseError> {
         transaction!(self, |transaction| {
             // Counted up by nothing, this locks the row: batches of one job go one after the other.
@@ -297,7 +342,7 @@ impl Database {
             let skipped = events.len() - events.iter().filter(is_new).count();
             let new = events.get(skipped..).unwrap_or_default();
             let Some(newest) = new.last() else {
-                return Ok(Intake::Stored { last_seq, new: 0 });
+                return Ok(Intake::Stored { last_seq, new: 0, is_told: false });
             };
             if new.first().is_some_and(|first| first.event.seq != last_seq + 1) {
                 return Ok(Intake::Gap { expected: last_seq + 1 });
@@ -325,7 +370,7 @@ impl Database {
             let calls = call_sums(new.iter().map(|new| &new.event));
             let total = |verdict: Verdict| -> i64 {
                 let code = verdict_code(verdict);
-                calls.iter().filter(|((_, key), _)| *key == code).map(|(_, sum)| sum.calls).sum()
+                calls.iter().filter(|((_, key), _)| *key == code).map(|(_, sum)| sum.count).sum()
             };
             let mut of_job: BTreeSet<(String, i16)> = BTreeSet::new();
             let endpoints: Vec<&(String, i16)> = calls.keys().collect();
@@ -368,30 +413,50 @@ impl Database {
                 );
                 insert.build().execute(&mut *transaction).await?;
             }
-            let mut detections = 0_i64;
-            for NewEvent { event, .. } in new {
-                let EventKind::Detection(detection) = &event.kind else { continue };
-                detections += 1;
-                sqlx::query(
-                    "INSERT INTO detections (id, job, seq, kind, time_us, evidence, is_lockdown, process) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-                )
-                .bind(format!("{job_id}-{}", event.seq))
-                .bind(job)
-                .bind(signed(event.seq))
-                .bind(word(&detection.detection))
-                .bind(event.time.as_microsecond())
-                .bind(detection.evidence.as_str())
-                .bind(detection.is_lockdown)
-                .bind(detection.process.as_ref().and_then(|process| process.exe.as_deref()))
-                .execute(&mut *transaction)
-                .await?;
+            let mut detections = detections(job_id, new);
+            let mut learned = 0;
+            if !calls.is_empty() {
+                let (count, found) =
+                    learn!(transaction, &learning, job_id, &calls, &of_job, thresholds);
+                learned = count;
+                detections.extend(found);
             }
-            let (learned, told) = if calls.is_empty() {
-                (0, 0)
-            } else {
-                learn!(transaction, &learning, job_id, &calls, &of_job, thresholds)
-            };
+            let told = detections.iter().filter(|found| found.kind == NEW_OUTBOUND_NETWORK_CALL);
+            let told = i64::try_from(told.count()).unwrap_or(i64::MAX);
+            let new_calls = new_calls(&sums, &of_job);
+            // Last: rules and integrations are everybody's, and held until the commit.
+            let mut is_told = record_detections!(transaction, job, &detections, now_ms);
+            let candidates = read_candidates!(transaction);
+            let is_asked = candidates.iter().any(|candidate| {
+                candidate.takes_events() || !new_calls.is_empty() && candidate.wants_calls()
+            });
+            if is_asked {
+                let told_job: ToldJob = read_told_job!(transaction, job);
+                let mut deliveries = Vec::new();
+                let time_us = newest.event.time.as_microsecond();
+                if let Some(told) = told_job.calls(new_calls, newest.event.seq, time_us)? {
+                    deliveries = NewDelivery::of(&candidates, &told)?;
+                    if !deliveries.is_empty() {
+                        sqlx::query("UPDATE jobs SET told_calls = told_calls + 1 WHERE key = $1")
+                            .bind(job)
+                            .execute(&mut *transaction)
+                            .await?;
+                    }
+                }
+                let batch = Payload::Events {
+                    job_id: job_id.to_owned(),
+                    first_seq: last_seq + 1,
+                    last_seq: newest.event.seq,
+                    time: newest.event.time,
+                };
+                for candidate in &candidates {
+                    if candidate.takes_events_of(&told_job.place()) {
+                        deliveries.push(NewDelivery::new(&candidate.id, &batch)?);
+                    }
+                }
+                is_told |= !deliveries.is_empty();
+                write_deliveries!(transaction, now_ms, &deliveries);
+            }
             sqlx::query(
                 "UPDATE jobs SET last_seq = $2, allowed = allowed + $3, blocked = blocked + $4, \
                  would_block = would_block + $5, detections = detections + $6, learned = learned + $7, told = told + $8 \
@@ -402,7 +467,7 @@ impl Database {
             .bind(total(Verdict::Allowed))
             .bind(total(Verdict::Blocked))
             .bind(total(Verdict::WouldBlock))
-            .bind(detections + told)
+            .bind(i64::try_from(detections.len()).unwrap_or(i64::MAX))
             .bind(learned)
             .bind(told)
             .execute(&mut *transaction)
@@ -410,6 +475,7 @@ impl Database {
             Ok(Intake::Stored {
                 last_seq: newest.event.seq,
                 new: u64::try_from(new.len()).unwrap_or(u64::MAX),
+                is_told,
             })
         })
     }
@@ -421,7 +487,7 @@ impl Database {
     pub async fn end_job(&self, end: &JobEnd<'_>) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
             let ended: Option<(i64, i64, i64, i64, i64)> = sqlx::query_as(
-                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5) WHERE id = $1 AND host_id = $2 \
+                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5), archived_record = FALSE WHERE id = $1 AND host_id = $2 \
                  RETURNING run, job_baseline, repository_baseline, organization_baseline, cluster_baseline",
             )
             .bind(end.id)
@@ -434,7 +500,10 @@ impl Database {
             let Some((run, own, of_repository, of_organization, of_cluster)) = ended else {
                 return Ok(false);
             };
-            for baseline in [own, of_repository, of_organization, of_cluster] {
+            let mut baselines = [own, of_repository, of_organization, of_cluster];
+            // In the order in which batches of other jobs of the run lock them.
+            baselines.sort_unstable();
+            for baseline in baselines {
                 sqlx::query(
                     "UPDATE baseline_runs SET ended_ms = $3 WHERE baseline = $1 AND run = $2 AND ended_ms IS NULL",
                 )

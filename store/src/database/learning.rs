@@ -98,7 +98,8 @@ impl LearningJob {
 /// What calls to one endpoint with one verdict add up to in a batch.
 #[derive(Clone, Debug)]
 pub(super) struct Calls {
-    pub(super) calls: i64,
+    /// How many, by packets.
+    pub(super) count: i64,
     pub(super) first_us: i64,
     pub(super) last_us: i64,
     /// The first of them: its number, its process, and the rule.
@@ -119,13 +120,13 @@ pub(super) fn call_sums<'a>(
         let time = event.time.as_microsecond();
         let sum =
             sums.entry((endpoint(call), verdict_code(call.verdict))).or_insert_with(|| Calls {
-                calls: 0,
+                count: 0,
                 first_us: time,
                 last_us: time,
                 first_seq: event.seq,
                 process: executable(call),
             });
-        sum.calls = sum.calls.saturating_add(signed(call.packets));
+        sum.count = sum.count.saturating_add(signed(call.packets));
         sum.first_us = sum.first_us.min(time);
         sum.last_us = sum.last_us.max(time);
     }
@@ -229,9 +230,11 @@ pub(super) fn evidence(endpoint: &str, verdict: i16, runs: u32) -> Option<String
     ))
 }
 
-/// Learns from a batch: `$sums` are its [`CallSums`], `$of_job` what the job had called before it.
+/// Learns from a batch: `$sums` are its [`CallSums`], `$of_job` what the job had called before it. Gives how many endpoints were
+/// learned, and the detections that are to be stored.
 macro_rules! learn {
     ($transaction:expr, $job:expr, $job_id:expr, $sums:expr, $of_job:expr, $thresholds:expr) => {{
+        use portcullis_common::event::Process;
         use $crate::database::learning::{
             Before, Learned, MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, PER_STATEMENT,
         };
@@ -286,6 +289,7 @@ macro_rules! learn {
         }
         let lesson = $crate::database::learning::lesson(job, sums, of_job, &before);
         let mut told = 0_i64;
+        let mut found = Vec::new();
         if !lesson.fresh.is_empty() && job.told < MAX_TOLD_OF_JOB {
             let rows: Vec<(i64,)> = sqlx::query_as(
                 "SELECT added FROM baseline_runs WHERE baseline = $1 AND run <> $2 AND ended_ms IS NOT NULL \
@@ -310,21 +314,19 @@ macro_rules! learn {
                     if job.told + told == MAX_TOLD_OF_JOB {
                         evidence.push_str("; more new endpoints of this job are not told one by one");
                     }
-                    sqlx::query(
-                        "INSERT INTO detections (id, job, seq, kind, time_us, evidence, is_lockdown, process, endpoint) \
-                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-                    )
-                    .bind(format!("{}-{}-new", $job_id, calls.first_seq))
-                    .bind(job.key)
-                    .bind($crate::database::signed(calls.first_seq))
-                    .bind(NEW_OUTBOUND_NETWORK_CALL)
-                    .bind(calls.first_us)
-                    .bind(evidence)
-                    .bind(false)
-                    .bind(calls.process.as_deref())
-                    .bind(endpoint.as_str())
-                    .execute(&mut *$transaction)
-                    .await?;
+                    found.push($crate::database::NewDetection {
+                        id: format!("{}-{}-new", $job_id, calls.first_seq),
+                        seq: Some($crate::database::signed(calls.first_seq)),
+                        kind: NEW_OUTBOUND_NETWORK_CALL.to_owned(),
+                        time_us: calls.first_us,
+                        evidence,
+                        is_lockdown: false,
+                        process: calls.process.clone().map(|exe| Process {
+                            exe: Some(exe),
+                            ..Process::default()
+                        }),
+                        endpoint: Some(endpoint.clone()),
+                    });
                 }
             }
         }
@@ -348,7 +350,7 @@ macro_rules! learn {
                     .push_bind(*baseline)
                     .push_bind(endpoint.clone())
                     .push_bind(*verdict)
-                    .push_bind(calls.calls)
+                    .push_bind(calls.count)
                     .push_bind(*runs)
                     .push_bind(calls.first_us)
                     .push_bind(calls.last_us);
@@ -361,7 +363,7 @@ macro_rules! learn {
             );
             insert.build().execute(&mut *$transaction).await?;
         }
-        (lesson.learned, told)
+        (lesson.learned, found)
     }};
 }
 
@@ -401,7 +403,7 @@ mod tests {
     };
 
     fn sums(pairs: &[(&str, i16)]) -> CallSums {
-        let calls = Calls { calls: 1, first_us: 0, last_us: 0, first_seq: 1, process: None };
+        let calls = Calls { count: 1, first_us: 0, last_us: 0, first_seq: 1, process: None };
         pairs
             .iter()
             .map(|(name, verdict)| (((*name).to_owned(), *verdict), calls.clone()))

@@ -5,33 +5,43 @@
 //! SQLite has one connection that writes, because it has one writer anyway: waiting in line here is fairer and cheaper than
 //! `SQLITE_BUSY`.
 
+mod archive;
 mod audit;
 mod baselines;
+mod detections;
 mod error;
 mod generate;
 mod hosts;
 mod identity;
 mod insights;
 mod intake;
+mod integrations;
 mod learning;
 mod maintenance;
 mod policies;
 mod runs;
 mod sessions;
+mod suppressions;
 
+pub use archive::JobToArchive;
 pub use audit::{AuditFilter, NewAuditEntry};
 pub use baselines::{BaselineFilter, BaselineKind, EndpointFilter, RecordedCalls, TrialFilter};
+pub use detections::{DetectionState, NewDetection};
 pub use error::DatabaseError;
 pub use generate::Generated;
 pub use hosts::{EnrolmentUse, NewCredential};
 pub use identity::{Caller, CredentialRow, StoredToken};
 pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use integrations::{
+    ClaimedDelivery, DeliveryFilter, IntegrationRow, IntegrationWrite, Settled, state_name,
+};
 pub use learning::{MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, Thresholds};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
 pub use runs::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter};
 pub use sessions::{NewSession, SessionRow};
+pub use suppressions::NewSuppression;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{

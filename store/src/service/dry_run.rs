@@ -53,6 +53,9 @@ pub enum DryRunError {
     /// Nothing says whose runs.
     #[error("whose runs? The policy is attached to nothing")]
     NoRuns,
+    /// There is nothing to try it on.
+    #[error("no job of {0} is recorded")]
+    NothingRecorded(String),
 }
 
 impl Store {
@@ -87,6 +90,9 @@ impl Store {
             }
         };
         let (jobs, runs) = self.database.trial_jobs(&filter).await?;
+        if jobs == 0 {
+            return Err(DryRunError::NothingRecorded(words));
+        }
         let calls = self.database.trial_calls(&filter, MAX_DESTINATIONS).await?;
         let mut tried = self.trial(&policy).judge_all(calls)?;
         tried.runs_of = words;

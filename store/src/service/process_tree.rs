@@ -158,14 +158,15 @@ impl Forest {
     /// The node of a process, with its ancestors; `None` when there are too many.
     fn process(&mut self, process: &Process, time: Timestamp) -> Option<usize> {
         let index = match process.pid {
-            None => match self.by_user.get(&process.uid) {
-                Some(index) => *index,
-                None => {
+            None => {
+                if let Some(index) = self.by_user.get(&process.uid) {
+                    *index
+                } else {
                     let index = self.make(Node::default())?;
                     self.by_user.insert(process.uid, index);
                     index
                 }
-            },
+            }
             Some(pid) => match self.by_pid.get(&pid).copied() {
                 Some(index) if self.is_same(index, process.start_time) => index,
                 _ => {

@@ -16,10 +16,12 @@ fn every_row_of_the_table_names_tests_that_exist() {
         assert!(!tests.is_empty(), "{row}");
         for test in tests {
             let (place, name) = test.rsplit_once("::").unwrap();
-            // `server::faults` is a file of these tests; others name their file from the root of the sources.
-            let path = match place.strip_prefix("server::") {
-                Some(module) => root.join(format!("store/tests/server/{module}.rs")),
-                None => root.join(place),
+            let (whose, file) = place.split_once("::").unwrap();
+            let file = file.replace("::", "/");
+            let path = match whose {
+                "server" => root.join(format!("store/tests/server/{file}.rs")),
+                "tests" => root.join(format!("tests/tests/{file}.rs")),
+                member => root.join(format!("{member}/src/{file}.rs")),
             };
             let source = fs::read_to_string(&path)
                 .unwrap_or_else(|error| panic!("{test}: {}: {error}", path.display()));

@@ -8,6 +8,7 @@ use portcullis_common::store_api::Role;
 use portcullis_store::api::Access;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
 
 on_both!(no_text_is_more_than_text, no_field_takes_another_type, what_is_kept_is_kept_as_it_came);
 
@@ -58,7 +59,11 @@ fn sample(document: &Value, schema: &Value, text: &str, depth: usize) -> Value {
         "integer" | "number" => json!(1),
         "boolean" => json!(true),
         // Words of a list: the good one, so that what stands beside it is reached.
-        _ => schema["enum"].get(0).or(schema.get("const")).cloned().unwrap_or_else(|| json!(text)),
+        _ => schema["enum"]
+            .get(0)
+            .or_else(|| schema.get("const"))
+            .cloned()
+            .unwrap_or_else(|| json!(text)),
     }
 }
 
@@ -130,7 +135,10 @@ impl<'a> Walk<'a> {
 }
 
 fn escaped(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    text.bytes().fold(String::new(), |mut escaped, byte| {
+        write!(escaped, "%{byte:02X}").unwrap();
+        escaped
+    })
 }
 
 async fn relaxed(world: &World) -> Server {

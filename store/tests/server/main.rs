@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod archive;
 mod audit;
 mod bad_input;
 mod baselines;
@@ -21,14 +22,18 @@ mod faults;
 mod hosts;
 mod identity;
 mod injection;
+mod learned_commands;
 mod migrations;
+mod notifications;
 mod openapi;
 mod policies;
 mod processes;
 mod resolution;
 mod runs;
+mod scale;
 mod sign_in;
 mod support;
+mod suppressions;
 
 /// Makes a test of an asynchronous function for each database.
 #[macro_export]

@@ -92,6 +92,11 @@ async fn every_earlier_version_with_data(world: World) {
         if version >= 3 {
             assert_runs(&server).await;
         }
+        if version >= 4 {
+            let rules = server.get("/suppressions").await.expect(200);
+            let rule = &rules["items"][0];
+            assert_eq!((&rule["reason"], &rule["suppressed"]), (&json!("a drill"), &json!(1)));
+        }
         server.stop().await;
     }
 }
@@ -156,7 +161,7 @@ async fn a_newer_database_is_refused(world: World) {
     all.push(Migration {
         version: 9999,
         checksum: Cow::Borrowed(b"x"),
-        sql: sqlx::SqlStr::from(sqlx::SqlSafeStr::into_sql_str(sql)),
+        sql: sqlx::SqlSafeStr::into_sql_str(sql),
         ..last
     });
     make(&url, &all, 9999).await;

@@ -71,16 +71,17 @@ impl Browser {
             }
             assert!(cookie.starts_with("__Host-") && !cookie.contains("Domain"), "{cookie}");
             let (name, value) = cookie.split(';').next().unwrap().split_once('=').unwrap();
-            match cookie.contains("Max-Age=0") {
-                true => self.cookies.remove(name),
-                false => self.cookies.insert(name.to_owned(), value.to_owned()),
-            };
+            if cookie.contains("Max-Age=0") {
+                self.cookies.remove(name);
+            } else {
+                self.cookies.insert(name.to_owned(), value.to_owned());
+            }
         }
         reply
     }
 
     /// Off to the provider; returns the path by which it sends the browser back.
-    async fn to_the_provider(&mut self, server: &Server, next: &str) -> String {
+    async fn visit_the_provider(&mut self, server: &Server, next: &str) -> String {
         let away = self.get(server, &format!("{BEGIN}?next={next}")).await;
         assert_eq!(away.status, 303, "{away:?}");
         let back = send(self.client.get(location(&away))).await;
@@ -91,7 +92,7 @@ impl Browser {
 
     /// Signs in and returns the callback's answer.
     async fn sign_in(&mut self, server: &Server, next: &str) -> Reply {
-        let back = self.to_the_provider(server, next).await;
+        let back = self.visit_the_provider(server, next).await;
         self.get(server, &back).await
     }
 
@@ -184,14 +185,14 @@ async fn an_answer_that_is_not_this_browsers_is_refused(world: World) {
     };
     // Somebody else's code, sent by a link: signing a victim in as the attacker.
     let mut attacker = Browser::new();
-    let link = attacker.to_the_provider(&server, "%2F").await;
+    let link = attacker.visit_the_provider(&server, "%2F").await;
     refused(&mut Browser::new(), &link).await;
     let mut victim = Browser::new();
-    victim.to_the_provider(&server, "%2F").await;
+    victim.visit_the_provider(&server, "%2F").await;
     refused(&mut victim, &link).await;
     // The same answer twice.
     let mut browser = Browser::new();
-    let back = browser.to_the_provider(&server, "%2F").await;
+    let back = browser.visit_the_provider(&server, "%2F").await;
     let kept = browser.cookies.clone();
     assert_eq!(browser.get(&server, &back).await.status, 303);
     let mut replayed = Browser::new();
@@ -200,25 +201,27 @@ async fn an_answer_that_is_not_this_browsers_is_refused(world: World) {
     // Changed on the way.
     for (from, to) in [("state=", "state=x"), ("code=", "code=x"), ("iss=http", "iss=https")] {
         let mut browser = Browser::new();
-        let back = browser.to_the_provider(&server, "%2F").await;
+        let back = browser.visit_the_provider(&server, "%2F").await;
         refused(&mut browser, &back.replace(from, to)).await;
     }
     // A cookie of nobody, and a code that was got with another verifier.
     let mut browser = Browser::new();
-    let back = browser.to_the_provider(&server, "%2F").await;
+    let back = browser.visit_the_provider(&server, "%2F").await;
     let name = "__Host-portcullis-sign-in";
     let own = browser.cookies[name].clone();
     browser.cookies.insert(name.to_owned(), own.replace(&own[30..40], "AAAAAAAAAA"));
     refused(&mut browser, &back).await;
     let (mut one, mut two) = (Browser::new(), Browser::new());
-    let (first, second) =
-        (one.to_the_provider(&server, "%2F").await, two.to_the_provider(&server, "%2F").await);
+    let (first, second) = (
+        one.visit_the_provider(&server, "%2F").await,
+        two.visit_the_provider(&server, "%2F").await,
+    );
     let code =
         |path: &str| path.split("code=").nth(1).unwrap().split('&').next().unwrap().to_owned();
     refused(&mut one, &first.replace(&code(&first), &code(&second))).await;
     // The provider says no; what it says is shown as text.
     let mut browser = Browser::new();
-    let back = browser.to_the_provider(&server, "%2F").await;
+    let back = browser.visit_the_provider(&server, "%2F").await;
     let state = back.split("state=").nth(1).unwrap().split('&').next().unwrap();
     let no = format!(
         "/sign-in/callback?state={state}&error=access_denied&error_description=%3Cscript%3E"
@@ -279,7 +282,7 @@ async fn keys_rotate_and_providers_go_away(world: World) {
     // The provider signs with a new key, and no longer offers the old one.
     let server = world.start_with(configuration(&world, &issuer, true)).await;
     let mut browser = Browser::new();
-    let back = browser.to_the_provider(&server, "%2F").await;
+    let back = browser.visit_the_provider(&server, "%2F").await;
     issuer.rotate("key-2");
     let asked = issuer.fetches();
     assert_eq!(browser.get(&server, &back).await.status, 303);
@@ -287,7 +290,7 @@ async fn keys_rotate_and_providers_go_away(world: World) {
     // Keys that nobody knows don't make the store ask again and again.
     for key in ["key-3", "key-4"] {
         let mut browser = Browser::new();
-        let back = browser.to_the_provider(&server, "%2F").await;
+        let back = browser.visit_the_provider(&server, "%2F").await;
         issuer.rotate(key);
         let reply = browser.get(&server, &back).await;
         assert_eq!(reply.status, 403, "{reply:?}");
@@ -314,7 +317,7 @@ async fn any_replica_ends_what_another_began(world: World) {
     let one = world.start_with(configuration(&world, &issuer, true)).await;
     let two = world.start_with(configuration(&world, &issuer, true)).await;
     let mut browser = Browser::new();
-    let back = browser.to_the_provider(&one, "%2F").await;
+    let back = browser.visit_the_provider(&one, "%2F").await;
     assert_eq!(browser.get(&two, &back).await.status, 303);
     assert!(session_of(&one, &browser).await.is_some(), "the session is everybody's");
     one.stop().await;

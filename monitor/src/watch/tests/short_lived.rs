@@ -180,6 +180,10 @@ fn procfs_finds_many_of_them() {
 struct Nobody;
 
 impl KernelObserver for Nobody {
+    fn held(&self, _process: ProcessKey) {}
+
+    fn signalled(&self, _process: Process, _signal: u32) {}
+
     fn executed(&self, _: Process) {}
     fn unusual(&self, _: Unusual) {}
     fn escaped(&self, _: Process, _: Escape, _: Option<Process>) {}

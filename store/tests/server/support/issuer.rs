@@ -98,9 +98,10 @@ impl Shared {
             url::form_urlencoded::byte_serialize(CLIENT_SECRET.as_bytes()).collect();
         let basic = format!("Basic {}", STANDARD.encode(format!("{CLIENT}:{escaped}")));
         let said = headers.get("authorization").and_then(|value| value.to_str().ok());
-        let is_known = match self.is_confidential {
-            true => said == Some(basic.as_str()),
-            false => said.is_none() && form.get("client_id").map(String::as_str) == Some(CLIENT),
+        let is_known = if self.is_confidential {
+            said == Some(basic.as_str())
+        } else {
+            said.is_none() && form.get("client_id").map(String::as_str) == Some(CLIENT)
         };
         if !is_known {
             return Err("invalid_client");

@@ -104,6 +104,7 @@ impl Replica {
     }
 }
 
+#[expect(clippy::print_stderr, reason = "a test that fails shows what the server said")]
 impl Drop for Replica {
     fn drop(&mut self) {
         if std::thread::panicking() {

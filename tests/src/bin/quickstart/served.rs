@@ -10,7 +10,6 @@ use portcullis_tests::server::id_tokens::IdTokens;
 use portcullis_tests::world::MonitorOptions;
 use portcullis_tests::{Canary, Job, JobOutcome, JobResult, StepKind, World};
 use serde::Serialize;
-use serde_json::Value;
 use std::fs;
 use std::path::Path;
 

@@ -81,8 +81,8 @@ INSERT INTO baseline_runs (baseline, run, added)
     ON CONFLICT (baseline, run) DO UPDATE SET added = excluded.added;
 
 -- What is looked for within a job's events, and is rare among them.
-CREATE INDEX events_not_allowed ON events (job, seq) WHERE verdict > 0;
-CREATE INDEX events_of_processes ON events (job, kind, seq) WHERE kind > 2;
+CREATE INDEX events_not_allowed ON events (job, verdict, seq) WHERE verdict <> 0;
+CREATE INDEX events_of_processes ON events (job, kind, seq) WHERE kind <> 1 AND kind <> 2;
 CREATE INDEX runs_by_repository ON runs (repository, key);
 CREATE INDEX jobs_by_repository ON jobs (repository, key);
 CREATE INDEX jobs_by_policy ON jobs (policy, key);
