@@ -4,6 +4,7 @@
  *   client send ADDRESS PORT MEBIBYTES       one TCP stream; prints its duration in nanoseconds
  *   client dns SERVER COUNT NAME             the same name COUNT times; prints nanoseconds, one a line
  *   client names SERVER COUNT ZONE           n0.ZONE, n1.ZONE, ...; the same
+ *   client datagrams ADDRESS PORT COUNT      COUNT datagrams by one socket; prints nanoseconds for each hundred, one a line
  *   client scatter ADDRESS COUNT             one datagram each to COUNT different ports and addresses above ADDRESS
  */
 #include <arpa/inet.h>
@@ -119,6 +120,19 @@ static void ask(struct sockaddr_in server, int count, const char *name, int diff
     close(socket_fd);
 }
 
+static void datagrams(struct sockaddr_in to, int count)
+{
+    int socket_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    for (int i = 0; i < count; i += 100) {
+        long long start = now();
+        for (int j = 0; j < 100; j++)
+            if (sendto(socket_fd, "x", 1, 0, (struct sockaddr *)&to, sizeof to) < 0)
+                fail("sendto");
+        printf("%lld\n", now() - start);
+    }
+    close(socket_fd);
+}
+
 static void scatter(struct sockaddr_in to, int count)
 {
     int socket_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -144,6 +158,8 @@ int main(int argc, char **argv)
         ask(peer(argv[2], 53), atoi(argv[3]), argv[4], 0);
     else if (argc == 5 && !strcmp(argv[1], "names"))
         ask(peer(argv[2], 53), atoi(argv[3]), argv[4], 1);
+    else if (argc == 5 && !strcmp(argv[1], "datagrams"))
+        datagrams(peer(argv[2], atoi(argv[3])), atoi(argv[4]));
     else if (argc == 4 && !strcmp(argv[1], "scatter"))
         scatter(peer(argv[2], 9), atoi(argv[3]));
     else {

@@ -56,3 +56,14 @@ require_nftables() {
     unshare -n nft add table inet portcullis_probe 2>/dev/null ||
         die "the kernel takes no nftables table" "load the module nf_tables (modprobe nf_tables), or use another kernel"
 }
+
+# Installs the Python programs that the tests need into a place of their own below `target`.
+install_python_packages() {
+    local list=$1 place=${CARGO_TARGET_DIR:-target}/test-python
+    # The list that was installed lies beside what it installed, so that a change of it is noticed.
+    cmp -s "$list" "$place/installed.txt" && return 0
+    say "installing the Python packages of $list"
+    python3 -m venv --clear "$place"
+    "$place/bin/pip" install --quiet --disable-pip-version-check --requirement "$list"
+    cp "$list" "$place/installed.txt"
+}

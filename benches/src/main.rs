@@ -3,6 +3,7 @@
 mod gate;
 mod measure;
 mod result;
+mod sensors;
 mod statistics;
 mod store;
 
@@ -15,8 +16,9 @@ use std::io::{self, Write};
 #[derive(Debug, Parser)]
 #[command(name = "portcullis-benches")]
 struct Options {
-    /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job,
-    /// store-resolve, store-intake, store-pages. All when none is named.
+    /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job, sensors (or one of sensors-processes,
+    /// sensors-calls, sensors-shells, sensors-kill, sensors-kill-many), store (or one of store-resolve, store-intake,
+    /// store-pages). All when none is named.
     only: Vec<String>,
 }
 
@@ -25,7 +27,7 @@ type Found<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
 
 type Measurement = (&'static str, fn(Found<'_>) -> Result<()>);
 
-const MEASUREMENTS: [Measurement; 10] = [
+const MEASUREMENTS: [Measurement; 15] = [
     ("pre-job", measure::pre_job),
     ("rules", measure::rules),
     ("connections", measure::connections),
@@ -33,17 +35,28 @@ const MEASUREMENTS: [Measurement; 10] = [
     ("names", measure::names),
     ("monitor", measure::monitor),
     ("main-job", measure::main_job),
+    ("sensors-processes", sensors::processes),
+    ("sensors-calls", sensors::calls),
+    ("sensors-shells", sensors::stopped_shells),
+    ("sensors-kill", sensors::deaths),
+    ("sensors-kill-many", sensors::many),
     ("store-resolve", store::resolve),
     ("store-intake", store::intake),
     ("store-pages", store::pages),
 ];
+
+/// `sensors` and `store` are all whose names begin so.
+fn is_asked(only: &str, name: &str) -> bool {
+    name.strip_prefix(only).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        && (only == name || only == "sensors" || only == "store")
+}
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let mut rows = Vec::new();
     let mut out = io::stdout().lock();
     for (name, measurement) in MEASUREMENTS {
-        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
+        if options.only.is_empty() || options.only.iter().any(|only| is_asked(only, name)) {
             measurement(&mut |row| {
                 writeln!(out, "{}", result::line(&row))?;
                 out.flush()?;

@@ -139,8 +139,7 @@ pub(crate) fn throughput(found: Found<'_>) -> Result<()> {
     let (gated, plain) = (rate(Samples::new(gated).median()), rate(Samples::new(plain).median()));
     let detail =
         format!("{gated:.1} against {plain:.1} Gbit/s, medians of {ROUNDS} rounds of 4 GiB");
-    found(Row::at_least("TCP throughput", gated / plain, 0.95, "×").with(&detail))?;
-    Ok(())
+    found(Row::at_least("TCP throughput", gated / plain, 0.95, "×").with(&detail))
 }
 
 /// Look-ups: the same name again and again, and a thousand different ones.
@@ -216,8 +215,9 @@ pub(crate) fn monitor(found: Found<'_>) -> Result<()> {
     let before = processor_seconds(gate.monitor.pid())?;
     thread::sleep(IDLE);
     let idle = (processor_seconds(gate.monitor.pid())? - before) / IDLE.as_secs_f64();
+    let later = resident_mebibytes(gate.monitor.pid())?;
     fs::write(&wait, "")?;
-    let detail = format!("{} grants, {} events", job.grants, job.events);
+    let detail = format!("{} grants, {} events; {later:.1} MiB 20 s later", job.grants, job.events);
     running.wait()?;
     for row in [
         Row::at_most("monitor, resident memory", resident, 25.0, " MiB").with(&detail),
@@ -305,7 +305,7 @@ fn resident_mebibytes(pid: u32) -> Result<f64> {
 }
 
 /// User and system time of a process (fields 14 and 15 of `/proc/PID/stat`, in ticks of 10 ms).
-fn processor_seconds(pid: u32) -> Result<f64> {
+pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = stat.rsplit_once(") ").context("no process name")?;
     let ticks: f64 =

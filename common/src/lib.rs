@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O except [`store_client`], which reads policies from where they live.
 
+pub mod address;
 pub mod diagnostic;
 pub mod endpoint;
 pub mod event;

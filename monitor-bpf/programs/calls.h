@@ -16,6 +16,8 @@ enum call {
     CALL_GETFD,      /* pidfd in the first argument */
     CALL_PERF,       /* process in the second argument */
     CALL_CONNECT,    /* socket in the first argument */
+    CALL_RECEIVE,    /* like CALL_READ, of sockets only */
+    CALL_WRITE,      /* writes to the descriptor in its first argument */
 };
 
 /* pidfd_open has the same number in every ABI. */
@@ -24,6 +26,14 @@ enum call {
 #define IO_URING_ENTER 426
 
 #define PTRACE_TRACEME 0
+
+/* Where a call that reads or writes has its bytes. */
+enum bytes_at {
+    BYTES_NOWHERE = 0,
+    BYTES_DIRECT,  /* in the second argument */
+    BYTES_VECTOR,  /* in what the array of `struct iovec` in the second argument names */
+    BYTES_MESSAGE, /* in what the `struct msghdr` in the second argument names */
+};
 
 #if defined(__TARGET_ARCH_x86)
 
@@ -44,6 +54,8 @@ static __always_inline u32 call_number(struct pt_regs *registers)
 
 static __always_inline u64 argument(struct pt_regs *registers, bool compat, u32 which)
 {
+    if (which == 2)
+        return compat ? (u32)BPF_CORE_READ(registers, dx) : BPF_CORE_READ(registers, dx);
     if (compat)
         return (u32)(which == 0 ? BPF_CORE_READ(registers, bx) : BPF_CORE_READ(registers, cx));
     return which == 0 ? BPF_CORE_READ(registers, di) : BPF_CORE_READ(registers, si);
@@ -63,8 +75,23 @@ static __always_inline enum call native_call(u32 number)
     case 438: return CALL_GETFD;
     case 298: return CALL_PERF;
     case 42: return CALL_CONNECT;
+    case 45: case 47: case 299: return CALL_RECEIVE;            /* recvfrom, recvmsg, recvmmsg */
+    case 517: case 519: case 537: return CALL_RECEIVE;          /* x32: recvfrom, recvmsg, recvmmsg */
+    case 1: case 20: case 44: case 46: return CALL_WRITE;       /* write, writev, sendto, sendmsg */
     }
     return CALL_OTHER;
+}
+
+static __always_inline enum bytes_at bytes_at(u32 number, bool compat)
+{
+    if (compat)
+        return number == 3 || number == 4 || number == 369 || number == 371 ? BYTES_DIRECT : BYTES_NOWHERE;
+    switch (number) {
+    case 0: case 1: case 44: case 45: return BYTES_DIRECT;
+    case 19: case 20: return BYTES_VECTOR;
+    case 46: case 47: return BYTES_MESSAGE;
+    }
+    return BYTES_NOWHERE;
 }
 
 static __always_inline enum call compat_call(u32 number)
@@ -79,6 +106,8 @@ static __always_inline enum call compat_call(u32 number)
     case 438: return CALL_GETFD;
     case 336: return CALL_PERF;
     case 362: return CALL_CONNECT;
+    case 102: case 371: case 372: case 337: case 417: return CALL_RECEIVE; /* socketcall is any of them */
+    case 4: case 146: case 369: case 370: return CALL_WRITE;
     }
     return CALL_OTHER;
 }
@@ -100,7 +129,11 @@ static __always_inline u32 call_number(struct pt_regs *registers)
 
 static __always_inline u64 argument(struct pt_regs *registers, bool compat, u32 which)
 {
-    u64 value = which == 0 ? BPF_CORE_READ(registers, orig_x0) : BPF_CORE_READ(registers, regs[1]);
+    u64 value;
+    if (which == 2)
+        value = BPF_CORE_READ(registers, regs[2]);
+    else
+        value = which == 0 ? BPF_CORE_READ(registers, orig_x0) : BPF_CORE_READ(registers, regs[1]);
     return compat ? (u32)value : value;
 }
 
@@ -116,8 +149,22 @@ static __always_inline enum call native_call(u32 number)
     case 438: return CALL_GETFD;
     case 241: return CALL_PERF;
     case 203: return CALL_CONNECT;
+    case 207: case 212: case 243: return CALL_RECEIVE;
+    case 64: case 66: case 206: case 211: return CALL_WRITE;
     }
     return CALL_OTHER;
+}
+
+static __always_inline enum bytes_at bytes_at(u32 number, bool compat)
+{
+    if (compat)
+        return number == 3 || number == 4 || number == 290 || number == 292 ? BYTES_DIRECT : BYTES_NOWHERE;
+    switch (number) {
+    case 63: case 64: case 206: case 207: return BYTES_DIRECT;
+    case 65: case 66: return BYTES_VECTOR;
+    case 211: case 212: return BYTES_MESSAGE;
+    }
+    return BYTES_NOWHERE;
 }
 
 static __always_inline enum call compat_call(u32 number)
@@ -132,6 +179,8 @@ static __always_inline enum call compat_call(u32 number)
     case 438: return CALL_GETFD;
     case 364: return CALL_PERF;
     case 283: return CALL_CONNECT;
+    case 291: case 292: case 297: case 365: return CALL_RECEIVE;
+    case 4: case 146: case 290: case 296: return CALL_WRITE;
     }
     return CALL_OTHER;
 }

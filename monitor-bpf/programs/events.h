@@ -10,6 +10,7 @@ enum event_kind {
     EVENT_ESCAPE = 5,      /* a process of a job is in a cgroup that is not the job's; followed by a `struct escape` */
     EVENT_ACCESS = 6,      /* somebody wanted a guarded process' memory; followed by a `struct access` and an image */
     EVENT_STOPPED = 7,     /* a reader that was ended has stopped the guarded process `parent` */
+    EVENT_HELD = 9,        /* a process that may be a shell has read its input, and was stopped until the monitor lets it go on */
     EVENT_PORT = 8,        /* a process of a job connected a UDP socket; followed by a `struct port` */
 };
 

@@ -33,7 +33,15 @@ struct pid { unsigned int level; struct hlist_head tasks[4]; struct upid numbers
 
 struct qstr { const unsigned char *name; };
 struct super_block { unsigned long s_magic; };
-struct inode { struct super_block *i_sb; unsigned int i_nlink; void *i_private; };
+struct inode {
+    u16 i_mode;
+    kuid_t i_uid;
+    u32 i_rdev;
+    unsigned long i_ino;
+    struct super_block *i_sb;
+    unsigned int i_nlink;
+    void *i_private;
+};
 struct dentry { struct dentry *d_parent; struct qstr d_name; struct inode *d_inode; };
 struct vfsmount { struct dentry *mnt_root; };
 struct mount { struct mount *mnt_parent; struct dentry *mnt_mountpoint; struct vfsmount mnt; };
@@ -45,6 +53,8 @@ struct file {
     const struct file_operations *f_op;
     void *private_data;
 };
+struct tty_struct { int index; };
+struct tty_file_private { struct tty_struct *tty; };
 struct proc_inode { struct pid *pid; struct inode vfs_inode; };
 struct fdtable { unsigned int max_fds; struct file **fd; };
 struct files_struct { struct fdtable *fdt; };

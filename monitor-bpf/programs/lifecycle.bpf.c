@@ -58,8 +58,12 @@ int BPF_PROG(process_forks, struct task_struct *parent, struct task_struct *chil
     if (!member)
         return 0;
     member->has_escaped = of_parent->has_escaped;
+    member->program = of_parent->program;
     if (child->pid != child->tgid)
         return 0;
+    /* By who really made it: `CLONE_PARENT` gives what a step starts the Worker as its parent. */
+    u32 maker = parent->tgid;
+    member->is_step = bpf_map_lookup_elem(&workers, &maker) ? 1 : 0;
     struct event told = {};
     describe(&told, EVENT_FORK, child, member->job);
     if (member->has_escaped) {
@@ -77,6 +81,18 @@ int BPF_PROG(process_forks, struct task_struct *parent, struct task_struct *chil
     return 0;
 }
 
+/* Remembers the pipe that a step writes one of its outputs to. */
+static __always_inline void note_log(struct task_struct *task, u32 descriptor)
+{
+    struct file **table = BPF_CORE_READ(task, files, fdt, fd), *file = NULL;
+    bpf_probe_read_kernel(&file, sizeof(file), table + descriptor);
+    if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) != PIPE_MAGIC)
+        return;
+    u64 pipe = BPF_CORE_READ(file, f_inode, i_ino);
+    u32 value = 1;
+    bpf_map_update_elem(&logs, &pipe, &value, BPF_ANY);
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(process_executes, struct task_struct *task)
 {
@@ -85,6 +101,13 @@ int BPF_PROG(process_executes, struct task_struct *task)
     struct scratch *scratch = bpf_map_lookup_elem(&scratches, &key);
     if (!member || !scratch)
         return 0;
+    member->program = PROGRAM_UNKNOWN;
+    member->judged_made = 0;
+    if (member->is_step) {
+        member->is_step = 0;
+        note_log(task, 1);
+        note_log(task, 2);
+    }
     describe(&scratch->event, EVENT_EXEC, task, member->job);
     u64 length = append_image(scratch, 0, task);
     BOUND(length, sizeof(scratch->bytes));

@@ -4,11 +4,14 @@
 #include <stdbool.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "activity.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
 /* IPPROTO_TCP */
 #define TCP 6
+/* IPPROTO_UDP */
+#define UDP 17
 /* AF_INET */
 #define IPV4 2
 /* SOCK_RAW */
@@ -72,6 +75,26 @@ struct {
     __type(value, struct owner);
 } raw_sockets SEC(".maps");
 
+/* Whose hooks these are: the monitor's token for the job. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u64);
+} own_job SEC(".maps");
+
+static __always_inline void count_own(struct flow *flow)
+{
+    __u32 key = 0;
+    __u64 *job = bpf_map_lookup_elem(&own_job, &key);
+    bool is_v4 = !flow->destination[0] && !flow->destination[1] && flow->destination[2] == bpf_htonl(0xffff);
+    bool is_loopback = is_v4 ? (bpf_ntohl(flow->destination[3]) >> 24) == 127
+                             : !flow->destination[0] && !flow->destination[1] && !flow->destination[2] &&
+                                   flow->destination[3] == bpf_htonl(1);
+    if (job && !is_loopback)
+        count_connection(*job);
+}
+
 /* Who called `connect` on a socket last. */
 struct {
     __uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -119,6 +142,8 @@ static __always_inline int connects(struct bpf_sock_addr *call, struct flow *flo
     struct owner *known = bpf_sk_storage_get(&callers, socket, &owner, BPF_SK_STORAGE_GET_F_CREATE);
     if (known)
         *known = owner;
+    if (flow->protocol == UDP)
+        count_own(flow);
     /* A socket that has a port already, by `bind` or an earlier call; else the port comes after this hook. */
     if (socket->src_port) {
         flow->source_port = socket->src_port;
@@ -187,10 +212,29 @@ int makes_socket(struct bpf_sock *socket)
     return PASS;
 }
 
-/* A TCP connection begins: its port is chosen and its first packet is not sent yet. */
+static __always_inline void remote_address(struct bpf_sock_ops *connection, struct flow *flow)
+{
+    if (connection->family == IPV4) {
+        map_address(flow, FIELD(connection, remote_ip4));
+    } else {
+        flow->destination[0] = FIELD(connection, remote_ip6[0]);
+        flow->destination[1] = FIELD(connection, remote_ip6[1]);
+        flow->destination[2] = FIELD(connection, remote_ip6[2]);
+        flow->destination[3] = FIELD(connection, remote_ip6[3]);
+    }
+}
+
+/* A TCP connection begins: its port is chosen and its first packet is not sent yet; or it is established, from this side or
+ * from the other, and nothing was read from it yet. */
 SEC("sockops")
 int begins(struct bpf_sock_ops *connection)
 {
+    if (connection->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB || connection->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+        struct flow flow = {};
+        remote_address(connection, &flow);
+        count_own(&flow);
+        return PASS;
+    }
     if (connection->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
         return PASS;
     struct bpf_sock *socket = connection->sk;
@@ -204,14 +248,7 @@ int begins(struct bpf_sock_ops *connection)
         .source_port = connection->local_port,
         .protocol = TCP,
     };
-    if (connection->family == IPV4) {
-        map_address(&flow, FIELD(connection, remote_ip4));
-    } else {
-        flow.destination[0] = FIELD(connection, remote_ip6[0]);
-        flow.destination[1] = FIELD(connection, remote_ip6[1]);
-        flow.destination[2] = FIELD(connection, remote_ip6[2]);
-        flow.destination[3] = FIELD(connection, remote_ip6[3]);
-    }
+    remote_address(connection, &flow);
     struct owner copy = *owner;
     note(&flow, &copy);
     return PASS;

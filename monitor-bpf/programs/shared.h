@@ -4,6 +4,7 @@
 
 #include "kernel.h"
 #include "events.h"
+#include "activity.h"
 
 /* Bytes that wait for the monitor: when it can't keep up, events are counted in `lost`. */
 #define RING_BYTES (4 << 20)
@@ -40,8 +41,31 @@ struct {
 /* What makes a thread a job's for good: handed down at fork, whatever cgroup it moves to. */
 struct membership {
     u64 job;
-    u64 has_escaped;
+    u32 has_escaped;
+    u32 program;         /* enum program_class: what it executes */
+    u32 is_step;         /* a Worker made it, and it has executed nothing yet */
+    u32 pad;
+    u64 judged_made;     /* with how many connections of the job its streams were judged, */
+    u64 judged_input;    /* and which streams it had then */
+    u64 judged_output;
 };
+
+/* What a thread executes, as far as it matters for its streams. */
+enum program_class {
+    PROGRAM_UNKNOWN = 0,
+    PROGRAM_HARMLESS,
+    PROGRAM_SHELL, /* it may execute commands that it reads: an interpreter, or whatever the job brought along */
+};
+
+/* The pipes that a Worker reads the output of steps from: what ends there leads to nobody else. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 4096);
+    __type(key, u64);
+    __type(value, u32);
+} logs SEC(".maps");
+
+#define PIPE_MAGIC 0x50495045
 
 struct {
     __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -109,8 +133,8 @@ static __always_inline struct membership *make_member(struct task_struct *task, 
 {
     struct membership *made = bpf_task_storage_get(&members, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
     if (made && made->job != job) {
-        made->job = job;
-        made->has_escaped = 0;
+        struct membership fresh = {.job = job};
+        *made = fresh;
     }
     return made;
 }

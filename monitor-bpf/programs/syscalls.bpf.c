@@ -1,5 +1,5 @@
-/* What is seen where processes enter and leave the kernel: who wants the memory of a guarded process, and which port the
- * kernel chose for a UDP socket that a job connected.
+/* What is seen where processes enter and leave the kernel: who wants the memory of a guarded process, which port the kernel
+ * chose for a UDP socket that a job connected, and what shells read (`streams.h`).
  *
  * A reader that is to be ended gets SIGKILL before its call is carried out: with a fatal signal pending the kernel copies
  * nothing out of another process' memory. Every way to a /proc/PID/mem ends at one file with one set of operations, so the
@@ -11,15 +11,11 @@
 char LICENSE[] SEC("license") = "GPL";
 
 #define SIGNAL_KILL 9
-#define SIGNAL_STOP 19
 /* A kernel thread (PF_KTHREAD); io_uring's workers are threads of their process and have it not. */
 #define KERNEL_THREAD 0x00200000
 #define PROC_MAGIC 0x9fa0
 #define PIDFS_MAGIC 0x50494446
-#define SOCKET_MAGIC 0x534F434B
 #define PROTOCOL_UDP 17
-#define IPV4 2
-#define IPV6 10
 /* A thread of io_uring (PF_IO_WORKER). */
 #define URING_THREAD 0x00000010
 /* How many pid namespaces a guarded process can be in, one in the other. */
@@ -62,6 +58,8 @@ struct {
     __type(value, u32);
 } guarded_threads SEC(".maps");
 
+#include "streams.h"
+
 /* Processes that may read: the monitor, and what its configuration names. */
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
@@ -73,7 +71,8 @@ struct {
 /* What the guard looks for. The addresses of the operations are learned when `learner` opens such files. */
 struct settings {
     u32 learner;
-    u32 is_guarding;
+    u16 is_guarding;
+    u16 is_holding; /* processes are stopped; the monitor takes it back when there are none */
     u64 memory_operations;
     u64 pidfd_operations;
 };
@@ -158,17 +157,6 @@ static __always_inline u32 process_of_pidfd(struct settings *known, struct file 
     if (BPF_CORE_READ(inode, i_sb, s_magic) == PIDFS_MAGIC)
         return process_of(BPF_CORE_READ(inode, i_private));
     return process_of(BPF_CORE_READ(file, private_data));
-}
-
-static __always_inline struct file *file_of(u32 descriptor)
-{
-    struct task_struct *task = bpf_get_current_task_btf();
-    struct fdtable *table = task->files->fdt;
-    struct file *file = NULL;
-    if (!table || descriptor >= table->max_fds)
-        return NULL;
-    bpf_probe_read_kernel(&file, sizeof(file), table->fd + descriptor);
-    return file;
 }
 
 /* Looks at a file that the current process has opened or reads from. */
@@ -260,11 +248,19 @@ int BPF_PROG(enters, struct pt_regs *registers, long number)
     struct task_struct *task = bpf_get_current_task_btf();
     bool compat = is_compat(task);
     enum call call = compat ? compat_call(number) : native_call(number);
-    if (call < CALL_PTRACE || call > CALL_PERF)
-        return 0;
     u32 key = 0, target;
     struct settings *known = bpf_map_lookup_elem(&settings, &key);
-    if (!known || !known->is_guarding)
+    if (!known)
+        return 0;
+    /* Somebody else let a stopped process go on. */
+    if (known->is_holding) {
+        u32 process = bpf_get_current_pid_tgid() >> 32;
+        if (bpf_map_lookup_elem(&held, &process))
+            bpf_send_signal(SIGNAL_STOP);
+    }
+    if (call == CALL_WRITE && is_any_connected())
+        note_relayed(registers);
+    if (call < CALL_PTRACE || call > CALL_PERF || !known->is_guarding)
         return 0;
     u64 first = argument(registers, compat, 0), second = argument(registers, compat, 1);
     struct file *file;
@@ -309,9 +305,14 @@ int BPF_PROG(leaves, struct pt_regs *registers, long result)
             tell_port(file);
         return 0;
     }
+    struct settings *known = bpf_map_lookup_elem(&settings, &key);
+    if ((call == CALL_READ || call == CALL_RECEIVE) && result > 0 && is_any_connected()) {
+        if (note_read(registers, result) && known)
+            known->is_holding = 1;
+        return 0;
+    }
     if ((call != CALL_OPEN && number != PIDFD_OPEN) || result < 0)
         return 0;
-    struct settings *known = bpf_map_lookup_elem(&settings, &key);
     struct file *file = known ? file_of(result) : NULL;
     if (!file)
         return 0;
@@ -353,7 +354,10 @@ static __always_inline void forget_memory(struct guard *guard)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(thread_ends, struct task_struct *task)
 {
-    u32 process = task->tgid;
+    u32 process = task->tgid, key = 0;
+    struct settings *known = bpf_map_lookup_elem(&settings, &key);
+    if (known && known->is_holding && BPF_CORE_READ(task, signal, live.counter) == 0)
+        bpf_map_delete_elem(&held, &process);
     struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
     if (!guard)
         return 0;

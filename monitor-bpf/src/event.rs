@@ -22,6 +22,8 @@ pub enum Event {
     Stopped(u32),
     /// A process of a job connected a UDP socket.
     Port(Subject, Port),
+    /// A process that may be a shell has read its standard input and was stopped; see [`crate::streams`].
+    Held(Subject),
 }
 
 /// The process that an event is about.
@@ -147,6 +149,7 @@ impl Event {
                 let destination = SocketAddr::new(address, port);
                 Self::Port(subject, Port { protocol, source_port, destination })
             }
+            9 => Self::Held(subject),
             _ => return None,
         })
     }

@@ -3,6 +3,7 @@
 
 use crate::lifecycle::Lifecycle;
 use crate::object::{SensorError, attach, load, map};
+use crate::streams::StreamGate;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object, OpenObject};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -26,6 +27,7 @@ pub struct MemoryGuard {
     memories: MapHandle,
     threads: MapHandle,
     trusted: MapHandle,
+    streams: StreamGate,
     _object: Object,
 }
 
@@ -51,19 +53,22 @@ pub struct ThreadName {
 
 impl MemoryGuard {
     /// Loads the programs and learns how this kernel's files look that lead to memory. `open_pidfd` makes a pidfd of this
-    /// process.
+    /// process; `interpreters` are the names of programs that count as shells.
     ///
     /// # Errors
     /// See [`SensorError`].
     pub fn start(
         lifecycle: &Lifecycle,
+        interpreters: &[&str],
         open_pidfd: impl FnOnce() -> std::io::Result<OwnedFd>,
     ) -> Result<Self, SensorError> {
         let object = load("syscalls", OBJECT, |open| {
             share(open, "events", lifecycle.events.as_fd())?;
             share(open, "members", lifecycle.members.as_fd())?;
             share(open, "jobs", lifecycle.jobs().as_fd())?;
-            share(open, "lost", lifecycle.lost_map().as_fd())
+            share(open, "lost", lifecycle.lost_map().as_fd())?;
+            share(open, "logs", lifecycle.logs.as_fd())?;
+            share_connections(open, lifecycle)
         })?;
         let links = PROGRAMS.iter().map(|name| attach(&object, name)).collect::<Result<_, _>>()?;
         let settings = map(&object, "settings")?;
@@ -74,8 +79,14 @@ impl MemoryGuard {
             memories: map(&object, "guarded_memories")?,
             threads: map(&object, "guarded_threads")?,
             trusted: map(&object, "trusted")?,
+            streams: StreamGate::new(&object, interpreters)?,
             _object: object,
         })
+    }
+
+    /// What is known of streams.
+    pub fn streams(&self) -> &StreamGate {
+        &self.streams
     }
 
     /// Guards a process, or changes how. The caller must be trusted ([`MemoryGuard::trust`]). New threads of it are followed from now on; [`MemoryGuard::name_thread`] adds those
@@ -159,6 +170,16 @@ fn thread_key(name: ThreadName) -> [u8; 8] {
     key
 }
 
+/// Makes the object count connections where all do.
+pub(crate) fn share_connections(
+    open: &mut OpenObject,
+    lifecycle: &Lifecycle,
+) -> Result<(), SensorError> {
+    share(open, "connections_made", lifecycle.connections_made.as_fd())?;
+    share(open, "connections_idle", lifecycle.connections_idle.as_fd())?;
+    share(open, "all_connections", lifecycle.all_connections.as_fd())
+}
+
 /// Makes the object use a map that is there already.
 fn share(
     open: &mut OpenObject,
@@ -196,6 +217,6 @@ fn learn(
     }
     // Nothing more to learn; from now on it guards.
     learned[..4].copy_from_slice(&0_u32.to_ne_bytes());
-    learned[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+    learned[4..6].copy_from_slice(&1_u16.to_ne_bytes());
     settings.update(&key, &learned, MapFlags::ANY).map_err(failed)
 }

@@ -27,6 +27,11 @@ pub struct Lifecycle {
     /// Maps that the memory guard shares.
     pub(crate) events: MapHandle,
     pub(crate) members: MapHandle,
+    /// Maps that the hooks on jobs' cgroups share as well.
+    pub(crate) connections_made: MapHandle,
+    pub(crate) connections_idle: MapHandle,
+    pub(crate) all_connections: MapHandle,
+    pub(crate) logs: MapHandle,
     object: Object,
 }
 
@@ -60,6 +65,10 @@ impl Lifecycle {
             lost: map(&object, "lost")?,
             events: map(&object, "events")?,
             members: map(&object, "members")?,
+            connections_made: map(&object, "connections_made")?,
+            connections_idle: map(&object, "connections_idle")?,
+            all_connections: map(&object, "all_connections")?,
+            logs: map(&object, "logs")?,
             object,
         })
     }

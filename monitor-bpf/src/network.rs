@@ -1,6 +1,8 @@
 //! Whose the calls of a job are (`programs/network.bpf.c`): hooks on its cgroup.
 
 use crate::bytes::Reader;
+use crate::guard::share_connections;
+use crate::lifecycle::Lifecycle;
 use crate::object::{SensorError, load, map};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object};
 use std::ffi::OsStr;
@@ -31,13 +33,29 @@ pub struct NetworkHooks {
     _object: Object,
 }
 
-impl NetworkHooks {
-    /// Attaches the hooks to an open cgroup v2 directory; groups below it are included.
+/// The hooks of one job in the kernel, not attached to anything yet. Loading them takes some milliseconds, attaching them
+/// almost nothing.
+#[derive(Debug)]
+pub struct LoadedHooks(Object);
+
+impl LoadedHooks {
+    /// Loads the programs, with maps of their own.
     ///
     /// # Errors
     /// See [`SensorError`].
-    pub fn attach(group: BorrowedFd<'_>) -> Result<Self, SensorError> {
-        let object = load("network", OBJECT, |_| Ok(()))?;
+    pub fn load(lifecycle: &Lifecycle) -> Result<Self, SensorError> {
+        load("network", OBJECT, |open| share_connections(open, lifecycle)).map(Self)
+    }
+
+    /// Attaches the hooks of the job with the token `job` to an open cgroup v2 directory; groups below it are included.
+    ///
+    /// # Errors
+    /// See [`SensorError`].
+    pub fn attach(self, job: u64, group: BorrowedFd<'_>) -> Result<NetworkHooks, SensorError> {
+        let Self(object) = self;
+        let own = map(&object, "own_job")?;
+        own.update(&0_u32.to_ne_bytes(), &job.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|source| SensorError::Map { map: "own_job", source })?;
         let links = object
             .progs_mut()
             .map(|program| {
@@ -47,7 +65,7 @@ impl NetworkHooks {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self {
+        Ok(NetworkHooks {
             _links: links,
             flows: map(&object, "flows")?,
             clients: map(&object, "clients")?,
@@ -55,7 +73,9 @@ impl NetworkHooks {
             _object: object,
         })
     }
+}
 
+impl NetworkHooks {
     /// Who made a call from this local port to this destination last.
     pub fn owner(&self, protocol: u8, source_port: u16, destination: SocketAddr) -> Option<Owner> {
         look_up(&self.flows, &flow_key(protocol, source_port, destination))

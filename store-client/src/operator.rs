@@ -76,6 +76,27 @@ impl OperatorClient {
         decode(&self.connection.send(request).await?.body)
     }
 
+    /// Writes JSON over what is there.
+    ///
+    /// # Errors
+    /// When the store refuses or can't be reached.
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, StoreError> {
+        let request = self.request(Method::PUT, path).json(body);
+        decode(&self.connection.send(request).await?.body)
+    }
+
+    /// Asks for something to be done, of which there is nothing to tell.
+    ///
+    /// # Errors
+    /// When the store refuses or can't be reached.
+    pub async fn post_empty(&self, path: &str) -> Result<(), StoreError> {
+        self.connection.send(self.request(Method::POST, path)).await.map(drop)
+    }
+
     /// Sends text.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The largest `store.toml` that is read.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -39,6 +40,8 @@ pub struct Configuration {
     pub baseline: BaselineConfiguration,
     /// Outgoing notifications.
     pub notifications: NotificationConfiguration,
+    /// Where jobs and their events are archived before retention removes them; absent: nowhere.
+    pub archive: Option<ArchiveConfiguration>,
 }
 
 impl Default for Configuration {
@@ -57,6 +60,7 @@ impl Default for Configuration {
             retention: RetentionConfiguration::default(),
             baseline: BaselineConfiguration::default(),
             notifications: NotificationConfiguration::default(),
+            archive: None,
         }
     }
 }
@@ -138,11 +142,13 @@ pub struct RetentionConfiguration {
     pub jobs_days: u32,
     /// The audit log.
     pub audit_days: u32,
+    /// Deliveries of notifications that were made or given up.
+    pub deliveries_days: u32,
 }
 
 impl Default for RetentionConfiguration {
     fn default() -> Self {
-        Self { events_days: 90, jobs_days: 365, audit_days: 1095 }
+        Self { events_days: 90, jobs_days: 365, audit_days: 1095, deliveries_days: 30 }
     }
 }
 
@@ -165,13 +171,61 @@ impl Default for BaselineConfiguration {
 }
 
 /// `[notifications]`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NotificationConfiguration {
     /// Networks that notifications may go to although they are not on the internet: `10.1.2.0/24`.
     pub allowed_networks: Vec<ipnet::IpNet>,
     /// Whether plain HTTP is allowed; only for receivers in `allowed-networks`.
     pub allow_http: bool,
+    /// How long an attempt may take.
+    pub timeout_seconds: u32,
+    /// The pauses between attempts; behind the last one a notification is given up.
+    pub retry_seconds: Vec<u32>,
+}
+
+impl Default for NotificationConfiguration {
+    fn default() -> Self {
+        Self {
+            allowed_networks: Vec::new(),
+            allow_http: false,
+            timeout_seconds: 10,
+            // A bit more than a day in all.
+            retry_seconds: vec![5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800],
+        }
+    }
+}
+
+impl NotificationConfiguration {
+    /// How long an attempt may take.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds.into())
+    }
+
+    /// The pause behind the first attempt.
+    pub fn first_pause(&self) -> Duration {
+        Duration::from_secs(self.retry_seconds.first().copied().unwrap_or_default().into())
+    }
+}
+
+/// `[archive]`: a bucket of an S3-compatible object store.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ArchiveConfiguration {
+    /// The bucket.
+    pub bucket: String,
+    /// Its region: `eu-central-1`.
+    pub region: String,
+    /// Another server than AWS: `https://minio.example.com`.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// What names of objects begin with.
+    #[serde(default)]
+    pub prefix: String,
+    /// The id of the access key.
+    pub access_key_id: String,
+    /// A file with the access key.
+    pub secret_access_key_file: PathBuf,
 }
 
 /// Why the configuration can't be used.
@@ -256,7 +310,27 @@ impl Configuration {
         if baseline.min_runs == 0 || baseline.window_runs == 0 {
             return senseless("baseline.min-runs and window-runs must be at least 1".to_owned());
         }
+        // Somebody who tries an integration waits for it, and no request to the store takes longer than 30 seconds.
+        if !(1..=25).contains(&self.notifications.timeout_seconds) {
+            return senseless("notifications.timeout-seconds must be 1 to 25".to_owned());
+        }
+        if let Some(endpoint) = self.archive.as_ref().and_then(|archive| archive.endpoint.as_ref())
+            && !is_url(endpoint)
+        {
+            return senseless(format!(
+                "archive.endpoint is {endpoint:?}; it must be an address such as \"https://minio.example.com\""
+            ));
+        }
         Ok(())
+    }
+
+    /// The certificates that outgoing requests trust beside the system's.
+    ///
+    /// # Errors
+    /// When their file can't be read.
+    pub fn authorities(&self) -> io::Result<Vec<reqwest::Certificate>> {
+        let Some(path) = &self.ca_file else { return Ok(Vec::new()) };
+        reqwest::Certificate::from_pem_bundle(&fs::read(path)?).map_err(io::Error::other)
     }
 
     /// The audience of GitHub's OIDC tokens for this store.
@@ -275,6 +349,22 @@ mod tests {
         let configuration: Configuration = toml::from_str(text).unwrap();
         configuration.check().unwrap();
         assert_eq!(configuration.audience(), "https://portcullis.example.com");
+    }
+
+    #[test]
+    fn documented_parts_are_read() {
+        let text = include_str!("../../docs/notifications.md");
+        let parts: Vec<&str> = text.split("```toml store\n").skip(1).collect();
+        assert_eq!(parts.len(), 2);
+        for part in parts {
+            let part = part.split("```").next().unwrap();
+            let configuration: Configuration = toml::from_str(part).unwrap();
+            configuration.check().unwrap();
+        }
+        // What is said to be the default is the default.
+        let defaults = Configuration::default().notifications;
+        assert!(text.contains(&format!("retry-seconds = {:?}", defaults.retry_seconds)));
+        assert!(text.contains(&format!("timeout-seconds = {}", defaults.timeout_seconds)));
     }
 
     #[test]

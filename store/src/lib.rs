@@ -2,7 +2,7 @@
 //! command line.
 //!
 //! [`database`] alone knows SQL; [`catalog`] decides about policies as values; [`service`] keeps what is in memory true to
-//! the database; [`api`] is HTTP, one file per group of endpoints; [`serve`] starts and stops the server.
+//! the database; [`notify`] tells people and programs; [`api`] is HTTP, one file per group of endpoints; [`serve`] starts and stops the server.
 
 pub mod api;
 pub mod catalog;
@@ -11,5 +11,7 @@ pub mod configuration;
 pub mod database;
 pub mod identity;
 pub mod metrics;
+pub mod notify;
 pub mod serve;
 pub mod service;
+pub mod suppression;

@@ -5,6 +5,7 @@ use crate::configuration::Configuration;
 use crate::database::{NewAuditEntry, Retention, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
 use crate::metrics::Metrics;
+use crate::notify;
 use crate::service::{Store, now};
 use anyhow::Context as _;
 use axum_server::Handle;
@@ -15,6 +16,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -45,6 +47,9 @@ pub struct Running {
     handle: Handle<SocketAddr>,
     server: JoinHandle<std::io::Result<()>>,
     upkeep: JoinHandle<()>,
+    archiving: JoinHandle<()>,
+    dispatching: JoinHandle<()>,
+    stop: watch::Sender<bool>,
 }
 
 /// Opens the store and begins to serve.
@@ -82,6 +87,18 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
             tokio::spawn(server.serve(service))
         }
     };
+    let (stop, stopped) = watch::channel(false);
+    let dead = metrics.dead_notifications.clone();
+    let dispatching = tokio::spawn(notify::dispatch(Arc::clone(&store), dead, stopped));
+    let archived = Arc::clone(&store);
+    let archiving = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP_PAUSE).await;
+            if let Err(error) = notify::archive(&archived).await {
+                tracing::warn!(error = %format!("{error:#}"), "jobs could not be archived; nothing of them is removed");
+            }
+        }
+    });
     let kept = Arc::clone(&store);
     let upkeep = tokio::spawn(async move {
         let mut rounds: u32 = 0;
@@ -105,7 +122,18 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
         }
     });
     tracing::info!(listen = %address, database = store.database.kind(), version = env!("CARGO_PKG_VERSION"), "the store listens");
-    Ok(Running { address, store, first_token, routes, handle, server, upkeep })
+    Ok(Running {
+        address,
+        store,
+        first_token,
+        routes,
+        handle,
+        server,
+        upkeep,
+        archiving,
+        dispatching,
+        stop,
+    })
 }
 
 /// Removes what is older than the configuration keeps, in portions between which others get their turn.
@@ -116,6 +144,8 @@ async fn remove_old(store: &Store) -> anyhow::Result<()> {
         events_before_ms: before(kept.events_days),
         jobs_before_ms: before(kept.jobs_days),
         audit_before_ms: before(kept.audit_days),
+        deliveries_before_ms: before(kept.deliveries_days),
+        only_archived: store.configuration.archive.is_some(),
     };
     let mut failures = 0;
     loop {
@@ -148,6 +178,14 @@ impl Running {
         self.handle.graceful_shutdown(Some(DRAIN_TIME));
         let result = self.server.await.context("the server's task failed")?;
         self.upkeep.abort();
+        self.archiving.abort();
+        // Attempts that have begun may end; what is cut off is tried again when its lease is over.
+        let _ = self.stop.send(true);
+        if tokio::time::timeout(DRAIN_TIME, self.dispatching).await.is_err() {
+            tracing::warn!(
+                "notifications were being sent when the store stopped; they are sent again"
+            );
+        }
         if let Err(error) = self.store.flush_uses().await {
             tracing::warn!(error = %error, "when callers were last heard of could not be written down");
         }

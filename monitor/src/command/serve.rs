@@ -35,6 +35,8 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
     }
     let passed = take_passed();
     memory::keep_little();
+    // Nobody but root may look into this process, or make it dump what it holds.
+    nix::sys::prctl::set_dumpable(false).context("the monitor's memory could not be closed")?;
     let config = Config::load(paths)?;
     let listener = Listener::open(paths, config.docker.authorization_plugin, passed.listeners)?;
     make_private_directories(paths)?;

@@ -17,18 +17,12 @@ pub struct CachedAnswer {
     pub body: Arc<Body>,
     /// What to record for those that it is given to.
     pub outcome: Arc<DnsOutcome>,
-    stored: Instant,
-    expires: Instant,
-    generation: u64,
-    size: usize,
-}
-
-impl CachedAnswer {
-    /// Whole seconds since it was stored, to take off its TTLs.
-    pub fn age(&self, now: Instant) -> u32 {
-        let age = now.saturating_duration_since(self.stored).as_secs();
-        u32::try_from(age).unwrap_or(u32::MAX)
-    }
+    /// When it was stored and when it expires, in milliseconds since the cache was made: there are thousands of answers, and
+    /// an [`Instant`] takes twice as much.
+    stored: u64,
+    expires: u64,
+    generation: u32,
+    size: u32,
 }
 
 /// The cache: bounded in entries and bytes; the oldest answers go first.
@@ -39,20 +33,38 @@ pub struct Cache {
     limits: CacheLimits,
     entries: HashMap<Arc<[u8]>, CachedAnswer>,
     /// Keys in the order of their insertion; one whose generation is not the entry's is of an entry that was replaced.
-    queue: VecDeque<(Arc<[u8]>, u64)>,
-    generation: u64,
+    queue: VecDeque<(Arc<[u8]>, u32)>,
+    generation: u32,
     bytes: usize,
+    /// What times are counted from.
+    epoch: Instant,
 }
 
 impl Cache {
     /// An empty cache.
     pub fn new(limits: CacheLimits) -> Self {
-        Self { limits, entries: HashMap::new(), queue: VecDeque::new(), generation: 0, bytes: 0 }
+        Self {
+            limits,
+            entries: HashMap::new(),
+            queue: VecDeque::new(),
+            generation: 0,
+            bytes: 0,
+            epoch: Instant::now(),
+        }
     }
 
-    /// The answer to `key`, when there is one that is still good at `now`.
-    pub fn get(&self, key: &[u8], now: Instant) -> Option<&CachedAnswer> {
-        self.entries.get(key).filter(|entry| now < entry.expires)
+    /// The answer to `key`, when there is one that is still good at `now`, and the whole seconds since it was stored, to take
+    /// off its TTLs.
+    pub fn get(&self, key: &[u8], now: Instant) -> Option<(&CachedAnswer, u32)> {
+        let now = self.milliseconds(now);
+        let entry = self.entries.get(key).filter(|entry| now < entry.expires)?;
+        let age = u32::try_from(now.saturating_sub(entry.stored) / 1000).unwrap_or(u32::MAX);
+        Some((entry, age))
+    }
+
+    fn milliseconds(&self, time: Instant) -> u64 {
+        let since = time.saturating_duration_since(self.epoch).as_millis();
+        u64::try_from(since).unwrap_or(u64::MAX)
     }
 
     /// Remembers an answer for `lifetime`. Answers that don't fit, and those with no lifetime, are left out.
@@ -80,12 +92,19 @@ impl Cache {
                 self.remove(&oldest);
             }
         }
-        self.generation += 1;
+        self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let key: Arc<[u8]> = key.into();
         self.queue.push_back((Arc::clone(&key), generation));
-        let entry =
-            CachedAnswer { body, outcome, stored: now, expires: now + lifetime, generation, size };
+        let (stored, expires) = (self.milliseconds(now), self.milliseconds(now + lifetime));
+        let entry = CachedAnswer {
+            body,
+            outcome,
+            stored,
+            expires,
+            generation,
+            size: u32::try_from(size).unwrap_or(u32::MAX),
+        };
         self.bytes += size;
         self.entries.insert(key, entry);
         self.trim_queue();
@@ -93,7 +112,7 @@ impl Cache {
 
     fn remove(&mut self, key: &[u8]) {
         if let Some(entry) = self.entries.remove(key) {
-            self.bytes -= entry.size;
+            self.bytes -= usize::try_from(entry.size).unwrap_or(usize::MAX);
         }
     }
 
@@ -156,7 +175,7 @@ mod tests {
         insert(&mut cache, "a", 10, now);
         insert(&mut cache, "never", 0, now);
         let later = now + Duration::from_millis(9_999);
-        assert_eq!(cache.get(b"a", later).map(|entry| entry.age(later)), Some(9));
+        assert_eq!(cache.get(b"a", later).map(|(_, age)| age), Some(9));
         assert!(cache.get(b"a", now + Duration::from_secs(10)).is_none());
         assert!(cache.get(b"never", now).is_none());
     }

@@ -1,5 +1,6 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
+use super::memory_watch;
 use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
 use super::source_watch;
 use crate::caller::{ProcFs, ProcessTable, Worker};
@@ -74,7 +75,7 @@ impl Detectors {
 
 fn run(
     parts: Parts,
-    failed: impl Fn(String) + Send + 'static,
+    failed: impl Fn(String) + Clone + Send + 'static,
 ) -> (Option<ProcessChangeReader>, Vec<String>) {
     let Parts { worker, group, sensor, watched, responder, workspace, executed, looks } = parts;
     let mut problems = Vec::new();
@@ -84,8 +85,19 @@ fn run(
             sensor: Arc::clone(&sensor),
             responder: Arc::clone(&responder),
         };
-        if let Err(error) = source_watch::start(watched, &workspace, failed) {
+        if let Err(error) = source_watch::start(watched, &workspace, failed.clone()) {
             problems.push(format!("overwritten source files can't be noticed: {error}"));
+        }
+    }
+    let has_guard = watched.as_ref().is_some_and(|watched| watched.sensors().guard().is_ok());
+    if !has_guard {
+        let watched = memory_watch::Watched {
+            worker: Arc::clone(&worker),
+            sensor: Arc::clone(&sensor),
+            responder: Arc::clone(&responder),
+        };
+        if let Err(error) = memory_watch::start(watched, failed.clone()) {
+            problems.push(format!("who opens a runner's memory can't be told: {error}"));
         }
     }
     let mut reader = None;
@@ -186,11 +198,7 @@ fn effective_uid(pid: u32) -> Option<u32> {
 /// What the posture says of detection: how shells are found, and whether all that Lockdown Mode lists can be found.
 /// `sensors` are those of the job.
 pub fn features(lockdown: &LockdownMode, sensors: &[Feature]) -> Vec<Feature> {
-    let mut features = vec![Feature {
-        name: "sensor-reverse-shell".to_owned(),
-        state: FeatureState::Degraded,
-        reason: "shells are found by procfs a moment after they have started: a first command of their peer may run".to_owned(),
-    }];
+    let mut features = vec![shell_feature(lockdown, sensors)];
     if lockdown.enabled {
         let missing: Vec<String> = lockdown
             .detections
@@ -213,6 +221,29 @@ pub fn features(lockdown: &LockdownMode, sensors: &[Feature]) -> Vec<Feature> {
         });
     }
     features
+}
+
+/// A shell is stopped before it can do anything where the kernel's side sees both what processes read and what connections they
+/// have, and only where it ends the job.
+fn shell_feature(lockdown: &LockdownMode, sensors: &[Feature]) -> Feature {
+    let detection = LockdownDetection::ReverseShell.into();
+    let ends = crate::respond::decide(detection, lockdown) == crate::respond::Decision::Lockdown;
+    let is_active = |name: &str| {
+        let mut of_name = sensors.iter().filter(|sensor| sensor.name == name).peekable();
+        of_name.peek().is_some() && of_name.all(|sensor| sensor.state == FeatureState::Active)
+    };
+    let (state, reason) = if ends && is_active("sensor-memory") && is_active("sensor-network") {
+        (
+            FeatureState::Active,
+            "BPF: what may be a shell at the end of a connection is stopped when it has read from there, until it was judged",
+        )
+    } else {
+        (
+            FeatureState::Degraded,
+            "shells are found by procfs a moment after they have started: a first command of their peer may run",
+        )
+    };
+    Feature { name: "sensor-reverse-shell".to_owned(), state, reason: reason.to_owned() }
 }
 
 /// Whether there is a sensor for the detection.

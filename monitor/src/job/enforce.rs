@@ -220,8 +220,9 @@ pub fn enforce(
     forget_dns_flows_meanwhile(namespace, &state.id);
     let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
-    features.extend(detectors::features(&enforced.lockdown, &sensors.features));
-    features.extend(sensors.features.iter().cloned());
+    let of_sensors = sensors.features();
+    features.extend(detectors::features(&enforced.lockdown, &of_sensors));
+    features.extend(of_sensors);
     let job = Job {
         enforced,
         worker,

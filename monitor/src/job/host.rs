@@ -206,6 +206,13 @@ impl Host {
         groups.map(|group| group.directory().to_owned()).collect()
     }
 
+    /// Makes ready what the next job needs, while nobody waits.
+    pub fn prepare_next(&self) {
+        if let Ok(sensors) = self.sensors.kernel() {
+            sensors.prepare_next();
+        }
+    }
+
     /// Who may look into the memory of a job's runner.
     pub fn trusted_readers(&self, worker: &Worker) -> TrustedReaders {
         let pid = std::process::id();

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod grant_book;
 pub mod host;
 pub mod last_known_good;
+mod memory_watch;
 pub mod observe;
 pub mod policy_choice;
 pub mod posture;

@@ -14,6 +14,7 @@ use super::state::JobState;
 use crate::caller::{Lineage, Peer, ProcFs, WorkerCandidate, lineage};
 use crate::cgroup::CgroupIdentity;
 use crate::server::Requests;
+use crate::sys::memory;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, EnforcementScope, JobEvent, JobStage, RecordedDetection,
 };
@@ -30,6 +31,9 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use unenforced::{Failure, Unenforced};
 use uuid::Uuid;
+
+/// Grants whose listing takes so much memory for a moment that it is worth giving back.
+const MANY_GRANTS: u64 = 1_000;
 
 /// The jobs of this host.
 #[derive(Debug)]
@@ -314,6 +318,9 @@ impl Registry {
         let jobs: Vec<_> = self.jobs().values().cloned().collect();
         let mut jobs: Vec<_> = jobs.iter().map(|job| job.status()).collect();
         jobs.sort_by(|a, b| a.id.cmp(&b.id));
+        if jobs.iter().any(|job| job.grants >= MANY_GRANTS) {
+            memory::give_back();
+        }
         Answer::Status(Status { jobs, infrastructure: self.host.infrastructure_units() })
     }
 

@@ -20,14 +20,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
 /// How often repeats are written down and connections that are open but idle have their addresses prolonged. Well below
 /// the grace period, and seldom enough that an idle monitor does nothing worth measuring.
 const TICK: Duration = Duration::from_mins(1);
 
-/// When what reading and binding the policy has used and freed is given back.
-const SETTLING: Duration = Duration::from_secs(2);
+/// How often memory that is free is given back: what reading the policy has used, and what bursts of events leave.
+const GIVE_BACK: Duration = Duration::from_secs(5);
+
+/// Events after which there is something to give back.
+const GIVE_BACK_EVENTS: u64 = 4_096;
 
 /// Actions of one change that its evidence lists.
 const SHOWN_ACTIONS: usize = 8;
@@ -58,9 +61,11 @@ pub async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
-    let settling = sleep(SETTLING);
-    tokio::pin!(settling);
-    let mut has_settled = false;
+    let mut giving_back = interval(GIVE_BACK);
+    giving_back.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    giving_back.reset();
+    // The first time in any case.
+    let mut given_back_at = None;
     loop {
         tokio::select! {
             _ = exit.wait() => break,
@@ -78,13 +83,28 @@ pub async fn run(
                     job.note_gap(format!("changes of the packet filter by others can't be noticed any more: {error}"));
                 }
             },
-            () = &mut settling, if !has_settled => {
-                has_settled = true;
-                blocking(memory::give_back).await;
+            _ = giving_back.tick() => {
+                let events = job.recorder.totals().events;
+                if given_back_at.is_none_or(|at| events >= at + GIVE_BACK_EVENTS) {
+                    let is_first = given_back_at.replace(events).is_none();
+                    let host = Arc::clone(&host);
+                    blocking(move || {
+                        if is_first {
+                            host.prepare_next();
+                        }
+                        memory::give_back();
+                    })
+                    .await;
+                }
             }
             _ = tick.tick() => {
                 let (host, job) = (Arc::clone(&host), Arc::clone(&job));
-                blocking(move || keep_up(&host, &job)).await;
+                blocking(move || {
+                    keep_up(&host, &job);
+                    // What listing thousands of open addresses has used.
+                    memory::give_back();
+                })
+                .await;
             }
         }
     }
@@ -97,6 +117,7 @@ async fn finish(host: Arc<Host>, job: Arc<Job>, on_end: impl FnOnce(&Job) + Send
         on_end(&job);
         // What it takes to know a job.
         drop(job);
+        host.prepare_next();
         memory::give_back();
     })
     .await;

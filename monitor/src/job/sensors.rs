@@ -35,8 +35,16 @@ pub struct JobSensors {
     pub processes: Arc<dyn ProcessSensor>,
     /// What the sensors in the kernel watch for this job.
     pub watched: Option<Arc<WatchedJob>>,
-    /// The mechanisms as they are for this job.
-    pub features: Vec<Feature>,
+    /// The mechanisms of this host.
+    of_host: Vec<Feature>,
+}
+
+impl JobSensors {
+    /// The mechanisms as they are for this job. Waits until all that watch it do.
+    pub fn features(&self) -> Vec<Feature> {
+        let of_job = self.watched.as_ref().map(|watched| watched.features()).unwrap_or_default();
+        [self.of_host.clone(), of_job].concat()
+    }
 }
 
 /// Gathers the sensors of a job, and begins to watch where the kernel has any. `sockets` works on every kernel.
@@ -53,7 +61,7 @@ pub fn job_sensors(
         processes: Arc::<ProcfsSensor>::clone(&sockets) as Arc<dyn ProcessSensor>,
         sockets,
         watched: None,
-        features: fallback_features(reason),
+        of_host: fallback_features(reason),
     };
     let sensors = match host.sensors.kernel() {
         Ok(sensors) => sensors,
@@ -74,9 +82,8 @@ pub fn job_sensors(
         Ok(watched) => {
             let watched = Arc::new(watched);
             let sensor = BpfSensor::new(Arc::clone(&watched), Arc::clone(&sockets));
-            let mut features = sensors.features();
-            features.extend(watched.features());
-            JobSensors { processes: Arc::new(sensor), sockets, watched: Some(watched), features }
+            let of_host = sensors.features();
+            JobSensors { processes: Arc::new(sensor), sockets, watched: Some(watched), of_host }
         }
         Err(error) => without(sockets, &with_causes(&error)),
     }
@@ -155,6 +162,10 @@ impl KernelObserver for JobObserver {
         {
             tracing::warn!(pid, error = %with_causes(&error), "a process that left its job's cgroup can't be moved back");
         }
+    }
+
+    fn held(&self, process: ProcessKey) {
+        self.look_soon.held(process);
     }
 
     fn accessed(&self, reader: ProcessKey, process: Process, access: Access) {

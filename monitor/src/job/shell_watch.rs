@@ -2,7 +2,10 @@
 //!
 //! Looking costs nothing worth measuring as long as the job has no connection to another machine but the Worker's own: then
 //! only the socket table is read, once a second. With one, its processes are looked at when a connection is made, when a
-//! program is executed, and once a second.
+//! program is executed, and once a second. Where the kernel's sensors can, they stop a shell that has read something at the end
+//! of a connection, until it was looked at ([`held`]): looking alone comes a moment too late for the first command.
+
+mod held;
 
 use crate::caller::{ProcessKey, Worker};
 use crate::cgroup::JobCgroup;
@@ -11,12 +14,14 @@ use crate::detect::reverse_shell::flow::Flow;
 use crate::detect::reverse_shell::{Certainty, Facts, Lead, leads, reverse_shell};
 use crate::respond::Responder;
 use crate::watch::attribution::ProcfsSensor;
-use crate::watch::kernel::WatchedJob;
+use crate::watch::kernel::{JobStreams, WatchedJob};
 use crate::watch::lifecycle::JobProcesses;
 use crate::watch::shells::{Connections, ShellSensor, is_forked_copy, sample};
 use crate::watch::sockets::SocketError;
-use portcullis_common::event::Process;
+use held::Held;
+use portcullis_common::event::{DetectionType, Process};
 use portcullis_common::hook::with_causes;
+use portcullis_common::policy::LockdownDetection;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,6 +76,14 @@ struct Shared {
     has_new_connection: AtomicBool,
     /// The last look saw a connection to another machine.
     any_remote: AtomicBool,
+    /// Processes that are stopped until they are judged.
+    held: Mutex<Vec<ProcessKey>>,
+}
+
+impl Shared {
+    fn take_held(&self) -> Vec<ProcessKey> {
+        std::mem::take(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Where looks are asked for; see [`LookSoon`].
@@ -100,6 +113,12 @@ impl LookSoon {
         if self.shared.any_remote.load(Ordering::Relaxed) {
             self.ask();
         }
+    }
+
+    /// A process of the job is stopped until it is judged.
+    pub fn held(&self, process: ProcessKey) {
+        self.shared.held.lock().unwrap_or_else(PoisonError::into_inner).push(process);
+        self.ask();
     }
 
     fn ask(&self) {
@@ -164,12 +183,31 @@ struct Watch {
     flows: HashMap<(ProcessKey, u64), Flow>,
     told: HashSet<(ProcessKey, u64)>,
     has_failed: bool,
+    held: Option<Held>,
+}
+
+/// The kernel's sensors stop shells for the watch where they can, and where it ends the job: nothing is gained by stopping
+/// what is only recorded.
+fn streams(watched: &Watched) -> Option<JobStreams> {
+    let detection = DetectionType::Lockdown(LockdownDetection::ReverseShell);
+    let Descent::Kernel(job) = &watched.processes else { return None };
+    if !watched.responder.would_lock_down(detection) {
+        return None;
+    }
+    let streams = job.streams().map_err(str::to_owned).and_then(|streams| {
+        streams.begin().map_err(|error| with_causes(&error))?;
+        Ok(streams)
+    });
+    streams
+        .map_err(|reason| tracing::warn!(reason, "shells are not stopped before they are judged"))
+        .ok()
 }
 
 impl Watch {
     fn new(watched: Watched) -> Self {
         let shells = ShellSensor::new(watched.worker.key(), watched.group.clone());
         Self {
+            held: streams(&watched).map(Held::new),
             watched,
             shells,
             seen: HashMap::new(),
@@ -185,18 +223,26 @@ impl Watch {
         while !self.watched.worker.has_exited().unwrap_or(true) {
             let now = Instant::now();
             let next = due.first().copied().unwrap_or(now + TICK).max(budget.not_before(now));
-            match looks.queue.recv_timeout(next.saturating_duration_since(now)) {
+            let wait = self.held_again(now).map_or(next, |held| held.min(next));
+            let asked = looks.queue.recv_timeout(wait.saturating_duration_since(now));
+            // Stopped processes wait for nothing else.
+            self.judge_held(looks.shared.take_held());
+            if self.watched.responder.is_locked_down() {
+                return;
+            }
+            let now = Instant::now();
+            match asked {
+                Ok(()) if looks.shared.has_new_connection.swap(false, Ordering::Relaxed) => {
+                    due.extend(AFTER_CONNECTION.map(|after| now + after));
+                }
                 Ok(()) => {
-                    let now = Instant::now();
-                    if looks.shared.has_new_connection.swap(false, Ordering::Relaxed) {
-                        due.extend(AFTER_CONNECTION.map(|after| now + after));
-                    } else {
-                        due.insert(now);
-                    }
-                    thread::sleep(budget.not_before(now).saturating_duration_since(now));
+                    due.insert(now);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if due.first().is_some_and(|first| budget.not_before(now).max(*first) > now) {
+                continue;
             }
             let begin = Instant::now();
             self.note_suspension(begin.saturating_duration_since(next));
@@ -235,13 +281,12 @@ impl Watch {
 
     /// Looks once. When it should be looked again soon, and whether there is any connection to another machine.
     fn look(&mut self) -> Result<(Option<Duration>, bool), SocketError> {
-        let sensor = Arc::clone(&self.watched.sensor);
-        let connections = self.shells.connections(sensor.diagnostics())?;
-        if !connections.any_remote {
+        let Some(connections) = self.connections()? else {
             self.seen.clear();
             self.flows.clear();
             return Ok((None, false));
-        }
+        };
+        self.find_held();
         let mut facts = self.facts(&connections)?;
         if leads(&facts).iter().any(|lead| self.is_new(lead)) {
             // What was read of several processes is not of one moment: it must be so twice.
@@ -260,6 +305,21 @@ impl Watch {
             }
         }
         Ok((again, true))
+    }
+
+    /// The connections, when there is one to another machine.
+    fn connections(&mut self) -> Result<Option<Connections>, SocketError> {
+        let sensor = Arc::clone(&self.watched.sensor);
+        // Before the look, so that a connection that is made meanwhile counts as one that was not seen.
+        let made = self.held.as_ref().map(|held| held.streams.made());
+        let connections = self.shells.connections(sensor.diagnostics())?;
+        if connections.any_remote {
+            return Ok(Some(connections));
+        }
+        if let (Some(held), Some(made), false) = (&self.held, made, connections.any_waiting) {
+            held.streams.set_idle(made);
+        }
+        Ok(None)
     }
 
     fn facts(&mut self, connections: &Connections) -> Result<Facts, SocketError> {
@@ -296,6 +356,9 @@ impl Watch {
             } else {
                 Judged::LookAgain(FORKED_FOR.saturating_sub(held))
             });
+        }
+        if self.is_fed(lead) {
+            return Ok(Judged::Sure);
         }
         let diagnostics = self.watched.sensor.diagnostics();
         let is_sure = match sample(lead, connections, diagnostics)? {

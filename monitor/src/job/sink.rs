@@ -20,12 +20,12 @@ use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-/// Observations of the resolver that wait to be recorded. Each is a few hundred bytes.
+/// Observations of the resolver that wait to be recorded. Each is a few hundred bytes, and there only while it waits.
 const WAITING_OBSERVATIONS: usize = 16_384;
 
 /// What is needed to make events of facts.
@@ -145,15 +145,16 @@ impl EventContext {
 #[derive(Debug)]
 pub struct DnsSink {
     context: Arc<EventContext>,
-    queue: SyncSender<Observed>,
+    queue: Sender<Observed>,
+    waiting: Arc<AtomicUsize>,
     lost: AtomicU64,
     notices: tokio::sync::mpsc::Sender<String>,
 }
 
 #[derive(Debug)]
 enum Observed {
-    Query(DnsObservation),
-    Detection(DnsDetection),
+    Query(Box<DnsObservation>),
+    Detection(Box<DnsDetection>),
     /// Answered when everything before it was recorded.
     Flush(SyncSender<()>),
 }
@@ -167,12 +168,14 @@ impl DnsSink {
         context: Arc<EventContext>,
         notices: tokio::sync::mpsc::Sender<String>,
     ) -> io::Result<Self> {
-        let (queue, waiting) = sync_channel(WAITING_OBSERVATIONS);
-        let events = Arc::clone(&context);
+        // Not one with places that are made beforehand: for most jobs they would stay empty.
+        let (queue, observed) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (events, left) = (Arc::clone(&context), Arc::clone(&waiting));
         thread::Builder::new()
             .name("dns-events".to_owned())
-            .spawn(move || record(&events, &waiting))?;
-        Ok(Self { context, queue, lost: AtomicU64::new(0), notices })
+            .spawn(move || record(&events, &observed, &left))?;
+        Ok(Self { context, queue, waiting, lost: AtomicU64::new(0), notices })
     }
 
     /// How many observations there was no room for.
@@ -190,14 +193,19 @@ impl DnsSink {
     }
 
     fn put(&self, observed: Observed) {
-        if self.queue.try_send(observed).is_err() {
+        let is_full = self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_OBSERVATIONS;
+        if is_full || self.queue.send(observed).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-fn record(context: &EventContext, waiting: &Receiver<Observed>) {
-    while let Ok(observed) = waiting.recv() {
+fn record(context: &EventContext, observed: &Receiver<Observed>, waiting: &AtomicUsize) {
+    while let Ok(observed) = observed.recv() {
+        if !matches!(observed, Observed::Flush(_)) {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        }
         match observed {
             Observed::Query(observation) => context.observation(&observation),
             Observed::Detection(detection) => context.detection(&detection),
@@ -213,11 +221,11 @@ impl DnsObserver for DnsSink {
     }
 
     fn observe(&self, observation: DnsObservation) {
-        self.put(Observed::Query(observation));
+        self.put(Observed::Query(Box::new(observation)));
     }
 
     fn detect(&self, detection: DnsDetection) {
-        self.put(Observed::Detection(detection));
+        self.put(Observed::Detection(Box::new(detection)));
     }
 
     fn upstream_changed(&self, change: UpstreamChange) {

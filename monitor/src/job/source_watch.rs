@@ -8,7 +8,7 @@
 use crate::caller::{ProcFs, Worker};
 use crate::detect::source_overwritten::{SourceFiles, Write};
 use crate::respond::Responder;
-use crate::sys::fanotify::{Written, WrittenFiles};
+use crate::sys::fanotify::{FileEvent, FileEvents};
 use crate::watch::attribution::ProcfsSensor;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -48,7 +48,7 @@ pub fn start(
 ) -> io::Result<()> {
     let directory = open_workspace(&watched.worker, workspace)?;
     let path = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
-    let files = WrittenFiles::on_file_system_of(directory.as_fd())?;
+    let files = FileEvents::written(directory.as_fd())?;
     thread::Builder::new()
         .name("sources".to_owned())
         .spawn(move || {
@@ -71,7 +71,7 @@ fn open_workspace(worker: &Worker, workspace: &str) -> io::Result<OwnedFd> {
 fn watch(
     watched: &Watched,
     workspace: &Path,
-    files: &WrittenFiles,
+    files: &FileEvents,
     failed: &impl Fn(String),
 ) -> io::Result<()> {
     let mut sources = SourceFiles::default();
@@ -89,9 +89,11 @@ fn watch(
         let begin = Instant::now();
         for written in files.take()? {
             match written {
-                Written::File { file, pid } => judge(watched, workspace, &mut sources, &file, pid),
-                Written::Lost if has_lost => {}
-                Written::Lost => {
+                FileEvent::File { file, pid } => {
+                    judge(watched, workspace, &mut sources, &file, pid)
+                }
+                FileEvent::Lost if has_lost => {}
+                FileEvent::Lost => {
                     has_lost = true;
                     failed("so many files were written at once that not all writes were looked at: overwritten source files may have gone unnoticed".to_owned());
                 }

@@ -13,7 +13,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
-use crate::caller::{ProcFs, ProcessKey};
+use crate::caller::{ProcFs, ProcessEntry, ProcessKey, ProcessTable};
 use diagnostics::close_diagnostics;
 use inject::{InjectError, Injected, Injection};
 use portcullis_common::event::{Feature, FeatureState};
@@ -114,7 +114,30 @@ fn protect(worker: ProcessKey, uid: u32, wanted: Wanted) -> Protection {
     let privileges = wanted.no_new_privileges.then(|| forbid_new_privileges(worker));
     let mut protection = protection(uid, memory, privileges);
     protection.features.push(close_diagnostics(worker));
+    protection.features.extend(protect_listener(worker));
     protection
+}
+
+/// Makes the Listener that has started the Worker non-dumpable as well: it holds the credentials of the runner itself. It stays
+/// so for as long as it runs.
+fn protect_listener(worker: ProcessKey) -> Option<Feature> {
+    let parent = ProcFs.parentage(worker.pid).filter(|found| found.key == worker)?.parent;
+    let listener = ProcFs.process(parent).filter(ProcessEntry::is_named_listener)?;
+    let (state, reason) = match forbid_memory_access(listener.key, listener.uid) {
+        Ok(()) if listener.uid == 0 => (
+            FeatureState::Degraded,
+            "the runner runs as root, which can read the Listener's memory".to_owned(),
+        ),
+        Ok(()) => (FeatureState::Active, "only root can read the Listener's memory".to_owned()),
+        Err(error) => (
+            FeatureState::Degraded,
+            format!(
+                "other processes of the runner's user can read the Listener's memory: {}",
+                with_causes(&error)
+            ),
+        ),
+    };
+    Some(Feature { name: "listener-memory".to_owned(), state, reason })
 }
 
 /// The posture that follows from what was done.

@@ -45,7 +45,7 @@ struct NetworkKey {
     protocol: u32,
     address: IpAddr,
     port: Option<u16>,
-    process: ProcessKey,
+    process: Option<u32>,
     rule: u32,
 }
 
@@ -56,7 +56,7 @@ impl NetworkKey {
             protocol: texts.number(&event.protocol),
             address: event.address,
             port: event.port,
-            process: ProcessKey::of(event.process.as_ref(), texts),
+            process: process_number(event.process.as_ref(), texts),
             rule: texts.number(&event.rule),
         }
     }
@@ -67,7 +67,7 @@ struct DnsKey {
     verdict: Verdict,
     name: Box<str>,
     query_type: u32,
-    process: ProcessKey,
+    process: Option<u32>,
     rule: u32,
 }
 
@@ -77,7 +77,7 @@ impl DnsKey {
             verdict: event.verdict,
             name: event.name.as_str().into(),
             query_type: texts.number(&event.query_type),
-            process: ProcessKey::of(event.process.as_ref(), texts),
+            process: process_number(event.process.as_ref(), texts),
             rule: texts.number(&event.rule),
         }
     }
@@ -106,21 +106,9 @@ impl ExecKey {
 }
 
 /// A process for good: a pid alone is used again.
-#[derive(Debug, Eq, Hash, PartialEq)]
-struct ProcessKey {
-    pid: Option<u32>,
-    start_time: Option<u64>,
-    exe: Option<u32>,
-}
-
-impl ProcessKey {
-    fn of(process: Option<&Process>, texts: &mut Interner) -> Self {
-        Self {
-            pid: process.and_then(|process| process.pid),
-            start_time: process.and_then(|process| process.start_time),
-            exe: process.and_then(|process| process.exe.as_deref()).map(|exe| texts.number(exe)),
-        }
-    }
+fn process_number(process: Option<&Process>, texts: &mut Interner) -> Option<u32> {
+    let Process { pid, start_time, exe, .. } = process?;
+    Some(texts.number(&format!("{pid:?} {start_time:?} {exe:?}")))
 }
 
 impl Recorder {

@@ -43,8 +43,8 @@ pub struct ReportHeader {
 #[derive(Debug, Default)]
 pub struct Summary {
     rows: HashMap<RowKey, Row>,
-    /// The texts that rows share.
-    texts: HashSet<Arc<str>>,
+    /// What rows share: a job has thousands of rows of a few steps and programs.
+    callers: HashSet<Arc<Caller>>,
     left_out: u64,
     left_out_blocked: bool,
     detections: Vec<DetectionEvent>,
@@ -58,11 +58,17 @@ pub struct Summary {
 struct RowKey {
     endpoint: Box<str>,
     verdict: Verdict,
-    process: Arc<str>,
-    step: Arc<str>,
-    rule: Arc<str>,
+    caller: Arc<Caller>,
     /// Calls from outside are reported, but they are no calls of the job.
     is_inbound: bool,
+}
+
+/// Who called, and what decided.
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct Caller {
+    process: String,
+    step: String,
+    rule: String,
 }
 
 /// How often, by kind: one call of `getaddrinfo` asks for A and AAAA, and that is one attempt, not two.
@@ -120,9 +126,9 @@ impl Summary {
             .map(|(key, row)| Destination {
                 endpoint: key.endpoint.to_string(),
                 verdict: key.verdict,
-                process: key.process.to_string(),
-                step: key.step.to_string(),
-                rule: key.rule.to_string(),
+                process: key.caller.process.clone(),
+                step: key.caller.step.clone(),
+                rule: key.caller.rule.clone(),
                 count: row.count(),
             })
             .collect();
@@ -156,13 +162,10 @@ impl Summary {
 
     fn add_network(&mut self, event: &NetworkEvent) {
         *self.packets.entry(rule_kind(event)).or_default() += event.packets;
-        let (process, step) = who(event.process.as_ref());
         let key = RowKey {
             endpoint: endpoint(event).into(),
             verdict: event.verdict,
-            process: self.text(&process),
-            step: self.text(&step),
-            rule: self.text(&event.rule),
+            caller: self.caller(event.process.as_ref(), &event.rule),
             is_inbound: event.direction == Direction::Inbound,
         };
         if let Some(row) = self.row(key) {
@@ -175,13 +178,10 @@ impl Summary {
         if event.verdict == Verdict::Allowed {
             return;
         }
-        let (process, step) = who(event.process.as_ref());
         let key = RowKey {
             endpoint: event.name.as_str().into(),
             verdict: event.verdict,
-            process: self.text(&process),
-            step: self.text(&step),
-            rule: self.text(&event.rule),
+            caller: self.caller(event.process.as_ref(), &event.rule),
             is_inbound: false,
         };
         if let Some(row) = self.row(key) {
@@ -208,15 +208,17 @@ impl Summary {
             return None;
         }
         if !self.rows.contains_key(&key) {
-            // Only now: the texts of rows that are left out are not kept either.
-            self.texts.extend([&key.process, &key.step, &key.rule].map(Arc::clone));
+            // Only now: what belongs to rows that are left out is not kept either.
+            self.callers.insert(Arc::clone(&key.caller));
         }
         Some(self.rows.entry(key).or_default())
     }
 
-    /// A text as rows share it.
-    fn text(&self, text: &str) -> Arc<str> {
-        self.texts.get(text).map_or_else(|| text.into(), Arc::clone)
+    /// A caller as rows share it.
+    fn caller(&self, process: Option<&Process>, rule: &str) -> Arc<Caller> {
+        let (process, step) = who(process);
+        let caller = Caller { process, step, rule: rule.to_owned() };
+        self.callers.get(&caller).map_or_else(|| Arc::new(caller), Arc::clone)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Files that were written, by fanotify(7): an event for each descriptor that was open for writing and is closed.
+//! Files that were written or opened, by fanotify(7): an event for each descriptor that was open for writing and is closed, or
+//! for each that is opened.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -7,29 +8,38 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// Bytes that are read at once: some 170 events, each of which is an open descriptor of ours until it is dropped.
 const BATCH: usize = 4096;
 
-/// A group that is told of writes.
+/// A group that is told of writes, or of opened files.
 #[derive(Debug)]
-pub(crate) struct WrittenFiles {
+pub(crate) struct FileEvents {
     group: OwnedFd,
 }
 
 /// What was told.
 #[derive(Debug)]
-pub(crate) enum Written {
-    /// A file that somebody had written to was closed.
+pub(crate) enum FileEvent {
+    /// A file that somebody had written to was closed, or a file was opened.
     File {
         /// The file, open for reading.
         file: OwnedFd,
-        /// The process that closed it.
+        /// The process that closed or opened it.
         pid: u32,
     },
     /// There were more events than the kernel keeps.
     Lost,
 }
 
-impl WrittenFiles {
+impl FileEvents {
     /// Is told of every file that is written on the file system of `directory`, by whatever mount. Needs `CAP_SYS_ADMIN`.
-    pub(crate) fn on_file_system_of(directory: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn written(directory: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::new(directory, libc::FAN_CLOSE_WRITE)
+    }
+
+    /// Is told of every file that is opened on the file system of `directory`, likewise.
+    pub(crate) fn opened(directory: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::new(directory, libc::FAN_OPEN)
+    }
+
+    fn new(directory: BorrowedFd<'_>, mask: u64) -> io::Result<Self> {
         let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
         let event_flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE | libc::O_NOATIME;
         // SAFETY: fanotify_init takes two integers and touches no memory of ours.
@@ -44,7 +54,7 @@ impl WrittenFiles {
             libc::fanotify_mark(
                 group.as_raw_fd(),
                 libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM,
-                libc::FAN_CLOSE_WRITE,
+                mask,
                 directory.as_raw_fd(),
                 c".".as_ptr(),
             )
@@ -53,16 +63,21 @@ impl WrittenFiles {
     }
 
     /// What waits, at most a batch; nothing when nothing waits.
-    pub(crate) fn take(&self) -> io::Result<Vec<Written>> {
+    pub(crate) fn take(&self) -> io::Result<Vec<FileEvent>> {
         let mut buffer = MaybeUninit::<[u64; BATCH / 8]>::zeroed();
         // SAFETY: the kernel writes at most `BATCH` bytes to memory of that size.
         let length =
             unsafe { libc::read(self.group.as_raw_fd(), buffer.as_mut_ptr().cast(), BATCH) };
         let Ok(length) = usize::try_from(length) else {
             let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Vec::new()),
-                _ => Err(error),
+            return match error.raw_os_error() {
+                // Of the group itself, and nothing that passes.
+                Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::EMFILE | libc::ENFILE) => {
+                    Err(error)
+                }
+                // Nothing waits; or the file of an event could not be opened for us, because its process has ended, and
+                // the kernel has let the event go.
+                _ => Ok(Vec::new()),
             };
         };
         // SAFETY: it was zeroed and is made of integers.
@@ -73,14 +88,19 @@ impl WrittenFiles {
     }
 }
 
-impl AsFd for WrittenFiles {
+/// Is told of every file that is opened in the procfs at `/proc`.
+pub(crate) fn opened_on_procfs() -> io::Result<FileEvents> {
+    FileEvents::opened(std::fs::File::open("/proc")?.as_fd())
+}
+
+impl AsFd for FileEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.group.as_fd()
     }
 }
 
 /// Reads `struct fanotify_event_metadata`, one after the other, and takes over their descriptors.
-fn parse(mut bytes: &[u8]) -> Vec<Written> {
+fn parse(mut bytes: &[u8]) -> Vec<FileEvent> {
     let mut events = Vec::new();
     while let Some(event) = bytes.get(..size_of::<libc::fanotify_event_metadata>()) {
         let word = |at: usize| event.get(at..at + 4).and_then(|word| word.first_chunk::<4>());
@@ -89,11 +109,11 @@ fn parse(mut bytes: &[u8]) -> Vec<Written> {
         let (length, mask) = (number(0).unsigned_abs() as usize, number(8).unsigned_abs());
         let (descriptor, pid) = (number(16), number(20));
         if u64::from(mask) & libc::FAN_Q_OVERFLOW != 0 {
-            events.push(Written::Lost);
+            events.push(FileEvent::Lost);
         } else if descriptor >= 0 {
             // SAFETY: the kernel has opened this descriptor for us with this event; nobody else owns it.
             let file = unsafe { OwnedFd::from_raw_fd(descriptor) };
-            events.push(Written::File { file, pid: pid.unsigned_abs() });
+            events.push(FileEvent::File { file, pid: pid.unsigned_abs() });
         }
         match bytes.get(length..) {
             Some(rest) if length > 0 => bytes = rest,

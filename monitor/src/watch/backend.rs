@@ -79,10 +79,17 @@ pub fn fallback_features(reason: &str) -> Vec<Feature> {
             FeatureState::Degraded,
             "processes are found by procfs and sock_diag: one that ends at once may be known by its user only",
         ),
-        feature(
-            "sensor-memory",
-            FeatureState::Missing,
-            "nobody is told who reads the memory of a runner",
-        ),
+        match crate::sys::fanotify::opened_on_procfs() {
+            Ok(_) => feature(
+                "sensor-memory",
+                FeatureState::Degraded,
+                "fanotify: who opens /proc/PID/mem of a runner is told, and ended a moment later; ptrace and process_vm_readv by root are not seen",
+            ),
+            Err(error) => feature(
+                "sensor-memory",
+                FeatureState::Missing,
+                &format!("nobody is told who reads the memory of a runner: {error}"),
+            ),
+        },
     ]
 }

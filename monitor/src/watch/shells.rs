@@ -1,9 +1,11 @@
 //! Gathers what [`crate::detect::reverse_shell`] judges: the descriptors of a job's processes and where sockets lead.
 
 use super::descriptors::descriptors;
+use super::flow::TCP;
 use super::inodes::socket_inodes;
 use super::programs::Programs;
 use super::sockets::{SocketDiagnostics, SocketError, SocketRecord};
+use crate::caller::table::Parentage;
 use crate::caller::{ProcFs, ProcessKey};
 use crate::cgroup::JobCgroup;
 use crate::detect::reverse_shell::flow::Sample;
@@ -14,6 +16,13 @@ use std::net::SocketAddr;
 
 /// The most processes of a job that are looked at at once. A job can make more; then the newest are looked at.
 const PROCESS_LIMIT: usize = 2_048;
+
+/// The port of name servers.
+const DNS: u16 = 53;
+
+/// The states of a TCP socket that can still be accepted: established, half open, and one whose peer has sent all it has
+/// (`TCP_ESTABLISHED`, `TCP_SYN_RECV`, `TCP_CLOSE_WAIT`).
+const BEFORE_ACCEPT: [u8; 3] = [1, 3, 8];
 
 /// Looks at one job.
 #[derive(Debug)]
@@ -32,6 +41,8 @@ pub struct Connections {
     sockets: Vec<SocketRecord>,
     /// Whether there is one to another machine that the Worker does not hold alone.
     pub any_remote: bool,
+    /// Whether somebody's call from another machine waits to be accepted.
+    pub any_waiting: bool,
 }
 
 impl ShellSensor {
@@ -49,6 +60,13 @@ impl ShellSensor {
         diagnostics: &SocketDiagnostics,
     ) -> Result<Connections, SocketError> {
         let mut sockets = diagnostics.connected()?;
+        let waits = |socket: &SocketRecord| {
+            socket.inode == 0
+                && socket.protocol == TCP
+                && BEFORE_ACCEPT.contains(&socket.state)
+                && !socket.remote.ip().is_loopback()
+        };
+        let any_waiting = sockets.iter().any(waits);
         sockets.retain(|socket| socket.inode != 0);
         let local: HashSet<(SocketAddr, SocketAddr)> =
             sockets.iter().map(|socket| (socket.local, socket.remote)).collect();
@@ -61,7 +79,7 @@ impl ShellSensor {
             self.of_worker = socket_inodes(self.worker.pid).into_iter().collect();
         }
         let any_remote = remote.iter().any(|inode| !self.of_worker.contains(inode));
-        Ok(Connections { sockets, any_remote })
+        Ok(Connections { sockets, any_remote, any_waiting })
     }
 
     /// The facts of this moment. `followed` are processes that are the job's by descent, wherever they are.
@@ -88,6 +106,9 @@ impl ShellSensor {
                 None => Connection::Remote(socket.remote),
             };
             facts.connections.insert(socket.inode.into(), connection);
+            if socket.protocol != TCP && socket.remote.port() == DNS {
+                facts.look_ups.insert(socket.inode.into());
+            }
         }
         for (one, other) in diagnostics.unix_pairs()? {
             facts.connections.insert(one.into(), Connection::Local(other.into()));
@@ -106,10 +127,10 @@ impl ShellSensor {
         pids.truncate(PROCESS_LIMIT);
         pids.into_iter()
             .filter_map(|pid| {
-                let key = ProcFs.key(pid)?;
+                let Parentage { key, parent } = ProcFs.parentage(pid)?;
                 let descriptors = descriptors(pid);
                 let (executable, program) = self.programs.of(pid)?;
-                Some(Holder { key, executable, program, descriptors })
+                Some(Holder { key, parent, executable, program, descriptors })
             })
             .collect()
     }

@@ -72,9 +72,16 @@ async fn events(
     let text = std::str::from_utf8(&body)
         .map_err(|_| ApiError::bad_request("the events are not UTF-8"))?;
     let batch = read_batch(&id, text)?;
-    match store.database.store_events(&id, host_id, &batch, store.thresholds()).await? {
-        Intake::Stored { last_seq, new } => {
+    let stored = store
+        .database
+        .store_events(&id, host_id, &batch, now().as_millisecond(), store.thresholds())
+        .await?;
+    match stored {
+        Intake::Stored { last_seq, new, is_told } => {
             store.events.inc_by(new);
+            if is_told {
+                store.dispatcher.wake();
+            }
             Ok(Answer(Accepted { last_seq }))
         }
         Intake::Gap { expected } => {

@@ -13,6 +13,7 @@ mod endpoints;
 pub mod extract;
 mod health;
 mod hosts;
+mod integrations;
 mod jobs;
 mod policies;
 mod policy_attachments;
@@ -21,6 +22,7 @@ pub mod problem;
 pub mod rate;
 mod resolve;
 mod runs;
+mod suppressions;
 mod tokens;
 
 pub use access::Access;
@@ -170,6 +172,8 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     audit::routes(&mut routes);
     jobs::routes(&mut routes);
     runs::routes(&mut routes);
+    suppressions::routes(&mut routes);
+    integrations::routes(&mut routes);
     baselines::routes(&mut routes);
     endpoints::routes(&mut routes);
     compatibility::routes(&mut routes);

@@ -249,6 +249,27 @@ struct DetectionParams {
     job: Option<String>,
     /// Only of this run of GitHub.
     run_id: Option<u64>,
+    /// Only in this state: `new`, `suppressed`, `resolved`.
+    state: Option<DetectionStateName>,
+}
+
+/// The state of a detection.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DetectionStateName {
+    New,
+    Suppressed,
+    Resolved,
+}
+
+impl DetectionStateName {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Suppressed => "suppressed",
+            Self::Resolved => "resolved",
+        }
+    }
 }
 
 async fn detections(
@@ -264,6 +285,8 @@ async fn detections(
         cluster: params.cluster,
         job: params.job,
         run_id: params.run_id,
+        state: params.state.map(|state| state.name().to_owned()),
+        ..DetectionFilter::default()
     };
     Ok(Answer(page(store.database.detections(&filter, asked(limit)).await?, limit)))
 }

@@ -6,6 +6,7 @@ use super::problem::{ApiError, ApiResult};
 use super::{ADMIN, Routes};
 use crate::database::{NewAuditEntry, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
+pub(super) use crate::service::is_name;
 use crate::service::now;
 use axum::extract::State;
 use jiff::Timestamp;
@@ -24,13 +25,6 @@ pub(super) fn routes(routes: &mut Routes) {
         create,
     );
     routes.api(("DELETE", "/tokens/{id}"), ADMIN, (TAG, "Revokes a token at once"), delete);
-}
-
-/// Whether a text can name a token or host: visible, in one line, not too long.
-pub(super) fn is_name(text: &str) -> bool {
-    (1..=100).contains(&text.chars().count())
-        && !text.chars().any(char::is_control)
-        && text.trim() == text
 }
 
 async fn list(State(store): TheStore) -> ApiResult<Answer<Page<Token>>> {

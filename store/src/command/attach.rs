@@ -28,19 +28,24 @@ pub(super) struct Target {
 
 impl Target {
     fn attachment(&self) -> anyhow::Result<Attachment> {
-        let given = [
-            (ScopeKind::Cluster, &self.cluster),
-            (ScopeKind::Organization, &self.organization),
-            (ScopeKind::Repository, &self.repository),
-            (ScopeKind::Workflow, &self.workflow),
-        ];
-        let (scope, target) = given
-            .into_iter()
-            .find_map(|(scope, target)| target.as_ref().map(|target| (scope, target)))
-            .context("a target is needed")?;
-        Attachment::new(scope, target)
-            .map_err(|error| anyhow::anyhow!("{error}\n\nhint: {}", error.hint))
+        let given = [&self.cluster, &self.organization, &self.repository, &self.workflow];
+        attachment(given)?.context("a target is needed")
     }
+}
+
+/// The first target that is given, of a cluster, an organization, a repository and a workflow.
+pub(super) fn attachment(given: [&Option<String>; 4]) -> anyhow::Result<Option<Attachment>> {
+    let kinds =
+        [ScopeKind::Cluster, ScopeKind::Organization, ScopeKind::Repository, ScopeKind::Workflow];
+    kinds
+        .into_iter()
+        .zip(given)
+        .find_map(|(scope, target)| target.as_ref().map(|target| (scope, target)))
+        .map(|(scope, target)| {
+            Attachment::new(scope, target)
+                .map_err(|error| anyhow::anyhow!("{error}\n\nhint: {}", error.hint))
+        })
+        .transpose()
 }
 
 #[derive(Args, Debug)]

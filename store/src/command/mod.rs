@@ -7,6 +7,7 @@ mod baseline;
 mod bundle;
 mod client_file;
 mod connect;
+mod detections;
 mod doctor;
 mod dry_run;
 mod endpoint_file;
@@ -14,6 +15,7 @@ mod enrol;
 mod explain;
 mod generate;
 mod import_endpoints;
+mod integration;
 mod man;
 mod migrate;
 mod output;
@@ -63,8 +65,10 @@ enum Command {
     Runs(runs::Runs),
     /// Show what a job did.
     Events(runs::Events),
-    /// List detections.
-    Detections(runs::Detections),
+    /// List detections, suppress those that are known, resolve those that are done with.
+    Detections(Box<detections::Detections>),
+    /// Say who is told what happened, and try it.
+    Integration(integration::Integration),
     /// Where jobs have been calling, and policies made of that.
     Baseline(baseline::Baseline),
     /// Make, list and revoke tokens.
@@ -112,6 +116,7 @@ impl Options {
             Command::Events(command) => command.run().await,
             Command::Detections(command) => command.run().await,
             Command::Baseline(command) => command.run().await,
+            Command::Integration(command) => command.run().await,
             Command::Token(command) => command.run().await,
             Command::Enrol(command) => command.run().await,
             Command::AuditLog(command) => command.run().await,

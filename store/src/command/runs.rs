@@ -1,11 +1,11 @@
-//! `portcullis runs`, `events` and `detections`.
+//! `portcullis runs` and `events`.
 
 use super::connect::StoreOptions;
 use super::output::{Table, show};
 use clap::Args;
 use portcullis_common::event::{Event, EventKind};
 use portcullis_common::report::endpoint;
-use portcullis_common::store_api::{DetectionRecord, MAX_PAGE, Page, ProcessTree, Run, RunJobs};
+use portcullis_common::store_api::{MAX_PAGE, Page, ProcessTree, Run, RunJobs};
 use portcullis_store_client::OperatorClient;
 
 #[derive(Args, Debug)]
@@ -41,7 +41,7 @@ pub(super) struct Runs {
 }
 
 /// Query parameters of the options that are given.
-fn given(options: &[(&'static str, &Option<String>)]) -> Vec<(&'static str, String)> {
+pub(super) fn given(options: &[(&'static str, &Option<String>)]) -> Vec<(&'static str, String)> {
     options
         .iter()
         .filter_map(|(key, value)| value.as_ref().map(|value| (*key, value.clone())))
@@ -247,44 +247,4 @@ fn row(event: &Event) -> [String; 8] {
         process.and_then(|process| process.step.clone()).unwrap_or_else(none),
         rule,
     ]
-}
-
-#[derive(Args, Debug)]
-pub(super) struct Detections {
-    #[command(flatten)]
-    store: StoreOptions,
-    /// Only of this type: `Reverse-Shell`.
-    #[arg(long = "type")]
-    kind: Option<String>,
-    /// Only of this repository.
-    #[arg(long)]
-    repository: Option<String>,
-    /// How many.
-    #[arg(long, default_value_t = 50)]
-    limit: u32,
-}
-
-impl Detections {
-    pub(super) async fn run(&self) -> anyhow::Result<()> {
-        let server = self.store.server()?;
-        let mut query = given(&[("type", &self.kind), ("repository", &self.repository)]);
-        query.push(("limit", self.limit.to_string()));
-        let page: Page<DetectionRecord> = server.get("detections", &query).await?;
-        show(self.store.output, &page.items, |items| {
-            Table::new(
-                ["TIME", "TYPE", "STATE", "REPOSITORY", "RUN", "LOCKDOWN", "EVIDENCE"],
-                items.iter().map(|detection| {
-                    [
-                        format!("{:.0}", detection.time),
-                        detection.kind.clone(),
-                        detection.state.clone(),
-                        detection.repository.clone(),
-                        detection.run_id.to_string(),
-                        if detection.is_lockdown { "yes" } else { "no" }.to_owned(),
-                        detection.evidence.clone(),
-                    ]
-                }),
-            )
-        })
-    }
 }

@@ -1,10 +1,15 @@
 //! What runner hosts upload: jobs, events, reports. Each batch is one transaction, and a batch that came before changes nothing.
 
+use super::detections::{
+    NewDelivery, ToldJob, read_candidates, read_told_job, record_detections, told_verdict,
+    write_deliveries,
+};
 use super::learning::{LearningJob, PER_STATEMENT, Thresholds, call_sums, learn};
-use super::{Database, DatabaseError, signed, transaction, unsigned};
+use super::{Database, DatabaseError, NewDetection, signed, transaction, unsigned};
+use crate::notify::Payload;
 use portcullis_common::event::{Event, EventKind, Verdict};
 use portcullis_common::report::endpoint;
-use portcullis_common::store_api::NewJob;
+use portcullis_common::store_api::{NewJob, ToldCall};
 use sqlx::QueryBuilder;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,6 +47,8 @@ pub enum Intake {
         last_seq: u64,
         /// Events that were new.
         new: u64,
+        /// Whether somebody is told of something in it.
+        is_told: bool,
     },
     /// Events are missing before it; nothing was stored.
     Gap {
@@ -158,6 +165,26 @@ fn sums(events: &[NewEvent<'_>]) -> Sums {
         sum.address = address.or_else(|| sum.address.take());
     }
     sums
+}
+
+/// The detections of a batch.
+fn detections(job_id: &str, events: &[NewEvent<'_>]) -> Vec<NewDetection> {
+    events
+        .iter()
+        .filter_map(|NewEvent { event, .. }| {
+            let EventKind::Detection(detection) = &event.kind else { return None };
+            Some(NewDetection {
+                id: format!("{job_id}-{}", event.seq),
+                seq: Some(signed(event.seq)),
+                kind: word(&detection.detection),
+                time_us: event.time.as_microsecond(),
+                evidence: detection.evidence.clone(),
+                is_lockdown: detection.is_lockdown,
+                process: detection.process.clone(),
+                endpoint: None,
+            })
+        })
+        .collect()
 }
 
 impl Database {
@@ -279,6 +306,7 @@ impl Database {
         job_id: &str,
         host_id: &str,
         events: &[NewEvent<'_>],
+        now_ms: i64,
         thresholds: Thresholds,
     ) -> Result<Intake, DatabaseError> {
         transaction!(self, |transaction| {
@@ -298,7 +326,7 @@ impl Database {
             let skipped = events.len() - events.iter().filter(is_new).count();
             let new = events.get(skipped..).unwrap_or_default();
             let Some(newest) = new.last() else {
-                return Ok(Intake::Stored { last_seq, new: 0 });
+                return Ok(Intake::Stored { last_seq, new: 0, is_told: false });
             };
             if new.first().is_some_and(|first| first.event.seq != last_seq + 1) {
                 return Ok(Intake::Gap { expected: last_seq + 1 });
@@ -328,12 +356,12 @@ impl Database {
                 let code = verdict_code(verdict);
                 calls.iter().filter(|((_, key), _)| *key == code).map(|(_, sum)| sum.count).sum()
             };
-            let mut of_job: BTreeSet<(String, i16)> = BTreeSet::new();
             let endpoints: Vec<&(String, i16)> = calls.keys().collect();
+            let mut of_rows: BTreeSet<(String, i16, String)> = BTreeSet::new();
             // Of the first batch all is new.
             for part in endpoints.chunks(PER_STATEMENT).filter(|_| last_seq > 0) {
                 let mut query = QueryBuilder::new(
-                    "SELECT DISTINCT endpoint, verdict FROM destinations WHERE job = ",
+                    "SELECT endpoint, verdict, process FROM destinations WHERE job = ",
                 );
                 query.push_bind(job).push(" AND endpoint IN (");
                 let mut list = query.separated(", ");
@@ -341,9 +369,9 @@ impl Database {
                     list.push_bind(endpoint.clone());
                 }
                 query.push(")");
-                let known: Vec<(String, i16)> =
+                let known: Vec<(String, i16, String)> =
                     query.build_query_as().fetch_all(&mut *transaction).await?;
-                of_job.extend(known);
+                of_rows.extend(known);
             }
             let rows: Vec<_> = sums.iter().collect();
             for part in rows.chunks(PER_STATEMENT) {
@@ -369,30 +397,61 @@ impl Database {
                 );
                 insert.build().execute(&mut *transaction).await?;
             }
-            let mut detections = 0_i64;
-            for NewEvent { event, .. } in new {
-                let EventKind::Detection(detection) = &event.kind else { continue };
-                detections += 1;
-                sqlx::query(
-                    "INSERT INTO detections (id, job, seq, kind, time_us, evidence, is_lockdown, process) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-                )
-                .bind(format!("{job_id}-{}", event.seq))
-                .bind(job)
-                .bind(signed(event.seq))
-                .bind(word(&detection.detection))
-                .bind(event.time.as_microsecond())
-                .bind(detection.evidence.as_str())
-                .bind(detection.is_lockdown)
-                .bind(detection.process.as_ref().and_then(|process| process.exe.as_deref()))
-                .execute(&mut *transaction)
-                .await?;
+            let new_calls: Vec<ToldCall> = sums
+                .iter()
+                .filter(|(row, _)| !of_rows.contains(*row))
+                .filter_map(|((endpoint, verdict, process), sum)| {
+                    Some(ToldCall {
+                        endpoint: endpoint.clone(),
+                        verdict: told_verdict(*verdict)?,
+                        process: (!process.is_empty()).then(|| process.clone()),
+                        calls: unsigned(sum.calls),
+                    })
+                })
+                .collect();
+            let mut detections = detections(job_id, new);
+            let (mut learned, mut told) = (0, 0);
+            if !calls.is_empty() {
+                let of_job: BTreeSet<(String, i16)> =
+                    of_rows.into_iter().map(|(endpoint, verdict, _)| (endpoint, verdict)).collect();
+                let (pairs, fresh) =
+                    learn!(transaction, &learning, job_id, &calls, &of_job, thresholds);
+                learned = pairs;
+                told = i64::try_from(fresh.len()).unwrap_or(i64::MAX);
+                detections.extend(fresh);
             }
-            let (learned, told) = if calls.is_empty() {
-                (0, 0)
-            } else {
-                learn!(transaction, &learning, job_id, &calls, &of_job, thresholds)
-            };
+            let mut is_told = record_detections!(transaction, job, &detections, now_ms);
+            let candidates = read_candidates!(transaction);
+            let is_asked = candidates.iter().any(|candidate| {
+                candidate.takes_events() || !new_calls.is_empty() && candidate.wants_calls()
+            });
+            if is_asked {
+                let told_job: ToldJob = read_told_job!(transaction, job);
+                let mut deliveries = Vec::new();
+                let time_us = newest.event.time.as_microsecond();
+                if let Some(told) = told_job.calls(new_calls, newest.event.seq, time_us)? {
+                    deliveries = NewDelivery::of(&candidates, &told)?;
+                    if !deliveries.is_empty() {
+                        sqlx::query("UPDATE jobs SET told_calls = told_calls + 1 WHERE key = $1")
+                            .bind(job)
+                            .execute(&mut *transaction)
+                            .await?;
+                    }
+                }
+                let batch = Payload::Events {
+                    job_id: job_id.to_owned(),
+                    first_seq: last_seq + 1,
+                    last_seq: newest.event.seq,
+                    time: newest.event.time,
+                };
+                for candidate in &candidates {
+                    if candidate.takes_events_of(&told_job.place()) {
+                        deliveries.push(NewDelivery::new(&candidate.id, &batch)?);
+                    }
+                }
+                is_told |= !deliveries.is_empty();
+                write_deliveries!(transaction, now_ms, &deliveries);
+            }
             sqlx::query(
                 "UPDATE jobs SET last_seq = $2, allowed = allowed + $3, blocked = blocked + $4, \
                  would_block = would_block + $5, detections = detections + $6, learned = learned + $7, told = told + $8 \
@@ -403,7 +462,7 @@ impl Database {
             .bind(total(Verdict::Allowed))
             .bind(total(Verdict::Blocked))
             .bind(total(Verdict::WouldBlock))
-            .bind(detections + told)
+            .bind(i64::try_from(detections.len()).unwrap_or(i64::MAX))
             .bind(learned)
             .bind(told)
             .execute(&mut *transaction)
@@ -411,6 +470,7 @@ impl Database {
             Ok(Intake::Stored {
                 last_seq: newest.event.seq,
                 new: u64::try_from(new.len()).unwrap_or(u64::MAX),
+                is_told,
             })
         })
     }
@@ -422,7 +482,8 @@ impl Database {
     pub async fn end_job(&self, end: &JobEnd<'_>) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
             let ended: Option<(i64, i64, i64, i64, i64)> = sqlx::query_as(
-                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5) WHERE id = $1 AND host_id = $2 \
+                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5), archived_record = FALSE \
+                 WHERE id = $1 AND host_id = $2 \
                  RETURNING run, job_baseline, repository_baseline, organization_baseline, cluster_baseline",
             )
             .bind(end.id)

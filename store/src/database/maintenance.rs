@@ -1,6 +1,8 @@
 //! What is removed when it is of no use any more.
 
 use super::{Database, DatabaseError, transaction};
+use sqlx::QueryBuilder;
+use std::collections::{BTreeSet, HashSet};
 
 /// Jobs that one transaction clears, so that uploads don't wait for long.
 const JOBS_AT_ONCE: i64 = 20;
@@ -31,7 +33,14 @@ pub struct Retention {
     pub jobs_before_ms: i64,
     /// Entries of the audit log.
     pub audit_before_ms: i64,
+    /// Deliveries that were made or given up.
+    pub deliveries_before_ms: i64,
+    /// Whether only what the archive has may go.
+    pub only_archived: bool,
 }
+
+/// What the archive has.
+const ARCHIVED: &str = " AND archived_seq >= last_seq AND archived_record";
 
 impl Database {
     /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens that expired by themselves.
@@ -45,6 +54,9 @@ impl Database {
                 "DELETE FROM enrolments WHERE expires_ms <= $1 OR hosts_left <= 0",
                 "DELETE FROM host_credentials WHERE expires_ms <= $1",
                 "DELETE FROM used_id_tokens WHERE expires_ms <= $1",
+                // Written by an upload that did not know yet that the integration is gone.
+                "DELETE FROM deliveries WHERE created_ms <= $1 AND NOT EXISTS \
+                 (SELECT 1 FROM integrations WHERE integrations.id = deliveries.integration)",
             ] {
                 let done = sqlx::query(sql).bind(now_ms).execute(&mut *transaction).await?;
                 removed += done.rows_affected();
@@ -59,21 +71,41 @@ impl Database {
     /// When the database can't be used.
     pub async fn remove_old(&self, retention: &Retention) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
-            let without_events: Vec<(i64,)> = sqlx::query_as(
-                "SELECT j.key FROM jobs j WHERE j.started_ms < $1 AND j.ended_ms IS NOT NULL \
-                 AND EXISTS (SELECT 1 FROM events e WHERE e.job = j.key) ORDER BY j.key LIMIT $2",
-            )
-            .bind(retention.events_before_ms)
-            .bind(JOBS_AT_ONCE)
-            .fetch_all(&mut *transaction)
-            .await?;
-            let gone: Vec<(i64, i64, i64, i64, i64, i64)> = sqlx::query_as(
-                "SELECT key, run, job_baseline, repository_baseline, organization_baseline, cluster_baseline FROM jobs WHERE started_ms < $1 AND ended_ms IS NOT NULL ORDER BY key LIMIT $2",
-            )
-            .bind(retention.jobs_before_ms)
-            .bind(JOBS_FORGOTTEN_AT_ONCE)
-            .fetch_all(&mut *transaction)
-            .await?;
+            let archived = if retention.only_archived { ARCHIVED } else { "" };
+            let mut query = QueryBuilder::new(
+                "SELECT j.key FROM jobs j WHERE j.ended_ms IS NOT NULL AND EXISTS (SELECT 1 FROM events e WHERE e.job = j.key)",
+            );
+            query.push(archived).push(" AND j.started_ms < ").push_bind(retention.events_before_ms);
+            query.push(" ORDER BY j.key LIMIT ").push_bind(JOBS_AT_ONCE);
+            let mut without_events: Vec<(i64,)> =
+                query.build_query_as().fetch_all(&mut *transaction).await?;
+            let mut query = QueryBuilder::new(
+                "SELECT key, run, job_baseline, repository_baseline, organization_baseline, cluster_baseline \
+                     FROM jobs WHERE ended_ms IS NOT NULL",
+            );
+            query.push(archived).push(" AND started_ms < ").push_bind(retention.jobs_before_ms);
+            query.push(" ORDER BY key LIMIT ").push_bind(JOBS_FORGOTTEN_AT_ONCE);
+            let mut gone: Vec<(i64, i64, i64, i64, i64, i64)> =
+                query.build_query_as().fetch_all(&mut *transaction).await?;
+            if retention.only_archived {
+                // Held, so that nothing is uploaded between this look and the removal.
+                let mut held = HashSet::new();
+                let keys: BTreeSet<i64> = without_events
+                    .iter()
+                    .map(|(key,)| *key)
+                    .chain(gone.iter().map(|(key, ..)| *key))
+                    .collect();
+                for key in keys {
+                    let mut lock =
+                        QueryBuilder::new("UPDATE jobs SET last_seq = last_seq WHERE key = ");
+                    lock.push_bind(key).push(archived);
+                    if lock.build().execute(&mut *transaction).await?.rows_affected() > 0 {
+                        held.insert(key);
+                    }
+                }
+                without_events.retain(|(key,)| held.contains(key));
+                gone.retain(|(key, ..)| held.contains(key));
+            }
             for (job,) in &without_events {
                 sqlx::query("DELETE FROM events WHERE job = $1")
                     .bind(*job)
@@ -121,6 +153,10 @@ impl Database {
             }
             sqlx::query("DELETE FROM audit_log WHERE time_ms < $1")
                 .bind(retention.audit_before_ms)
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query("DELETE FROM deliveries WHERE created_ms < $1 AND state <> 'pending'")
+                .bind(retention.deliveries_before_ms)
                 .execute(&mut *transaction)
                 .await?;
             Ok(!without_events.is_empty() || !gone.is_empty())

@@ -5,27 +5,37 @@
 //! SQLite has one connection that writes, because it has one writer anyway: waiting in line here is fairer and cheaper than
 //! `SQLITE_BUSY`.
 
+mod archive;
 mod audit;
 mod baselines;
+mod detections;
 mod error;
 mod generate;
 mod identity;
 mod intake;
+mod integrations;
 mod learning;
 mod maintenance;
 mod policies;
 mod runs;
+mod suppressions;
 
+pub use archive::JobToArchive;
 pub use audit::{AuditFilter, NewAuditEntry};
 pub use baselines::{BaselineFilter, BaselineKind, EndpointFilter, RecordedCalls, TrialFilter};
+pub use detections::{DetectionState, NewDetection};
 pub use error::DatabaseError;
 pub use generate::Generated;
 pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use integrations::{
+    ClaimedDelivery, DeliveryFilter, IntegrationRow, IntegrationWrite, Settled, state_name,
+};
 pub use learning::{MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, Thresholds};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
 pub use runs::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter};
+pub use suppressions::NewSuppression;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{

@@ -110,6 +110,12 @@ pub struct DetectionFilter {
     pub job: Option<String>,
     /// Only GitHub's run of this id.
     pub run_id: Option<u64>,
+    /// Only in this state: `new`, `suppressed`, `resolved`.
+    pub state: Option<String>,
+    /// Only the one of this id.
+    pub id: Option<String>,
+    /// Only the one of this key.
+    pub key: Option<i64>,
 }
 
 /// Whose destinations to add up.
@@ -182,6 +188,9 @@ struct DetectionRow {
     process: Option<String>,
     endpoint: Option<String>,
     resolved_ms: Option<i64>,
+    resolved_by: Option<String>,
+    resolution: Option<String>,
+    suppressed_by: Option<String>,
 }
 
 /// Adds ` AND column = value` where there is a value.
@@ -413,7 +422,8 @@ impl Database {
         let rows: Vec<DetectionRow> = read!(self, |pool| {
             let mut query = QueryBuilder::new(
                 "SELECT d.key, d.id, j.id AS job_id, d.seq, d.kind, d.time_us, j.repository, j.workflow_path, r.run_id, \
-                 d.evidence, d.is_lockdown, d.process, d.endpoint, d.resolved_ms \
+                 d.evidence, d.is_lockdown, d.process, d.endpoint, d.resolved_ms, \
+                 d.resolved_by, d.resolution, d.suppressed_by \
                  FROM detections d JOIN jobs j ON j.key = d.job JOIN runs r ON r.key = j.run WHERE d.key < ",
             );
             query.push_bind(filter.before.unwrap_or(i64::MAX));
@@ -423,6 +433,23 @@ impl Database {
             and_equal!(query, "j.cluster", filter.cluster.clone());
             and_equal!(query, "j.id", filter.job.clone());
             and_equal!(query, "r.run_id", filter.run_id.map(signed));
+            and_equal!(query, "d.id", filter.id.clone());
+            and_equal!(query, "d.key", filter.key);
+            match filter.state.as_deref() {
+                None => {}
+                Some("new") => {
+                    query.push(" AND d.resolved_ms IS NULL AND d.suppressed_by IS NULL");
+                }
+                Some("suppressed") => {
+                    query.push(" AND d.resolved_ms IS NULL AND d.suppressed_by IS NOT NULL");
+                }
+                Some("resolved") => {
+                    query.push(" AND d.resolved_ms IS NOT NULL");
+                }
+                Some(_) => {
+                    query.push(" AND 1 = 0");
+                }
+            }
             query.push(" ORDER BY d.key DESC LIMIT ").push_bind(i64::from(limit));
             query.build_query_as().fetch_all(pool).await?
         });
@@ -441,7 +468,16 @@ impl Database {
                     is_lockdown: row.is_lockdown,
                     process: row.process,
                     endpoint: row.endpoint,
-                    state: if row.resolved_ms.is_some() { "resolved" } else { "new" }.to_owned(),
+                    state: match (row.resolved_ms, &row.suppressed_by) {
+                        (Some(_), _) => "resolved",
+                        (None, Some(_)) => "suppressed",
+                        (None, None) => "new",
+                    }
+                    .to_owned(),
+                    resolved_at: row.resolved_ms.map(time_of).transpose()?,
+                    resolved_by: row.resolved_by,
+                    resolution: row.resolution,
+                    suppressed_by: row.suppressed_by,
                 };
                 Ok((row.key, record))
             })

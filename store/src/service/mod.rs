@@ -4,12 +4,15 @@ mod authentication;
 mod baselines;
 mod dry_run;
 mod freshness;
+mod integrations;
 mod policies;
 mod process_tree;
+mod suppressions;
 
 pub use authentication::{Authentication, AuthenticationError};
 pub use baselines::{EndpointsError, MAX_ENDPOINTS};
 pub use dry_run::DryRunError;
+pub use integrations::NotifyError;
 pub use policies::{WriteRequest, read as read_document};
 
 use crate::catalog::Snapshot;
@@ -17,6 +20,7 @@ use crate::configuration::Configuration;
 use crate::database::{Database, DatabaseError, Thresholds};
 use crate::identity::oidc::Verifier;
 use crate::identity::signer::{KeyError, Signer};
+use crate::notify::{Dispatcher, Outgoing};
 use authentication::Callers;
 use freshness::Freshness;
 use jiff::Timestamp;
@@ -43,6 +47,8 @@ pub struct Store {
     freshness: Freshness,
     callers: Callers,
     draining: AtomicBool,
+    /// Tells people and programs what happened.
+    pub dispatcher: Dispatcher,
     /// Events that were stored.
     pub events: Counter,
 }
@@ -84,7 +90,12 @@ impl Store {
         } else {
             database.setting_or_insert("signing-key", &Signer::generate()?).await?
         };
-        let client = outgoing_client(&configuration)?;
+        let authorities = configuration.authorities().map_err(|source| OpenError::File {
+            path: configuration.ca_file.clone().unwrap_or_default(),
+            source,
+        })?;
+        let client = outgoing_client(&authorities)?;
+        let outgoing = Outgoing::new(&configuration.notifications, &authorities)?;
         let store = Self {
             signer: Signer::from_text(&key)?,
             verifier: Verifier::new(&configuration.github.issuer, configuration.audience(), client),
@@ -93,6 +104,7 @@ impl Store {
             freshness: Freshness::default(),
             callers: Callers::default(),
             draining: AtomicBool::new(false),
+            dispatcher: Dispatcher::new(outgoing),
             events: Counter::default(),
             database,
             configuration,
@@ -123,16 +135,12 @@ impl Store {
 }
 
 /// The client for what the store asks of others: no redirects, so that an address that was checked is the one that is asked.
-fn outgoing_client(configuration: &Configuration) -> Result<reqwest::Client, OpenError> {
+fn outgoing_client(authorities: &[reqwest::Certificate]) -> Result<reqwest::Client, OpenError> {
     let mut client = reqwest::Client::builder()
         .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none());
-    if let Some(path) = &configuration.ca_file {
-        let pem =
-            std::fs::read(path).map_err(|source| OpenError::File { path: path.clone(), source })?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
-            client = client.add_root_certificate(certificate);
-        }
+    for authority in authorities {
+        client = client.add_root_certificate(authority.clone());
     }
     Ok(client.build()?)
 }
@@ -140,4 +148,11 @@ fn outgoing_client(configuration: &Configuration) -> Result<reqwest::Client, Ope
 /// Now.
 pub fn now() -> Timestamp {
     Timestamp::now()
+}
+
+/// Whether a text can name a token, a host or an integration: visible, in one line, not too long.
+pub fn is_name(text: &str) -> bool {
+    (1..=100).contains(&text.chars().count())
+        && !text.chars().any(char::is_control)
+        && text.trim() == text
 }

@@ -24,6 +24,25 @@ pub struct WriteRequest {
     pub address: Option<String>,
 }
 
+impl WriteRequest {
+    /// The record of a change that is made now.
+    pub fn entry(
+        &self,
+        action: &'static str,
+        subject: String,
+        detail: Option<String>,
+    ) -> NewAuditEntry {
+        NewAuditEntry {
+            time_ms: now().as_millisecond(),
+            actor: self.actor.clone(),
+            action,
+            subject,
+            detail,
+            address: self.address.clone(),
+        }
+    }
+}
+
 impl Store {
     /// The policies as they are now.
     ///

@@ -193,6 +193,8 @@ async fn jobs_of_one_run_learn_together(world: World) {
         events_before_ms: 0,
         jobs_before_ms: i64::MAX,
         audit_before_ms: 0,
+        deliveries_before_ms: 0,
+        only_archived: false,
     };
     begin(&server, &one, new_job(&id(10), 9, "build")).await.expect(200);
     upload(&server, &one, &id(10), lines(&[call(&id(10), 1, "allowed", "new.test")]))

@@ -1,6 +1,9 @@
 //! The command line: what it prints, on both streams, and its exit status.
 
+use crate::runs::{begin, host, lines, new_job, upload};
+use crate::support::receiver::{Answer, Receiver};
 use crate::support::{Backend, Server, World, run};
+use crate::suppressions::detection;
 use std::process::{Command, Output};
 
 pub struct Operator<'a> {
@@ -163,6 +166,121 @@ fn a_store_that_is_away_is_told_apart() {
             told.starts_with("error: the store http://127.0.0.1:1/ can't be reached")
                 && told.ends_with("exit 2"),
             "{told}"
+        );
+        server.stop().await;
+    });
+}
+
+#[test]
+fn integrations_and_detections_by_command_line() {
+    run(Backend::Sqlite, async |world: World| {
+        let receiver = Receiver::start().await;
+        let mut configuration = world.configuration();
+        configuration.notifications.allowed_networks = vec!["127.0.0.0/8".parse().unwrap()];
+        configuration.notifications.allow_http = true;
+        let server = world.start_with(configuration).await;
+        let operator = Operator { server: &server, world: &world };
+        let url = receiver.url("/t0k3n");
+        std::fs::write(
+            world.path("hook.yaml"),
+            format!("name: ops\ntarget: {{kind: webhook, url: \"{url}\"}}\nselection: {{blocked-calls: true}}\n"),
+        )
+        .unwrap();
+        std::fs::write(world.path("bad.yaml"), "name: x\ntarget: {kind: slack, utl: s3cret}\n")
+            .unwrap();
+        let bad = operator.run(&["integration", "create", "bad.yaml"]).await;
+        assert!(
+            bad.starts_with("error: bad.yaml is no integration")
+                && bad.ends_with("exit 1")
+                && !bad.contains("s3cret"),
+            "{bad}"
+        );
+        let none = operator.run(&["integration", "create", "hook.yaml"]).await;
+        assert!(
+            none.starts_with("error: the key of signatures is missing\n\nhint: send `secret`")
+                && none.ends_with("exit 1"),
+            "{none}"
+        );
+        let made = operator.run(&["integration", "create", "hook.yaml", "--generate-secret"]).await;
+        assert!(
+            made.starts_with("integration ops created, id ") && made.contains("\nwhsec_"),
+            "{made}"
+        );
+        assert_eq!(
+            operator.run(&["integration", "update", "hook.yaml"]).await,
+            "integration ops updated\nexit 0"
+        );
+        assert_eq!(
+            operator.run(&["integration", "test", "ops"]).await,
+            "integration ops works\nexit 0"
+        );
+        receiver.answer([Answer::Status(503)]);
+        assert_eq!(
+            operator.run(&["integration", "test", "ops"]).await,
+            "error: integration ops does not work: the target answered 503 Service Unavailable\nexit 1"
+        );
+        let list = operator.run(&["integration", "list"]).await;
+        assert!(
+            list.contains("ops   webhook  http://127.0.0.1:") && !list.contains("t0k3n"),
+            "{list}"
+        );
+        let dead = operator.run(&["integration", "deliveries", "ops", "--state", "dead"]).await;
+        assert!(dead.contains("test  dead   1         503"), "{dead}");
+        let id = dead.lines().nth(1).unwrap().split_whitespace().last().unwrap().to_owned();
+        assert_eq!(
+            operator.run(&["integration", "retry", &id]).await,
+            format!("delivery {id} is tried again\nexit 0")
+        );
+        assert_eq!(
+            operator.run(&["integration", "delete", "ops"]).await,
+            "integration ops deleted\nexit 0"
+        );
+        assert_eq!(
+            operator.run(&["integration", "test", "ops"]).await,
+            "error: there is no integration named \"ops\"\nexit 1"
+        );
+
+        let host = host(&server, "prod").await;
+        let job = "0197aaaaaaaa7000800000000000000a";
+        begin(&server, &host, new_job(job, 7, "build")).await.expect(200);
+        let events = [
+            detection(job, 1, "Sudo-Use", "/usr/bin/sudo"),
+            detection(job, 2, "Raw-Frames", "/usr/bin/\u{1b}[31m"),
+        ];
+        upload(&server, &host, job, lines(&events)).await.expect(200);
+        let list = operator.run(&["detections", "--state", "new"]).await;
+        assert!(
+            list.contains("Sudo-Use") && list.contains("Raw-Frames") && !list.contains('\u{1b}'),
+            "{list}"
+        );
+        let rule =
+            ["detections", "suppress", "--type", "Sudo-Use", "--in-repository", "octo/hello"];
+        let preview = operator.run(&[&rule[..], &["--preview"]].concat()).await;
+        assert!(preview.starts_with("the rule would suppress 1 detections\n"), "{preview}");
+        assert!(operator.run(&rule).await.ends_with("exit 64"), "a reason is needed");
+        let made =
+            operator.run(&[&rule[..], &["--reason", "tests", "--days", "30"]].concat()).await;
+        assert!(made.ends_with(" suppresses 1 detections\nexit 0"), "{made}");
+        let id = made.split_whitespace().nth(1).unwrap();
+        let rules = operator.run(&["detections", "rules"]).await;
+        assert!(rules.contains("repository octo/hello") && rules.contains("tests"), "{rules}");
+        let suppressed = operator.run(&["detections", "list", "--state", "suppressed"]).await;
+        assert!(
+            suppressed.contains("Sudo-Use") && !suppressed.contains("Raw-Frames"),
+            "{suppressed}"
+        );
+        assert_eq!(
+            operator.run(&["detections", "unsuppress", id]).await,
+            format!("rule {id} is removed\nexit 0")
+        );
+        let detection = format!("{job}-2");
+        assert_eq!(
+            operator.run(&["detections", "resolve", &detection, "--comment", "done"]).await,
+            format!("detection {detection} is resolved\nexit 0")
+        );
+        assert_eq!(
+            operator.run(&["detections", "reopen", &detection]).await,
+            format!("detection {detection} is new\nexit 0")
         );
         server.stop().await;
     });

@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod archive;
 mod audit;
 mod bad_input;
 mod baselines;
@@ -18,6 +19,7 @@ mod compatibility;
 mod hosts;
 mod identity;
 mod learned_commands;
+mod notifications;
 mod openapi;
 mod policies;
 mod processes;
@@ -25,6 +27,7 @@ mod resolution;
 mod runs;
 mod scale;
 mod support;
+mod suppressions;
 
 /// Makes a test of an asynchronous function for each database.
 #[macro_export]

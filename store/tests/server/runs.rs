@@ -320,6 +320,8 @@ async fn baselines_add_up_and_old_things_go(world: World) {
         events_before_ms: future,
         jobs_before_ms: past,
         audit_before_ms: past,
+        deliveries_before_ms: past,
+        only_archived: false,
     };
     while database.remove_old(&retention).await.unwrap() {}
     assert_eq!(

@@ -24,6 +24,9 @@ use std::time::Duration;
 /// How long the Listener waits before it calls the broker again after a failure.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// How long the Listener waits for its first connection to the broker before it takes jobs without.
+const CONNECTING: Duration = Duration::from_secs(2);
+
 /// The pipe to the Worker of the running job.
 type ToWorker = Arc<Mutex<Option<File>>>;
 
@@ -40,7 +43,10 @@ pub(super) fn main() -> Result<ExitCode> {
     let environment = load_environment_file(&root.join(".env"))?;
     let to_worker = ToWorker::default();
     let (sender, happenings) = mpsc::channel();
-    thread::Builder::new().name("long-poll".to_owned()).spawn(move || poll_forever(&name))?;
+    let (connected, is_connected) = mpsc::channel();
+    thread::Builder::new()
+        .name("long-poll".to_owned())
+        .spawn(move || poll_forever(&name, &connected))?;
     let to_main = sender.clone();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if matches!(signals.read_signal(), Ok(Some(_))) {
@@ -55,6 +61,8 @@ pub(super) fn main() -> Result<ExitCode> {
         }
         let _ = to_main.send(Happening::NoMoreCommands);
     })?;
+    // A job comes by that connection, so it is older than any Worker. A world without a broker has jobs as well.
+    let _ = is_connected.recv_timeout(CONNECTING);
     report(&Progress::Listening)?;
     let mut is_shutting_down = false;
     for happening in happenings {
@@ -130,12 +138,14 @@ fn load_environment_file(path: &Path) -> Result<BTreeMap<String, String>> {
         .collect())
 }
 
-/// Waits for messages of the broker, for ever.
-fn poll_forever(name: &str) {
+/// Waits for messages of the broker, for ever, and tells of each connection.
+fn poll_forever(name: &str, connected: &mpsc::Sender<()>) {
     loop {
         let polled: Result<()> = (|| {
             let mut connection = Connection::open(BROKER_HOST)?;
             connection.wait_forever()?;
+            // Nobody waits for the second one any more.
+            let _ = connected.send(());
             loop {
                 connection.request("GET", &format!("/message?runner={name}"), b"")?;
             }

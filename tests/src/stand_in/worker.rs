@@ -186,6 +186,7 @@ impl Worker {
                 log: String::new(),
                 summary: String::new(),
                 duration_ms: 0.0,
+                process_ms: 0.0,
             };
             // "Skip evaluate condition on runner shutdown" (StepsRunner.cs): false, for hooks too.
             let result = if shutting_down || !steps::applies(planned.condition, self.status) {

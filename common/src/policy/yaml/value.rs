@@ -220,6 +220,8 @@ impl<'a, 'e> Reader<'a, 'e> {
                 return None;
             }
         }
+        // It is kept for as long as the store.
+        list.0.shrink_to_fit();
         Some(list)
     }
 

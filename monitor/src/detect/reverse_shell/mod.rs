@@ -10,7 +10,8 @@
 //! * It moves data between its own standard streams (`nc`, `ssh`, `cat`, `openssl s_client`, whatever their names are), or it
 //!   is a program made to relay (`socat`, `nc`): a relay, at once ([`Certainty::Structure`]).
 //! * It holds them on other descriptors (`child_process.spawn`, `subprocess.Popen`, `proc_open`): it is one when data flows,
-//!   that is when the shell waits for input, then the connection receives, the shell reads, writes, and the connection
+//!   that is when it hands on to the shell the very bytes that the connection received ([`Lead::fed_by`]; the kernel's sensors
+//!   see that), or when the shell waits for input, then the connection receives, the shell reads, writes, and the connection
 //!   sends, and the shell waits again ([`flow`], [`Certainty::Flow`]).
 //!
 //! Standard streams on *two* connections to one peer are a pipeline like `curl … | python … | curl …` as well; they count only
@@ -26,8 +27,11 @@ use crate::caller::ProcessKey;
 use paths::{End, Paths};
 use portcullis_common::event::{DetectionType, Process};
 use portcullis_common::policy::LockdownDetection;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+
+/// How far up it is looked for the relay that has started a shell.
+const LONGEST_DESCENT: usize = 16;
 
 /// What a program is good for, as far as that is known of its file.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -72,6 +76,8 @@ pub struct Descriptor {
 pub struct Holder {
     /// Which process.
     pub key: ProcessKey,
+    /// Its parent.
+    pub parent: u32,
     /// Its executable, for the evidence.
     pub executable: String,
     /// What its program is good for.
@@ -97,6 +103,8 @@ pub struct Facts {
     pub holders: Vec<Holder>,
     /// The sockets that lead anywhere.
     pub connections: HashMap<u64, Connection>,
+    /// Those of them that ask a name server: every program has one for a moment, and it is no end of a way through others.
+    pub look_ups: HashSet<u64>,
 }
 
 /// How sure it is that the streams lead where they seem to.
@@ -121,6 +129,9 @@ pub struct Lead {
     pub peer: SocketAddr,
     /// How sure that is.
     pub certainty: Certainty,
+    /// What the one program that may be a relay would hand data on to: when it was seen to do that with the very bytes that the
+    /// connection received, the lead is sure whatever its certainty.
+    pub fed_by: Option<Object>,
     /// The way of its input and output, in words.
     pub way: String,
 }
@@ -138,6 +149,25 @@ pub fn leads(facts: &Facts) -> Vec<Lead> {
                 .filter(|lead| program.is_interpreter || lead.certainty == Certainty::Structure)
         })
         .collect()
+}
+
+/// Whether the streams of a process are half of a reverse shell whose other half may be on its way: its input leads to a
+/// remote peer for sure, and at the end of its output is a relay without a connection, or a program that `is_starting`.
+pub fn is_half(facts: &Facts, shell: ProcessKey, is_starting: impl Fn(ProcessKey) -> bool) -> bool {
+    let Some(index) = facts.holders.iter().position(|holder| holder.key == shell) else {
+        return false;
+    };
+    let paths = Paths::new(facts);
+    let is_fed = paths.inputs(index).iter().any(|end| end.certainty == Certainty::Structure);
+    is_fed
+        && paths.ends_of_output(index).into_iter().any(|end| {
+            let holder = &facts.holders[end];
+            let has_connection = holder.descriptors.iter().any(|held| {
+                matches!(held.object, Object::Socket(inode)
+                    if matches!(facts.connections.get(&inode), Some(Connection::Remote(_))))
+            });
+            !has_connection && (holder.program.is_relay || is_starting(holder.key))
+        })
 }
 
 /// The finding that follows from a lead which is sure. `shell` is the process as far as it could be found out.
@@ -169,7 +199,13 @@ fn lead(facts: &Facts, paths: &Paths<'_>, index: usize) -> Option<Lead> {
         .iter()
         .any(|held| held.number > 2 && held.object == Object::Socket(input.socket));
     let by_structure = input.certainty.max(output.certainty);
-    let certainty = if is_handed_down && !(input.is_stream && output.is_stream) {
+    // But it has itself from a relay that has started it (`ncat -e`).
+    let is_from_relay = by_structure == Certainty::Structure
+        && [input, output].iter().all(|end| {
+            end.through.is_some_and(|relay| is_ancestor(facts, facts.holders[relay].key.pid, shell))
+        });
+    let is_own = is_handed_down && !is_from_relay;
+    let certainty = if is_own && !(input.is_stream && output.is_stream) {
         Certainty::RepeatedFlow
     } else {
         by_structure
@@ -179,8 +215,27 @@ fn lead(facts: &Facts, paths: &Paths<'_>, index: usize) -> Option<Lead> {
         socket: input.socket,
         peer: input.peer,
         certainty,
+        fed_by: match input.fed_by.as_slice() {
+            [object] if !output.is_held => Some(*object),
+            _ => None,
+        },
         way: format!("in: {}; out: {}", input.way, output.way),
     })
+}
+
+/// Whether the process `pid` has started `process`, over others of the job.
+fn is_ancestor(facts: &Facts, pid: u32, process: &Holder) -> bool {
+    let mut parent = process.parent;
+    for _ in 0..LONGEST_DESCENT {
+        if parent == pid {
+            return true;
+        }
+        let Some(next) = facts.holders.iter().find(|holder| holder.key.pid == parent) else {
+            return false;
+        };
+        parent = next.parent;
+    }
+    false
 }
 
 /// One connection both ways; or two to the same peer with nothing but raw relays in between.

@@ -22,6 +22,10 @@ pub(super) struct End {
     pub(super) is_held: bool,
     /// Whoever is at the end of the way has the connection as a standard stream.
     pub(super) is_stream: bool,
+    /// What programs that may be relays have on this side.
+    pub(super) fed_by: Vec<Object>,
+    /// Whoever is at the end of the way, unless that is the shell itself.
+    pub(super) through: Option<usize>,
     /// In words: `descriptor 0 → nc (pid 7) → 203.0.113.66:4444`.
     pub(super) way: String,
     length: usize,
@@ -77,6 +81,8 @@ struct Walk {
     certainty: Certainty,
     is_raw: bool,
     is_stream: bool,
+    fed_by: Vec<Object>,
+    through: Option<usize>,
     way: String,
     length: usize,
 }
@@ -97,10 +103,35 @@ impl<'a> Paths<'a> {
         self.follow_stream(index, 0, Direction::In)
     }
 
+    /// The processes at the end of what a process writes, over filters from standard input to standard output.
+    pub(super) fn ends_of_output(&self, index: usize) -> Vec<usize> {
+        let mut seen = HashSet::from([index]);
+        let mut ends = Vec::new();
+        let mut next = vec![index];
+        for _ in 0..LONGEST_WAY {
+            let mut readers = Vec::new();
+            for writer in next {
+                let streams = [1, 2].into_iter().filter_map(|number| self.stream(writer, number));
+                let of_writer: Vec<usize> = streams
+                    .filter(|stream| matches!(stream.object, Object::Pipe(..)))
+                    .flat_map(|stream| self.holders.get(&stream.object).into_iter().flatten())
+                    .filter(|(holder, held)| held.reads && seen.insert(*holder))
+                    .map(|(holder, _)| *holder)
+                    .collect();
+                readers.extend(of_writer);
+            }
+            ends.extend(&readers);
+            next = readers;
+        }
+        ends
+    }
+
     /// Where its standard output goes. Connections that it holds on other descriptors may count as well: a shell can send
     /// the output of each command there. But so does one that asks a server something, so that has to be seen.
     pub(super) fn outputs(&self, index: usize) -> Vec<End> {
         let mut ends = self.follow_stream(index, 1, Direction::Out);
+        // `exec 1>&2` makes a shell talk where only its errors went.
+        ends.extend(self.follow_stream(index, 2, Direction::Out));
         for descriptor in &self.facts.holders[index].descriptors {
             if descriptor.number > 2
                 && let Some(end) = self.held_connection(descriptor)
@@ -123,6 +154,8 @@ impl<'a> Paths<'a> {
             is_raw: false,
             is_held: true,
             is_stream: false,
+            fed_by: Vec::new(),
+            through: None,
             way: format!("descriptor {} → {peer}", descriptor.number),
             length: 1,
         })
@@ -136,6 +169,8 @@ impl<'a> Paths<'a> {
             certainty: Certainty::Structure,
             is_raw: true,
             is_stream: true,
+            fed_by: Vec::new(),
+            through: None,
             way: format!("descriptor {number}"),
             length: 0,
         };
@@ -155,6 +190,11 @@ impl<'a> Paths<'a> {
         }
         let other_end = match object {
             Object::Socket(inode) => match self.facts.connections.get(&inode) {
+                Some(Connection::Remote(_))
+                    if walk.length > 0 && self.facts.look_ups.contains(&inode) =>
+                {
+                    return;
+                }
                 Some(Connection::Remote(peer)) => {
                     ends.push(End {
                         socket: inode,
@@ -163,6 +203,8 @@ impl<'a> Paths<'a> {
                         is_raw: walk.is_raw,
                         is_held: false,
                         is_stream: walk.is_stream,
+                        fed_by: walk.fed_by.clone(),
+                        through: walk.through,
                         way: format!("{} → {peer}", walk.way),
                         length: walk.length,
                     });
@@ -229,8 +271,14 @@ impl<'a> Paths<'a> {
             let is_sure = holder.program.is_relay
                 || is_far_stream && (is_filter || leads_away)
                 || near.number <= 2 && !is_terminal;
+            let mut fed_by = walk.fed_by.clone();
+            if !is_sure || holder.program.is_relay && !is_filter {
+                fed_by.push(near.object);
+            }
             let walk = Walk {
                 direction: walk.direction,
+                fed_by,
+                through: Some(index),
                 certainty: if is_sure { walk.certainty } else { Certainty::Flow },
                 is_stream: is_far_stream,
                 is_raw: walk.is_raw && (holder.program.is_relay || is_far_stream),

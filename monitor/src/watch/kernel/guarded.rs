@@ -2,8 +2,8 @@
 
 use crate::caller::ProcessKey;
 use portcullis_common::hook::with_causes;
-use portcullis_monitor_bpf::SensorError;
 use portcullis_monitor_bpf::guard::{Guard, MemoryGuard, ThreadName};
+use portcullis_monitor_bpf::{SensorError, StreamGate};
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -36,6 +36,11 @@ impl Guarded {
     pub(super) fn new(guard: MemoryGuard) -> Result<Self, SensorError> {
         guard.trust(std::process::id())?;
         Ok(Self { guard, jobs: Mutex::default() })
+    }
+
+    /// What the same programs know of streams.
+    pub(super) fn streams(&self) -> &StreamGate {
+        self.guard.streams()
     }
 
     /// Guards a job's Worker and Listener, and the monitor while there is a job. Readers are ended when `is_lethal`.

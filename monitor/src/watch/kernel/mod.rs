@@ -5,29 +5,31 @@
 //! [`KernelObserver`] on a thread of its own, because an answer takes longer than the kernel's ring buffer can wait.
 
 mod guarded;
+mod hooks;
 mod images;
 mod sensor;
+mod streams;
 
 pub use guarded::Guarded;
 pub use sensor::BpfSensor;
+pub use streams::JobStreams;
 
 use crate::caller::{ProcFs, ProcessKey, ProcessTable, Snapshot};
 use crate::cgroup::JobCgroup;
 use crate::cgroup::job::descendants;
 use crate::sys::pidfd;
 use crate::watch::process::ProcessInspector;
+use crate::watch::programs::INTERPRETERS;
+use hooks::{Hooks, HooksOfJobs};
 use images::Images;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis_common::event::{Feature, FeatureState, Process};
 use portcullis_common::hook::with_causes;
 use portcullis_monitor_bpf::event::{Access, Escape, Image, Subject};
-use portcullis_monitor_bpf::lifecycle::EscapeBarrier;
-use portcullis_monitor_bpf::{Event, Lifecycle, MemoryGuard, NetworkHooks, SensorError};
+use portcullis_monitor_bpf::{Event, Lifecycle, MemoryGuard, SensorError};
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -50,6 +52,10 @@ pub trait KernelObserver: fmt::Debug + Send + Sync {
 
     /// Somebody, of the job or not, reached for guarded memory. May block.
     fn accessed(&self, reader: ProcessKey, process: Process, access: Access);
+
+    /// A process that may be a shell at the end of a connection was stopped, and goes on when [`JobStreams::release`] is
+    /// called. Happens to jobs only that have [`JobStreams::begin`]. Must be quick.
+    fn held(&self, process: ProcessKey);
 }
 
 /// An execution that has to be judged.
@@ -68,7 +74,8 @@ pub struct Unusual {
 /// The sensors of this host.
 #[derive(Debug)]
 pub struct KernelSensors {
-    lifecycle: Lifecycle,
+    lifecycle: Arc<Lifecycle>,
+    hooks: Arc<HooksOfJobs>,
     guard: Result<Guarded, String>,
     shared: Arc<Shared>,
     next_token: AtomicU64,
@@ -112,14 +119,12 @@ pub struct WatchedJob {
     token: u64,
     group: u64,
     worker: ProcessKey,
-    /// Keep what has left the job from making sockets where nobody judges; or why not.
-    barriers: Result<Vec<EscapeBarrier>, String>,
     /// Whether the memory of its runner is guarded, or why not.
     guarding: Result<(), String>,
     /// Events that were lost before it began.
     lost_before: u64,
-    /// Hooks on the job's cgroup, or why there are none.
-    hooks: Result<NetworkHooks, String>,
+    /// Hooks on its cgroup and on others.
+    hooks: Hooks,
 }
 
 impl KernelSensors {
@@ -143,14 +148,17 @@ impl KernelSensors {
             })
             .map_err(SensorError::Events)?;
         let handling = Arc::clone(&shared);
-        let lifecycle = Lifecycle::start(move |event| handling.handle(event))?;
-        let guard = MemoryGuard::start(&lifecycle, || pidfd::open(std::process::id()))
-            .and_then(Guarded::new)
-            .map_err(|error| with_causes(&error));
+        let lifecycle = Arc::new(Lifecycle::start(move |event| handling.handle(event))?);
+        let guard =
+            MemoryGuard::start(&lifecycle, INTERPRETERS, || pidfd::open(std::process::id()))
+                .and_then(Guarded::new)
+                .map_err(|error| with_causes(&error));
         if let Err(reason) = &guard {
             tracing::warn!(reason, "the memory of runners is not guarded by BPF");
         }
-        Ok(Self { lifecycle, guard, shared, next_token: AtomicU64::new(1) })
+        let hooks = Arc::new(HooksOfJobs::new(Arc::clone(&lifecycle)));
+        hooks.prepare();
+        Ok(Self { lifecycle, hooks, guard, shared, next_token: AtomicU64::new(1) })
     }
 
     /// The memory guard, or why there is none.
@@ -185,13 +193,8 @@ impl KernelSensors {
             group: id,
             worker,
             guarding: Err(String::new()),
-            barriers: self.barriers(&job.not_judged),
             lost_before: self.lost(),
-            hooks: File::open(group.group().directory())
-                .map_err(|error| error.to_string())
-                .and_then(|directory| {
-                    NetworkHooks::attach(directory.as_fd()).map_err(|error| with_causes(&error))
-                }),
+            hooks: self.hooks.attach(token, group, job.not_judged.clone()),
         };
         // Before the look at procfs, so that nothing is missed in between. On an error dropping undoes it.
         self.lifecycle.add_job(token, id, worker.pid)?;
@@ -214,11 +217,9 @@ impl KernelSensors {
         Ok(watched)
     }
 
-    /// A cgroup that is gone by now needs none.
-    fn barriers(&self, groups: &[PathBuf]) -> Result<Vec<EscapeBarrier>, String> {
-        let directories = groups.iter().filter_map(|group| File::open(group).ok());
-        let attach = |directory: File| self.lifecycle.refuse_escaped(directory.as_fd());
-        directories.map(attach).collect::<Result<_, _>>().map_err(|error| with_causes(&error))
+    /// Makes ready what the next job needs, so that its start does not wait for it. Takes some milliseconds.
+    pub fn prepare_next(&self) {
+        self.hooks.prepare();
     }
 
     /// The mechanisms as they are.
@@ -258,16 +259,16 @@ impl WatchedJob {
         &self.sensors
     }
 
-    /// The mechanisms as they are for this job, beside those of the host.
+    /// The mechanisms as they are for this job, beside those of the host. Waits until its hooks are attached.
     pub fn features(&self) -> Vec<Feature> {
-        let (state, reason) = match (&self.hooks, &self.barriers) {
-            (Ok(_), Ok(_)) => (
+        let (state, reason) = match self.hooks.problem() {
+            None => (
                 FeatureState::Active,
-                "BPF: hooks on the job's cgroup see each call in the process that makes it"
-                    .to_owned(),
+                "BPF: hooks on the job's cgroup see each call in the process that makes it",
             ),
-            (Err(problem), _) | (_, Err(problem)) => (FeatureState::Degraded, problem.clone()),
+            Some(problem) => (FeatureState::Degraded, problem),
         };
+        let reason = reason.to_owned();
         let mut features = vec![Feature { name: "sensor-network".to_owned(), state, reason }];
         // Without a guard the host's own mechanisms say so.
         if let (Ok(_), Err(problem)) = (self.sensors.guard(), &self.guarding) {
@@ -278,6 +279,16 @@ impl WatchedJob {
             });
         }
         features
+    }
+
+    /// Its shells, as far as they can be stopped when they read from a connection; or why they can't.
+    ///
+    /// # Errors
+    /// Which sensor is missing.
+    pub fn streams(self: &Arc<Self>) -> Result<JobStreams, &str> {
+        self.sensors.guard()?;
+        self.hooks.network()?;
+        Ok(JobStreams::new(Arc::clone(self)))
     }
 
     /// The processes of the job that live, wherever they are.
@@ -358,6 +369,12 @@ impl Shared {
                 self.find(Finding::Access(subject, access, image));
             }
             Event::Stopped(pid) => wake(pid),
+            Event::Held(subject) => {
+                let key = ProcessKey { pid: subject.pid, start_time: subject.start_ticks() };
+                if let Some(observer) = self.observer(subject.job) {
+                    observer.held(key);
+                }
+            }
         }
     }
 

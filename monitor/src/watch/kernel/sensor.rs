@@ -31,7 +31,7 @@ impl BpfSensor {
     /// Who made the call that a flow belongs to.
     fn caller(&self, flow: &Flow) -> Option<Caller> {
         let port = flow.source.port();
-        let hooks = self.job.hooks.as_ref().ok()?;
+        let hooks = self.job.hooks.network().ok()?;
         if port == 0 {
             return None;
         }
@@ -44,7 +44,7 @@ impl BpfSensor {
 
     /// Who made a raw socket that can have sent a packet.
     fn raw_caller(&self, flow: &Flow) -> Option<Caller> {
-        let hooks = self.job.hooks.as_ref().ok()?;
+        let hooks = self.job.hooks.network().ok()?;
         if flow.source.port() != 0 {
             return None;
         }
@@ -97,7 +97,7 @@ impl ProcessSensor for BpfSensor {
     ) -> Attribution {
         self.job.sensors.lifecycle.drain();
         let port = client.port();
-        let seen = self.job.hooks.as_ref().ok().and_then(|hooks| hooks.client(protocol, port));
+        let seen = self.job.hooks.network().ok().and_then(|hooks| hooks.client(protocol, port));
         let connected = (protocol == UDP)
             .then(|| self.job.sensors.shared.images().client(self.job.token, port))
             .flatten();

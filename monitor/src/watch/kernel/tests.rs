@@ -35,6 +35,8 @@ struct Seen {
 }
 
 impl KernelObserver for Seen {
+    fn held(&self, _process: ProcessKey) {}
+
     fn executed(&self, process: Process) {
         self.executed.lock().unwrap().push(process);
     }

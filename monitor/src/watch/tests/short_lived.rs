@@ -180,6 +180,8 @@ fn procfs_finds_many_of_them() {
 struct Nobody;
 
 impl KernelObserver for Nobody {
+    fn held(&self, _process: ProcessKey) {}
+
     fn executed(&self, _: Process) {}
     fn unusual(&self, _: Unusual) {}
     fn escaped(&self, _: Process, _: Escape, _: Option<Process>) {}

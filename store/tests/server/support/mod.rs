@@ -1,7 +1,9 @@
 //! A server with its database, and a caller.
 
 pub mod issuer;
+pub mod object_store;
 pub mod postgres;
+pub mod receiver;
 
 use portcullis_common::job_context::JobContext;
 use portcullis_store::configuration::{Configuration, DatabaseConfiguration};
@@ -10,6 +12,7 @@ use postgres::Postgres;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Which database a test runs on.
@@ -145,6 +148,10 @@ impl Server {
         send(self.request(Method::DELETE, path)).await
     }
 
+    pub async fn put(&self, path: &str, body: Value) -> Reply {
+        send(self.request(Method::PUT, path).json(&body)).await
+    }
+
     pub async fn put_policy(&self, name: &str, yaml: &str) -> Reply {
         send(self.request(Method::PUT, &format!("/policies/{name}")).body(yaml.to_owned())).await
     }
@@ -172,6 +179,23 @@ pub async fn send(request: RequestBuilder) -> Reply {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());
     Reply { status, headers, text: response.text().await.unwrap() }
+}
+
+/// Waits until something is so.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(patience_seconds());
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "it did not come to: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn patience_seconds() -> u64 {
+    let set = std::env::var("PORTCULLIS_TEST_PATIENCE_SECONDS").ok();
+    set.and_then(|text| text.parse().ok()).unwrap_or(30)
 }
 
 /// A job of `octo/hello`.

@@ -56,7 +56,9 @@ impl Worker {
         }
         let files = CommandFiles::create(&self.directories.temp)?;
         let invocation = self.invocation(planned, &files)?;
+        let start = Instant::now();
         let ending = self.supervise(planned, &invocation, log);
+        result.process_ms = start.elapsed().as_secs_f64() * 1000.0;
         // Also after a failure, as in the real runner's `finally`.
         self.take_files(planned, &files, log, result)?;
         match ending? {
