@@ -17,8 +17,8 @@ use std::io::{self, Write};
 #[command(name = "portcullis-benches")]
 struct Options {
     /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job, sensors (or one of sensors-processes,
-    /// sensors-calls, sensors-shells, sensors-kill, sensors-kill-many), store (or one of store-resolve, store-intake,
-    /// store-pages). All when none is named.
+    /// sensors-calls, sensors-shells, sensors-kill, sensors-kill-many), store-resolve, store-intake, store-pages. All when
+    /// none is named.
     only: Vec<String>,
 }
 
@@ -45,10 +45,10 @@ const MEASUREMENTS: [Measurement; 15] = [
     ("store-pages", store::pages),
 ];
 
-/// `sensors` and `store` are all whose names begin so.
+/// `sensors` are all whose names begin so.
 fn is_asked(only: &str, name: &str) -> bool {
     name.strip_prefix(only).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-        && (only == name || only == "sensors" || only == "store")
+        && (only == name || only == "sensors")
 }
 
 fn main() -> Result<()> {

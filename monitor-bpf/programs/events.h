@@ -11,6 +11,7 @@ enum event_kind {
     EVENT_ACCESS = 6,      /* somebody wanted a guarded process' memory; followed by a `struct access` and an image */
     EVENT_STOPPED = 7,     /* a reader that was ended has stopped the guarded process `parent` */
     EVENT_HELD = 9,        /* a process that may be a shell has read its input, and was stopped until the monitor lets it go on */
+    EVENT_SIGNAL = 10,     /* a process of a job sent a signal to the monitor; followed by a `struct sent_signal` */
     EVENT_PORT = 8,        /* a process of a job connected a UDP socket; followed by a `struct port` */
 };
 
@@ -58,6 +59,11 @@ enum access_way {
     ACCESS_DESCRIPTOR = 5,  /* pidfd_getfd */
     ACCESS_PERF = 6,        /* perf_event_open: samples hold pieces of the stack */
     ACCESS_IO_URING = 7,    /* any file of procfs that leads to memory, by io_uring */
+};
+
+struct sent_signal {
+    u32 number;
+    u32 pad;
 };
 
 struct port {

@@ -11,6 +11,7 @@
 char LICENSE[] SEC("license") = "GPL";
 
 #define SIGNAL_KILL 9
+#define SIGNAL_CONTINUE 18
 /* A kernel thread (PF_KTHREAD); io_uring's workers are threads of their process and have it not. */
 #define KERNEL_THREAD 0x00200000
 #define PROC_MAGIC 0x9fa0
@@ -388,16 +389,60 @@ int BPF_PROG(program_changes, struct task_struct *task)
     return 0;
 }
 
-/* PTRACE_ATTACH stops its target even when the tracer is being killed, and nobody would wake it. */
+/* Whether a reader that was ended has stopped the monitor. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, u32);
+    __type(value, u32);
+} monitor_stopped SEC(".maps");
+
+/* The monitor can't wake itself: its own SIGSTOP is answered when it is delivered. */
+SEC("tp_btf/signal_deliver")
+int BPF_PROG(delivers, int signal, void *information, void *action)
+{
+    u32 key = 0, process = bpf_get_current_pid_tgid() >> 32;
+    u32 *is_stopped = bpf_map_lookup_elem(&monitor_stopped, &key);
+    if (!is_stopped || !*is_stopped || signal != SIGNAL_STOP)
+        return 0;
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
+    if (!guard || !guard->is_private)
+        return 0;
+    *is_stopped = 0;
+    bpf_send_signal(SIGNAL_CONTINUE);
+    return 0;
+}
+
+struct signal_event {
+    struct event event;
+    struct sent_signal signal;
+};
+
+/* PTRACE_ATTACH stops its target even when the tracer is being killed, and nobody would wake it. And no process of a job has a
+ * reason to signal the monitor. */
 SEC("tp_btf/signal_generate")
 int BPF_PROG(signals, int signal, void *information, struct task_struct *target)
 {
-    if (signal != SIGNAL_STOP)
-        return 0;
-    u32 sender = bpf_get_current_pid_tgid() >> 32, process = BPF_CORE_READ(target, tgid);
-    if (!bpf_map_lookup_elem(&guarded, &process) || !bpf_map_lookup_elem(&ended, &sender))
+    u32 process = BPF_CORE_READ(target, tgid);
+    struct guard *guard = bpf_map_lookup_elem(&guarded, &process);
+    if (!guard)
         return 0;
     struct task_struct *task = bpf_get_current_task_btf();
+    u32 sender = task->tgid;
+    if (guard->is_private) {
+        u32 key = 0, is_stopped = 1;
+        if (signal == SIGNAL_STOP && bpf_map_lookup_elem(&ended, &sender))
+            bpf_map_update_elem(&monitor_stopped, &key, &is_stopped, BPF_ANY);
+        struct membership *member = bpf_task_storage_get(&members, task, 0, 0);
+        if (!member || sender == process)
+            return 0;
+        struct signal_event told = {.signal = {.number = signal}};
+        describe(&told.event, EVENT_SIGNAL, task, member->job);
+        send(&told, sizeof(told), true);
+        return 0;
+    }
+    if (signal != SIGNAL_STOP || !bpf_map_lookup_elem(&ended, &sender))
+        return 0;
     struct event told = {};
     describe(&told, EVENT_STOPPED, task, 0);
     told.parent = process;

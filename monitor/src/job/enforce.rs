@@ -13,6 +13,7 @@ use super::{Job, group_ids, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::DnsConfig;
+use crate::config::Paths;
 use crate::containers::killing::EngineContainers;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
 use crate::dns::{NamePolicy, Resolver, ResolverConfig};
@@ -247,7 +248,7 @@ pub fn enforce(
         state,
     };
     let job = Arc::new(job);
-    watch_for_findings(&job, executed, looks);
+    watch_for_findings(&job, &host.paths, executed, looks);
     Ok(Enforced { job, notices })
 }
 
@@ -284,7 +285,7 @@ fn put_in_kernel(
 }
 
 /// Starts what looks for findings in the job.
-fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
+fn watch_for_findings(job: &Arc<Job>, paths: &Paths, executed: Arc<Executed>, looks: Looks) {
     let parts = detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
@@ -297,6 +298,7 @@ fn watch_for_findings(job: &Arc<Job>, executed: Arc<Executed>, looks: Looks) {
             .workspace
             .clone()
             .filter(|_| !job.enforced.disable_file_monitoring),
+        own_files: vec![paths.config(), paths.run(), paths.spool(), paths.last_known_good()],
         executed,
         looks,
     };

@@ -13,6 +13,7 @@ pub mod grant_book;
 pub mod host;
 pub mod last_known_good;
 mod memory_watch;
+mod mount_watch;
 pub mod observe;
 pub mod policy_choice;
 pub mod posture;

@@ -9,12 +9,14 @@ use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::memory_read::{
     AccessOutcome, MemoryAccess, MemoryAccessKind, MemoryTarget, TrustedReaders, memory_read,
 };
+use crate::detect::monitor_tampering::{Tampering, TamperingFact, monitor_tampering};
 use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::record::recorder::Recorder;
 use crate::respond::Responder;
 use crate::watch::attribution::{ProcessSensor, ProcfsSensor};
 use crate::watch::backend::fallback_features;
 use crate::watch::kernel::{BpfSensor, JobToWatch, KernelObserver, Unusual, WatchedJob};
+use nix::sys::signal::Signal;
 use portcullis_common::event::{DetectionType, EnforcementScope, Feature, Process};
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::{LockdownDetection, LockdownMode};
@@ -161,6 +163,16 @@ impl KernelObserver for JobObserver {
             && let Err(error) = self.group.group().add(pid)
         {
             tracing::warn!(pid, error = %with_causes(&error), "a process that left its job's cgroup can't be moved back");
+        }
+    }
+
+    fn signalled(&self, process: Process, signal: u32) {
+        let named = i32::try_from(signal).ok().and_then(|number| Signal::try_from(number).ok());
+        let signal = named.map_or_else(|| format!("signal {signal}"), |known| known.to_string());
+        let tampering = Tampering::Signal { signal };
+        let fact = TamperingFact { tampering, process: Some(process), is_of_job: Some(true) };
+        if let Some(finding) = monitor_tampering(&fact) {
+            self.responder.answer(finding);
         }
     }
 

@@ -72,11 +72,9 @@ async fn events(
     let text = std::str::from_utf8(&body)
         .map_err(|_| ApiError::bad_request("the events are not UTF-8"))?;
     let batch = read_batch(&id, text)?;
-    let stored = store
-        .database
-        .store_events(&id, host_id, &batch, now().as_millisecond(), store.thresholds())
-        .await?;
-    match stored {
+    let now_ms = now().as_millisecond();
+    let stored = store.database.store_events(&id, host_id, &batch, (store.thresholds(), now_ms));
+    match stored.await? {
         Intake::Stored { last_seq, new, is_told } => {
             store.events.inc_by(new);
             if is_told {

@@ -3,7 +3,7 @@
 use super::attach::attachment;
 use super::connect::StoreOptions;
 use super::output::{Output, Table, print, show};
-use super::runs::given;
+use super::runs::{given, newest};
 use clap::{Args, Subcommand};
 use portcullis_common::store_api::{
     DetectionRecord, Page, Suppression, SuppressionPreview, WriteDetectionState, WriteSuppression,
@@ -182,16 +182,16 @@ impl Detections {
 
 impl List {
     async fn run(&self, store: &StoreOptions) -> anyhow::Result<()> {
-        let mut query = given(&[
+        let query = given(&[
             ("type", &self.kind),
             ("state", &self.state),
             ("repository", &self.repository),
             ("organization", &self.organization),
             ("cluster", &self.cluster),
         ]);
-        query.push(("limit", self.limit.to_string()));
-        let page: Page<DetectionRecord> = store.server()?.get("detections", &query).await?;
-        show(store.output, &page.items, |items| table(items))
+        let found: Vec<DetectionRecord> =
+            newest(&store.server()?, "detections", query, self.limit).await?;
+        show(store.output, &found, |items| table(items))
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) fn given(options: &[(&'static str, &Option<String>)]) -> Vec<(&'stati
 }
 
 /// The newest so many items of a list, over as many pages as they need.
-async fn newest<T: serde::de::DeserializeOwned>(
+pub(super) async fn newest<T: serde::de::DeserializeOwned>(
     server: &OperatorClient,
     path: &str,
     mut query: Vec<(&'static str, String)>,

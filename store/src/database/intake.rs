@@ -4,7 +4,9 @@ use super::detections::{
     NewDelivery, ToldJob, read_candidates, read_told_job, record_detections, told_verdict,
     write_deliveries,
 };
-use super::learning::{LearningJob, PER_STATEMENT, Thresholds, call_sums, learn};
+use super::learning::{
+    LearningJob, NEW_OUTBOUND_NETWORK_CALL, PER_STATEMENT, Thresholds, call_sums, learn,
+};
 use super::{Database, DatabaseError, NewDetection, signed, transaction, unsigned};
 use crate::notify::Payload;
 use portcullis_common::event::{Event, EventKind, Verdict};
@@ -167,6 +169,21 @@ fn sums(events: &[NewEvent<'_>]) -> Sums {
     sums
 }
 
+/// The calls of a batch that were stopped, or would have been, to where the job had not been kept from before.
+fn new_calls(sums: &Sums, of_job: &BTreeSet<(String, i16)>) -> Vec<ToldCall> {
+    sums.iter()
+        .filter(|((endpoint, verdict, _), _)| !of_job.contains(&(endpoint.clone(), *verdict)))
+        .filter_map(|((endpoint, verdict, process), sum)| {
+            Some(ToldCall {
+                endpoint: endpoint.clone(),
+                verdict: told_verdict(*verdict)?,
+                process: (!process.is_empty()).then(|| process.clone()),
+                calls: unsigned(sum.calls),
+            })
+        })
+        .collect()
+}
+
 /// The detections of a batch.
 fn detections(job_id: &str, events: &[NewEvent<'_>]) -> Vec<NewDetection> {
     events
@@ -306,8 +323,7 @@ impl Database {
         job_id: &str,
         host_id: &str,
         events: &[NewEvent<'_>],
-        now_ms: i64,
-        thresholds: Thresholds,
+        (thresholds, now_ms): (Thresholds, i64),
     ) -> Result<Intake, DatabaseError> {
         transaction!(self, |transaction| {
             // Counted up by nothing, this locks the row: batches of one job go one after the other.
@@ -356,12 +372,12 @@ impl Database {
                 let code = verdict_code(verdict);
                 calls.iter().filter(|((_, key), _)| *key == code).map(|(_, sum)| sum.count).sum()
             };
+            let mut of_job: BTreeSet<(String, i16)> = BTreeSet::new();
             let endpoints: Vec<&(String, i16)> = calls.keys().collect();
-            let mut of_rows: BTreeSet<(String, i16, String)> = BTreeSet::new();
             // Of the first batch all is new.
             for part in endpoints.chunks(PER_STATEMENT).filter(|_| last_seq > 0) {
                 let mut query = QueryBuilder::new(
-                    "SELECT endpoint, verdict, process FROM destinations WHERE job = ",
+                    "SELECT DISTINCT endpoint, verdict FROM destinations WHERE job = ",
                 );
                 query.push_bind(job).push(" AND endpoint IN (");
                 let mut list = query.separated(", ");
@@ -369,9 +385,9 @@ impl Database {
                     list.push_bind(endpoint.clone());
                 }
                 query.push(")");
-                let known: Vec<(String, i16, String)> =
+                let known: Vec<(String, i16)> =
                     query.build_query_as().fetch_all(&mut *transaction).await?;
-                of_rows.extend(known);
+                of_job.extend(known);
             }
             let rows: Vec<_> = sums.iter().collect();
             for part in rows.chunks(PER_STATEMENT) {
@@ -397,29 +413,18 @@ impl Database {
                 );
                 insert.build().execute(&mut *transaction).await?;
             }
-            let new_calls: Vec<ToldCall> = sums
-                .iter()
-                .filter(|(row, _)| !of_rows.contains(*row))
-                .filter_map(|((endpoint, verdict, process), sum)| {
-                    Some(ToldCall {
-                        endpoint: endpoint.clone(),
-                        verdict: told_verdict(*verdict)?,
-                        process: (!process.is_empty()).then(|| process.clone()),
-                        calls: unsigned(sum.calls),
-                    })
-                })
-                .collect();
             let mut detections = detections(job_id, new);
-            let (mut learned, mut told) = (0, 0);
+            let mut learned = 0;
             if !calls.is_empty() {
-                let of_job: BTreeSet<(String, i16)> =
-                    of_rows.into_iter().map(|(endpoint, verdict, _)| (endpoint, verdict)).collect();
-                let (pairs, fresh) =
+                let (count, found) =
                     learn!(transaction, &learning, job_id, &calls, &of_job, thresholds);
-                learned = pairs;
-                told = i64::try_from(fresh.len()).unwrap_or(i64::MAX);
-                detections.extend(fresh);
+                learned = count;
+                detections.extend(found);
             }
+            let told = detections.iter().filter(|found| found.kind == NEW_OUTBOUND_NETWORK_CALL);
+            let told = i64::try_from(told.count()).unwrap_or(i64::MAX);
+            let new_calls = new_calls(&sums, &of_job);
+            // Last: rules and integrations are everybody's, and held until the commit.
             let mut is_told = record_detections!(transaction, job, &detections, now_ms);
             let candidates = read_candidates!(transaction);
             let is_asked = candidates.iter().any(|candidate| {
@@ -482,8 +487,7 @@ impl Database {
     pub async fn end_job(&self, end: &JobEnd<'_>) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
             let ended: Option<(i64, i64, i64, i64, i64)> = sqlx::query_as(
-                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5), archived_record = FALSE \
-                 WHERE id = $1 AND host_id = $2 \
+                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5), archived_record = FALSE WHERE id = $1 AND host_id = $2 \
                  RETURNING run, job_baseline, repository_baseline, organization_baseline, cluster_baseline",
             )
             .bind(end.id)

@@ -6,11 +6,10 @@
 //! PostgreSQL: locks are taken in one order (the job, its run, its own baseline, then endpoints by baseline and name), the
 //! rows that many jobs share last, so that batches wait for each other only between that statement and the commit.
 
-use super::{NewDetection, signed, verdict_code};
-use portcullis_common::event::{EventKind, Process, Verdict};
+use super::{signed, verdict_code};
+use portcullis_common::event::{EventKind, NetworkEvent, Verdict};
 use portcullis_common::report::endpoint;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// The detection of a call that a stable job never made before.
 pub const NEW_OUTBOUND_NETWORK_CALL: &str = "New-Outbound-Network-Call";
@@ -105,7 +104,7 @@ pub(super) struct Calls {
     pub(super) last_us: i64,
     /// The first of them: its number, its process, and the rule.
     pub(super) first_seq: u64,
-    pub(super) process: Option<Arc<Process>>,
+    pub(super) process: Option<String>,
 }
 
 /// Calls of a batch by endpoint and verdict.
@@ -125,13 +124,17 @@ pub(super) fn call_sums<'a>(
                 first_us: time,
                 last_us: time,
                 first_seq: event.seq,
-                process: call.process.clone().map(Arc::new),
+                process: executable(call),
             });
         sum.count = sum.count.saturating_add(signed(call.packets));
         sum.first_us = sum.first_us.min(time);
         sum.last_us = sum.last_us.max(time);
     }
     sums
+}
+
+fn executable(call: &NetworkEvent) -> Option<String> {
+    call.process.as_ref().and_then(|process| process.exe.clone())
 }
 
 /// What is known about the endpoints that are new in a job, before it is learned.
@@ -227,44 +230,13 @@ pub(super) fn evidence(endpoint: &str, verdict: i16, runs: u32) -> Option<String
     ))
 }
 
-/// The detections of what is new to a stable job, as many as are told of one job.
-pub(super) fn detections(
-    job_id: &str,
-    job: &LearningJob,
-    fresh: &[(String, i16, Calls)],
-    thresholds: Thresholds,
-) -> Vec<NewDetection> {
-    let left = usize::try_from(MAX_TOLD_OF_JOB - job.told).unwrap_or(0);
-    let mut detections: Vec<NewDetection> = fresh
-        .iter()
-        .filter_map(|(endpoint, verdict, calls)| {
-            Some(NewDetection {
-                id: format!("{job_id}-{}-new", calls.first_seq),
-                seq: Some(signed(calls.first_seq)),
-                kind: NEW_OUTBOUND_NETWORK_CALL.to_owned(),
-                time_us: calls.first_us,
-                evidence: evidence(endpoint, *verdict, thresholds.window_runs)?,
-                is_lockdown: false,
-                process: calls.process.as_deref().cloned(),
-                endpoint: Some(endpoint.clone()),
-            })
-        })
-        .take(left)
-        .collect();
-    if detections.len() == left
-        && let Some(last) = detections.last_mut()
-    {
-        last.evidence.push_str("; more new endpoints of this job are not told one by one");
-    }
-    detections
-}
-
-/// Learns from a batch: `$sums` are its [`CallSums`], `$of_job` what the job had called before it. Returns how many endpoints
-/// were learned, and the detections, which the caller records.
+/// Learns from a batch: `$sums` are its [`CallSums`], `$of_job` what the job had called before it. Gives how many endpoints were
+/// learned, and the detections that are to be stored.
 macro_rules! learn {
     ($transaction:expr, $job:expr, $job_id:expr, $sums:expr, $of_job:expr, $thresholds:expr) => {{
+        use portcullis_common::event::Process;
         use $crate::database::learning::{
-            Before, Learned, MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, PER_STATEMENT,
+            Before, Learned, MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, PER_STATEMENT,
         };
         let (job, sums, of_job) = ($job, $sums, $of_job);
         let new: Vec<&(String, i16)> = sums.keys().filter(|pair| !of_job.contains(*pair)).collect();
@@ -316,7 +288,8 @@ macro_rules! learn {
             }
         }
         let lesson = $crate::database::learning::lesson(job, sums, of_job, &before);
-        let mut detections: Vec<$crate::database::NewDetection> = Vec::new();
+        let mut told = 0_i64;
+        let mut found = Vec::new();
         if !lesson.fresh.is_empty() && job.told < MAX_TOLD_OF_JOB {
             let rows: Vec<(i64,)> = sqlx::query_as(
                 "SELECT added FROM baseline_runs WHERE baseline = $1 AND run <> $2 AND ended_ms IS NOT NULL \
@@ -328,12 +301,33 @@ macro_rules! learn {
             .fetch_all(&mut *$transaction)
             .await?;
             if $thresholds.judge(rows.iter().map(|(added,)| *added)) == Learned::Stable {
-                detections = $crate::database::learning::detections(
-                    $job_id,
-                    job,
-                    &lesson.fresh,
-                    $thresholds,
-                );
+                for (endpoint, verdict, calls) in &lesson.fresh {
+                    let Some(mut evidence) =
+                        $crate::database::learning::evidence(endpoint, *verdict, $thresholds.window_runs)
+                    else {
+                        continue;
+                    };
+                    if job.told + told == MAX_TOLD_OF_JOB {
+                        break;
+                    }
+                    told += 1;
+                    if job.told + told == MAX_TOLD_OF_JOB {
+                        evidence.push_str("; more new endpoints of this job are not told one by one");
+                    }
+                    found.push($crate::database::NewDetection {
+                        id: format!("{}-{}-new", $job_id, calls.first_seq),
+                        seq: Some($crate::database::signed(calls.first_seq)),
+                        kind: NEW_OUTBOUND_NETWORK_CALL.to_owned(),
+                        time_us: calls.first_us,
+                        evidence,
+                        is_lockdown: false,
+                        process: calls.process.clone().map(|exe| Process {
+                            exe: Some(exe),
+                            ..Process::default()
+                        }),
+                        endpoint: Some(endpoint.clone()),
+                    });
+                }
             }
         }
         for (baseline, added) in &lesson.added {
@@ -369,7 +363,7 @@ macro_rules! learn {
             );
             insert.build().execute(&mut *$transaction).await?;
         }
-        (lesson.learned, detections)
+        (lesson.learned, found)
     }};
 }
 

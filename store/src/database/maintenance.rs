@@ -43,7 +43,8 @@ pub struct Retention {
 const ARCHIVED: &str = " AND archived_seq >= last_seq AND archived_record";
 
 impl Database {
-    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens that expired by themselves.
+    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens and sessions that
+    /// expired by themselves.
     ///
     /// # Errors
     /// When the database can't be used.
@@ -54,6 +55,7 @@ impl Database {
                 "DELETE FROM enrolments WHERE expires_ms <= $1 OR hosts_left <= 0",
                 "DELETE FROM host_credentials WHERE expires_ms <= $1",
                 "DELETE FROM used_id_tokens WHERE expires_ms <= $1",
+                "DELETE FROM sessions WHERE expires_ms <= $1",
                 // Written by an upload that did not know yet that the integration is gone.
                 "DELETE FROM deliveries WHERE created_ms <= $1 AND NOT EXISTS \
                  (SELECT 1 FROM integrations WHERE integrations.id = deliveries.integration)",
@@ -80,8 +82,7 @@ impl Database {
             let mut without_events: Vec<(i64,)> =
                 query.build_query_as().fetch_all(&mut *transaction).await?;
             let mut query = QueryBuilder::new(
-                "SELECT key, run, job_baseline, repository_baseline, organization_baseline, cluster_baseline \
-                     FROM jobs WHERE ended_ms IS NOT NULL",
+                "SELECT key, run, job_baseline, repository_baseline, organization_baseline, cluster_baseline FROM jobs WHERE ended_ms IS NOT NULL",
             );
             query.push(archived).push(" AND started_ms < ").push_bind(retention.jobs_before_ms);
             query.push(" ORDER BY key LIMIT ").push_bind(JOBS_FORGOTTEN_AT_ONCE);
@@ -93,7 +94,7 @@ impl Database {
                 let keys: BTreeSet<i64> = without_events
                     .iter()
                     .map(|(key,)| *key)
-                    .chain(gone.iter().map(|(key, ..)| *key))
+                    .chain(gone.iter().map(|row| row.0))
                     .collect();
                 for key in keys {
                     let mut lock =
@@ -104,7 +105,7 @@ impl Database {
                     }
                 }
                 without_events.retain(|(key,)| held.contains(key));
-                gone.retain(|(key, ..)| held.contains(key));
+                gone.retain(|row| held.contains(&row.0));
             }
             for (job,) in &without_events {
                 sqlx::query("DELETE FROM events WHERE job = $1")

@@ -2,7 +2,8 @@
 
 use super::{Store, WriteRequest, is_name, now};
 use crate::database::{
-    DatabaseError, DeliveryFilter, IntegrationRow, IntegrationWrite, Settled, state_name,
+    DatabaseError, DeliveryFilter, IntegrationRow, IntegrationWrite, NEW_OUTBOUND_NETWORK_CALL,
+    Settled, state_name,
 };
 use crate::notify::{
     Payload, Secrets, Settings, SettingsError, parts, read_target, sample, shown_target,
@@ -21,9 +22,6 @@ const MAX_INTEGRATIONS: i64 = 100;
 
 /// The most targets of a selection.
 const MAX_SCOPES: usize = 500;
-
-/// Detections that the store makes itself, beside those of the monitors.
-const STORE_DETECTIONS: [&str; 1] = ["New-Outbound-Network-Call"];
 
 /// Why an integration or a suppression can't be written, tried or removed.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +58,9 @@ impl From<SettingsError> for NotifyError {
     }
 }
 
-/// Whether there can be detections of this type.
+/// Whether there can be detections of this type: those of the monitors, and the one that the store makes itself.
 pub(super) fn is_detection_type(text: &str) -> bool {
-    STORE_DETECTIONS.contains(&text)
+    text == NEW_OUTBOUND_NETWORK_CALL
         || serde_json::from_value::<DetectionType>(serde_json::Value::String(text.to_owned()))
             .is_ok()
 }

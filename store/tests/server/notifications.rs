@@ -1,10 +1,10 @@
 //! Who is told what, how often it is tried, and what is never told.
 
 use crate::on_both;
-use crate::runs::{begin, call, host, lines, new_job, upload};
+use crate::runs::{begin, call, host, lines, new_job, report, upload};
 use crate::support::object_store::ObjectStore;
 use crate::support::receiver::{Answer, Receiver};
-use crate::support::{Backend, Server, World, eventually, run};
+use crate::support::{Backend, Server, World, eventually, run, send};
 use crate::suppressions::detection;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use portcullis_common::store_api::DeliveryState;
 use portcullis_store::configuration::Configuration;
 use portcullis_store::database::{DeliveryFilter, Settled};
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ on_both!(
     a_target_that_hangs_keeps_nobody_waiting,
     nothing_is_lost_over_a_restart,
     a_lease_that_is_over_is_nobodys,
+    a_new_destination_of_a_stable_job_is_told,
     secrets_go_in_and_never_out
 );
 
@@ -372,6 +374,47 @@ async fn a_lease_that_is_over_is_nobodys(world: World) {
     assert!(database.settle_delivery(second[0].key, "two", &settled).await.unwrap());
     let all = database.deliveries(&DeliveryFilter::default(), 10).await.unwrap();
     assert_eq!(all[0].1.state, DeliveryState::Delivered);
+    server.stop().await;
+}
+
+async fn a_new_destination_of_a_stable_job_is_told(world: World) {
+    let mut configuration = configuration(&world);
+    configuration.baseline.min_runs = 2;
+    configuration.baseline.window_runs = 2;
+    let server = world.start_with(configuration).await;
+    let receiver = Receiver::start().await;
+    let only = json!({ "detection_types": ["New-Outbound-Network-Call"] });
+    make(&server, "hook", webhook(&receiver.url("/")), only).await;
+    let known = json!({
+        "type": "New-Outbound-Network-Call", "endpoint": "*.Mirror.test:443", "process": "*/curl", "reason": "our mirrors",
+    });
+    server.post("/suppressions", known).await.expect(201);
+    let host = host(&server, "prod").await;
+    for run in 1..=4 {
+        let job = format!("0197aaaaaaaa70008000{run:012x}");
+        begin(&server, &host, new_job(&job, run, "build")).await.expect(200);
+        let mut events = vec![call(&job, 1, "allowed", "usual.test")];
+        if run == 4 {
+            events.push(call(&job, 2, "allowed", "eu.mirror.test"));
+            events.push(call(&job, 3, "allowed", "new.test"));
+        }
+        upload(&server, &host, &job, lines(&events)).await.expect(200);
+        let put = server.as_caller(&host, Method::PUT, &format!("/jobs/{job}/report"));
+        assert_eq!(send(put.json(&report(&job))).await.status, 204);
+    }
+    let told = receiver.wait(1).await[0].json();
+    assert_eq!(
+        (&told["data"]["endpoint"], &told["data"]["process"]["exe"], &told["data"]["run_id"]),
+        (&json!("new.test:443"), &json!("/usr/bin/curl"), &json!(4))
+    );
+    for (state, endpoint) in [("new", "new.test:443"), ("suppressed", "eu.mirror.test:443")] {
+        let page = server.get(&format!("/detections?state={state}")).await.expect(200);
+        assert_eq!(page["items"].as_array().unwrap().len(), 1, "{state}");
+        assert_eq!(page["items"][0]["endpoint"], endpoint);
+    }
+    let run = server.get("/runs/4").await.expect(200);
+    assert_eq!(run["detections"], 2, "both are recorded");
+    assert_eq!(receiver.received().len(), 1);
     server.stop().await;
 }
 

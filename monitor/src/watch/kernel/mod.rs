@@ -53,6 +53,9 @@ pub trait KernelObserver: fmt::Debug + Send + Sync {
     /// Somebody, of the job or not, reached for guarded memory. May block.
     fn accessed(&self, reader: ProcessKey, process: Process, access: Access);
 
+    /// A process of the job sent a signal to this monitor. May block.
+    fn signalled(&self, process: Process, signal: u32);
+
     /// A process that may be a shell at the end of a connection was stopped, and goes on when [`JobStreams::release`] is
     /// called. Happens to jobs only that have [`JobStreams::begin`]. Must be quick.
     fn held(&self, process: ProcessKey);
@@ -97,6 +100,7 @@ enum Finding {
     Unusual(u64, Box<Unusual>),
     Escape(Subject, Escape),
     Access(Subject, Access, Image),
+    Signal(Subject, u32),
 }
 
 /// What of a job is watched.
@@ -368,6 +372,7 @@ impl Shared {
             Event::Access(subject, access, image) => {
                 self.find(Finding::Access(subject, access, image));
             }
+            Event::Signal(subject, number) => self.find(Finding::Signal(subject, number)),
             Event::Stopped(pid) => wake(pid),
             Event::Held(subject) => {
                 let key = ProcessKey { pid: subject.pid, start_time: subject.start_ticks() };
@@ -400,6 +405,12 @@ impl Shared {
                 let process = process.unwrap_or_else(|| bare(&subject));
                 if let Some(observer) = self.observer(subject.job) {
                     observer.escaped(process, escape, mover);
+                }
+            }
+            Finding::Signal(subject, number) => {
+                let process = self.images().find(subject.pid, subject.time);
+                if let Some(observer) = self.observer(subject.job) {
+                    observer.signalled(process.unwrap_or_else(|| bare(&subject)), number);
                 }
             }
             Finding::Access(subject, access, image) => {

@@ -37,6 +37,8 @@ struct Seen {
 impl KernelObserver for Seen {
     fn held(&self, _process: ProcessKey) {}
 
+    fn signalled(&self, _process: Process, _signal: u32) {}
+
     fn executed(&self, process: Process) {
         self.executed.lock().unwrap().push(process);
     }

@@ -182,6 +182,8 @@ struct Nobody;
 impl KernelObserver for Nobody {
     fn held(&self, _process: ProcessKey) {}
 
+    fn signalled(&self, _process: Process, _signal: u32) {}
+
     fn executed(&self, _: Process) {}
     fn unusual(&self, _: Unusual) {}
     fn escaped(&self, _: Process, _: Escape, _: Option<Process>) {}
