@@ -26,6 +26,14 @@ install_packages() {
     apt-get install -qy --no-install-recommends "${missing[@]}" >/dev/null
 }
 
+# Installs npm where it is missing: some archives bring it with Node.js, and theirs conflicts with Debian's package.
+install_npm() {
+    command -v npm >/dev/null || {
+        say "installing npm"
+        apt-get install -qy --no-install-recommends npm >/dev/null
+    }
+}
+
 # Installs a cargo tool that is missing.
 install_cargo_tool() {
     command -v "$1" >/dev/null || {

@@ -5,6 +5,7 @@ mod measure;
 mod result;
 mod sensors;
 mod statistics;
+mod store;
 
 use anyhow::Result;
 use clap::Parser;
@@ -16,7 +17,8 @@ use std::io::{self, Write};
 #[command(name = "portcullis-benches")]
 struct Options {
     /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job, sensors (or one of sensors-processes,
-    /// sensors-calls, sensors-shells, sensors-kill, sensors-kill-many). All when none is named.
+    /// sensors-calls, sensors-shells, sensors-kill, sensors-kill-many), store-resolve, store-intake, store-pages. All when
+    /// none is named.
     only: Vec<String>,
 }
 
@@ -25,7 +27,7 @@ type Found<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
 
 type Measurement = (&'static str, fn(Found<'_>) -> Result<()>);
 
-const MEASUREMENTS: [Measurement; 12] = [
+const MEASUREMENTS: [Measurement; 15] = [
     ("pre-job", measure::pre_job),
     ("rules", measure::rules),
     ("connections", measure::connections),
@@ -38,6 +40,9 @@ const MEASUREMENTS: [Measurement; 12] = [
     ("sensors-shells", sensors::stopped_shells),
     ("sensors-kill", sensors::deaths),
     ("sensors-kill-many", sensors::many),
+    ("store-resolve", store::resolve),
+    ("store-intake", store::intake),
+    ("store-pages", store::pages),
 ];
 
 /// `sensors` are all whose names begin so.

@@ -86,6 +86,11 @@ impl Paths {
         self.at("/var/lib/portcullis/spool")
     }
 
+    /// The host's credential for the served store, as it was renewed last.
+    pub fn renewed_credential(&self) -> PathBuf {
+        self.at("/var/lib/portcullis/credential")
+    }
+
     /// One file a job: the engines' sockets that are closed to it.
     pub fn closed_sockets(&self) -> PathBuf {
         self.at("/run/portcullis/closed-sockets")

@@ -14,9 +14,11 @@ use portcullis_common::resolution::Resolution;
 use portcullis_common::store_api::{
     Accepted, Credential, Enrol, Enrolled, NewJob, ResolveRequest, Resolved, SIGNATURE_HEADER,
 };
-use reqwest::Method;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use reqwest::{Method, RequestBuilder};
+use secrecy::{ExposeSecret as _, SecretString};
 use std::io::Write as _;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 /// How far this host's clock and the store's may be apart.
@@ -26,10 +28,13 @@ const CLOCK_LEEWAY: Duration = Duration::from_mins(2);
 const NONCE_BYTES: usize = 24;
 
 /// A host with its credential.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HostClient {
     connection: Connection,
+    /// The credential as it was given; all but its secret stays.
     credential: Credential,
+    /// The secret that is used now.
+    secret: RwLock<SecretString>,
 }
 
 /// Enrols this host with an enrolment token.
@@ -48,8 +53,49 @@ pub async fn enrol(
 
 impl HostClient {
     /// A host with its credential.
-    pub const fn new(connection: Connection, credential: Credential) -> Self {
-        Self { connection, credential }
+    pub fn new(connection: Connection, credential: Credential) -> Self {
+        let secret = RwLock::new(SecretString::from(credential.credential.clone()));
+        Self { connection, credential, secret }
+    }
+
+    /// Asks for a credential in the place of this one. It counts from its first use on, so it must be kept where it
+    /// survives everything before [`Self::use_credential`]; until then this one goes on. The keys that answers are trusted
+    /// by stay those of the enrolment, whatever the store says now.
+    ///
+    /// # Errors
+    /// When the store refuses or can't be reached.
+    pub async fn renew(&self) -> Result<Credential, StoreError> {
+        let request = self.authenticated(Method::POST, "host/credential");
+        let renewed: Enrolled = decode(&self.connection.send(request).await?.body)?;
+        if renewed.host_id != self.credential.host_id {
+            return Err(StoreError::AnotherAnswer("it is the credential of another host"));
+        }
+        Ok(Credential {
+            credential: renewed.credential,
+            issued_at: renewed.issued_at,
+            expires_at: renewed.expires_at,
+            ..self.credential.clone()
+        })
+    }
+
+    /// Uses a credential from now on.
+    pub fn use_credential(&self, credential: &Credential) {
+        let mut secret = self.secret.write().unwrap_or_else(PoisonError::into_inner);
+        *secret = SecretString::from(credential.credential.clone());
+    }
+
+    /// Tells the store by its use that a credential has arrived. What is asked for is of no interest.
+    ///
+    /// # Errors
+    /// When the store does not know the credential or can't be reached.
+    pub async fn confirm(&self) -> Result<(), StoreError> {
+        let request = self.authenticated(Method::GET, "host");
+        self.connection.send(request).await.map(drop)
+    }
+
+    fn authenticated(&self, method: Method, path: &str) -> RequestBuilder {
+        let secret = self.secret.read().unwrap_or_else(PoisonError::into_inner);
+        self.connection.request(method, path).bearer_auth(secret.expose_secret())
     }
 
     /// The audience that GitHub's OIDC tokens for the store must have.
@@ -71,11 +117,7 @@ impl HostClient {
         fill(&mut nonce)
             .map_err(|_| StoreError::Client("the system gave no random numbers".to_owned()))?;
         request.nonce = Some(URL_SAFE_NO_PAD.encode(nonce));
-        let sent = self
-            .connection
-            .request(Method::POST, "resolve")
-            .bearer_auth(&self.credential.credential)
-            .json(&request);
+        let sent = self.authenticated(Method::POST, "resolve").json(&request);
         let reply = self.connection.send(sent).await?;
         let signature = reply
             .headers
@@ -91,11 +133,7 @@ impl HostClient {
     /// # Errors
     /// When the store refuses or can't be reached.
     pub async fn start_job(&self, job: &NewJob) -> Result<Accepted, StoreError> {
-        let request = self
-            .connection
-            .request(Method::POST, "jobs")
-            .bearer_auth(&self.credential.credential)
-            .json(job);
+        let request = self.authenticated(Method::POST, "jobs").json(job);
         decode(&self.connection.send(request).await?.body)
     }
 
@@ -110,9 +148,7 @@ impl HostClient {
             .and_then(|()| packed.finish())
             .map_err(|error| StoreError::Client(error.to_string()))?;
         let request = self
-            .connection
-            .request(Method::POST, &format!("jobs/{job_id}/events"))
-            .bearer_auth(&self.credential.credential)
+            .authenticated(Method::POST, &format!("jobs/{job_id}/events"))
             .header(CONTENT_TYPE, "application/x-ndjson")
             .header(CONTENT_ENCODING, "gzip")
             .body(packed);
@@ -124,11 +160,8 @@ impl HostClient {
     /// # Errors
     /// When the store refuses or can't be reached.
     pub async fn send_report(&self, report: &Report) -> Result<(), StoreError> {
-        let request = self
-            .connection
-            .request(Method::PUT, &format!("jobs/{}/report", report.job_id))
-            .bearer_auth(&self.credential.credential)
-            .json(report);
+        let path = format!("jobs/{}/report", report.job_id);
+        let request = self.authenticated(Method::PUT, &path).json(report);
         self.connection.send(request).await.map(drop)
     }
 }

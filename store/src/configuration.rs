@@ -1,6 +1,8 @@
 //! `store.toml`: what the operator of a server decides.
 
+use portcullis_common::store_api::Role;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -32,6 +34,10 @@ pub struct Configuration {
     pub signing_key_file: Option<PathBuf>,
     /// A file with the first admin's token; absent: one is made at the first start and printed once.
     pub admin_token_file: Option<PathBuf>,
+    /// Runner hosts.
+    pub hosts: HostsConfiguration,
+    /// People sign in by OpenID Connect with this provider; absent: by tokens alone.
+    pub sign_in: Option<SignInConfiguration>,
     /// How much is too much.
     pub limits: LimitsConfiguration,
     /// How long what is kept.
@@ -40,6 +46,8 @@ pub struct Configuration {
     pub baseline: BaselineConfiguration,
     /// Outgoing notifications.
     pub notifications: NotificationConfiguration,
+    /// The pages for people.
+    pub dashboard: DashboardConfiguration,
     /// Where jobs and their events are archived before retention removes them; absent: nowhere.
     pub archive: Option<ArchiveConfiguration>,
 }
@@ -56,10 +64,13 @@ impl Default for Configuration {
             ca_file: None,
             signing_key_file: None,
             admin_token_file: None,
+            hosts: HostsConfiguration::default(),
+            sign_in: None,
             limits: LimitsConfiguration::default(),
             retention: RetentionConfiguration::default(),
             baseline: BaselineConfiguration::default(),
             notifications: NotificationConfiguration::default(),
+            dashboard: DashboardConfiguration::default(),
             archive: None,
         }
     }
@@ -112,6 +123,49 @@ impl GithubConfiguration {
         let host = host.split(['/', ':']).next().unwrap_or_default();
         if host == "token.actions.githubusercontent.com" { "github.com" } else { host }
     }
+}
+
+/// `[hosts]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct HostsConfiguration {
+    /// How long a host's credential lasts, in days. Monitors renew theirs when a third of it is left.
+    pub credential_days: u32,
+}
+
+impl Default for HostsConfiguration {
+    fn default() -> Self {
+        Self { credential_days: 90 }
+    }
+}
+
+/// `[sign-in]`: an OpenID Connect provider.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SignInConfiguration {
+    /// The provider: `https://login.example.com`; its discovery document lies below it.
+    pub issuer: String,
+    /// This store's name at the provider.
+    pub client_id: String,
+    /// A file with this store's secret at the provider; absent: it has none there (a public client, by PKCE alone).
+    #[serde(default)]
+    pub client_secret_file: Option<PathBuf>,
+    /// What is asked for beside `openid`.
+    #[serde(default = "usual_scopes")]
+    pub scopes: Vec<String>,
+    /// The claim with a person's groups; dots lead into objects: `realm_access.roles`.
+    #[serde(default = "usual_groups_claim")]
+    pub groups_claim: String,
+    /// What members of a group may do. Who is in several has the most of it; who is in none can't sign in.
+    pub roles: BTreeMap<String, Role>,
+}
+
+fn usual_scopes() -> Vec<String> {
+    ["profile", "email"].map(str::to_owned).to_vec()
+}
+
+fn usual_groups_claim() -> String {
+    "groups".to_owned()
 }
 
 /// `[limits]`.
@@ -228,6 +282,20 @@ pub struct ArchiveConfiguration {
     pub secret_access_key_file: PathBuf,
 }
 
+/// `[dashboard]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DashboardConfiguration {
+    /// After how many hours people have to sign in again.
+    pub session_hours: u32,
+}
+
+impl Default for DashboardConfiguration {
+    fn default() -> Self {
+        Self { session_hours: 12 }
+    }
+}
+
 /// Why the configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigurationError {
@@ -299,12 +367,21 @@ impl Configuration {
                 self.listen
             ));
         }
+        if self.hosts.credential_days == 0 || self.hosts.credential_days > 3650 {
+            return senseless("hosts.credential-days must be 1 to 3650".to_owned());
+        }
+        if let Some(sign_in) = &self.sign_in {
+            sign_in.check(&self.public_url).map_err(ConfigurationError::Senseless)?;
+        }
         let limits = &self.limits;
         if limits.requests_per_second == 0
             || limits.burst == 0
             || limits.failed_sign_ins_per_minute == 0
         {
             return senseless("a limit of 0 would refuse everything".to_owned());
+        }
+        if !(1..=24 * 30).contains(&self.dashboard.session_hours) {
+            return senseless("dashboard.session-hours must be 1 to 720".to_owned());
         }
         let baseline = &self.baseline;
         if baseline.min_runs == 0 || baseline.window_runs == 0 {
@@ -339,9 +416,76 @@ impl Configuration {
     }
 }
 
+impl SignInConfiguration {
+    /// Why it can't be used, with the remedy.
+    fn check(&self, public_url: &str) -> Result<(), String> {
+        for (name, text) in [("sign-in.issuer", self.issuer.as_str()), ("public-url", public_url)] {
+            if !is_secure(text) {
+                return Err(format!(
+                    "{name} is {text:?}; for people to sign in it must begin with https:// (or be this machine itself)"
+                ));
+            }
+        }
+        if self.client_id.is_empty() {
+            return Err(
+                "sign-in.client-id is empty; it is this store's name at the provider".to_owned()
+            );
+        }
+        if self.roles.is_empty() {
+            return Err("[sign-in.roles] is empty, so nobody could sign in; name groups: developers = \"viewer\"".to_owned());
+        }
+        if self.roles.values().any(|role| *role == Role::Runner) {
+            return Err(
+                "[sign-in.roles] has the role runner, which is for hosts; people are viewer, editor or admin"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether what is sent to an address can't be read on the way.
+fn is_secure(text: &str) -> bool {
+    let Ok(url) = url::Url::parse(text) else { return false };
+    let is_own = match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.has_host() && (url.scheme() == "https" || url.scheme() == "http" && is_own)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Configuration;
+
+    #[test]
+    fn a_sign_in_that_nobody_could_use_is_refused() {
+        let with = |more: &str| {
+            let text = format!(
+                "public-url = \"https://store.test\"\n[sign-in]\nclient-id = \"portcullis\"\n{more}"
+            );
+            let configuration: Configuration =
+                toml::from_str(&text).map_err(|error| error.to_string())?;
+            configuration.check().map_err(|error| error.to_string())
+        };
+        let good = "issuer = \"https://login.test\"\n[sign-in.roles]\nops = \"admin\"\n";
+        assert_eq!(with(good), Ok(()));
+        for (bad, expected) in [
+            ("issuer = \"http://login.test\"\n[sign-in.roles]\nops = \"admin\"\n", "https://"),
+            ("issuer = \"https://login.test\"\n[sign-in.roles]\n", "nobody could sign in"),
+            ("issuer = \"https://login.test\"\n[sign-in.roles]\nops = \"runner\"\n", "for hosts"),
+            (
+                "issuer = \"https://login.test\"\n[sign-in.roles]\nops = \"root\"\n",
+                "unknown variant",
+            ),
+            ("issuer = \"https://login.test\"\n", "roles"),
+        ] {
+            let error = with(bad).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 
     #[test]
     fn the_documented_example_is_read() {
@@ -349,6 +493,36 @@ mod tests {
         let configuration: Configuration = toml::from_str(text).unwrap();
         configuration.check().unwrap();
         assert_eq!(configuration.audience(), "https://portcullis.example.com");
+    }
+
+    #[test]
+    fn what_is_shown_elsewhere_is_read_too() {
+        let guide = include_str!("../../docs/store.md");
+        let blocks =
+            guide.split("```toml store\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let manifest = include_str!("../../deploy/kubernetes/store/configuration.yaml");
+        let manifest: serde_json::Value = serde_saphyr::from_str(manifest).unwrap();
+        let manifest = manifest["data"]["store.toml"].as_str().unwrap().to_owned();
+        let installed = include_str!("../../deploy/store.toml").to_owned();
+        // Lines that are commented out are there to be used.
+        let is_key =
+            |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let is_setting = |line: &&str| {
+            line.starts_with('[') || line.split_once(" = ").is_some_and(|(name, _)| is_key(name))
+        };
+        let wanted: String = installed
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(is_setting).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let texts: Vec<String> =
+            blocks.map(str::to_owned).chain([manifest, installed, wanted]).collect();
+        assert!(texts.len() >= 4);
+        for text in texts {
+            let configuration: Configuration =
+                toml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+            configuration.check().unwrap_or_else(|error| panic!("{error}: {text}"));
+        }
     }
 
     #[test]

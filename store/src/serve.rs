@@ -2,14 +2,15 @@
 
 use crate::api::{self, Api};
 use crate::configuration::Configuration;
+use crate::dashboard::{self, PageInfo};
 use crate::database::{NewAuditEntry, Retention, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
 use crate::metrics::Metrics;
 use crate::notify;
 use crate::service::{Store, now};
+use crate::tls::Tls;
 use anyhow::Context as _;
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
 use portcullis_common::store_api::Role;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -29,6 +30,10 @@ const UPKEEP_PAUSE: Duration = Duration::from_secs(30);
 /// Rounds of upkeep between two looks at what is too old: an hour.
 const RETENTION_ROUNDS: u32 = 120;
 
+/// How often in one round removing what is too old is tried again, and the pause before.
+const MAX_REMOVAL_FAILURES: u32 = 20;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(500);
+
 /// A server that is running.
 #[derive(Debug)]
 pub struct Running {
@@ -40,6 +45,8 @@ pub struct Running {
     pub first_token: Option<String>,
     /// The API's routes.
     pub routes: Vec<api::RouteInfo>,
+    /// The dashboard's pages.
+    pub pages: Vec<PageInfo>,
     handle: Handle<SocketAddr>,
     server: JoinHandle<std::io::Result<()>>,
     upkeep: JoinHandle<()>,
@@ -55,17 +62,14 @@ pub struct Running {
 pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     configuration.check()?;
     let listen = configuration.listen;
-    let tls = match &configuration.tls {
+    let mut tls = match &configuration.tls {
         None => None,
-        Some(files) => Some(
-            tls(&files.certificate_file, &files.key_file)
-                .context("the certificate or its key can't be used")?,
-        ),
+        Some(files) => Some(Tls::open(files).context("the certificate or its key can't be used")?),
     };
     let store = Arc::new(Store::open(configuration).await?);
     let first_token = first_token(&store).await?;
     let metrics = Arc::new(Metrics::new(&store.events));
-    let Api { router, routes, limits, .. } = api::api(&store, &metrics);
+    let Api { router, routes, pages, limits, .. } = api::api(&store, &metrics);
     let listener =
         TcpListener::bind(listen).with_context(|| format!("{listen} can't be listened on"))?;
     listener.set_nonblocking(true)?;
@@ -73,13 +77,14 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     let handle = Handle::new();
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let serving = handle.clone();
-    let server = match tls {
+    let server = match &tls {
         None => {
             let server = axum_server::from_tcp(listener)?.handle(serving);
             tokio::spawn(server.serve(service))
         }
         Some(tls) => {
-            let server = axum_server::tls_rustls::from_tcp_rustls(listener, tls)?.handle(serving);
+            let server =
+                axum_server::tls_rustls::from_tcp_rustls(listener, tls.config())?.handle(serving);
             tokio::spawn(server.serve(service))
         }
     };
@@ -107,6 +112,9 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
             }
             rounds = rounds.wrapping_add(1);
             limits.forget_idle();
+            if let Some(tls) = &mut tls {
+                tls.look();
+            }
             if let Err(error) = keep_up(&kept).await {
                 tracing::warn!(error = %format!("{error:#}"), "the store could not be tidied up");
             }
@@ -117,12 +125,18 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
             );
         }
     });
+    if !dashboard::is_built() {
+        tracing::warn!(
+            "this program was built without its dashboard, because there was no Node.js; the API and the command line are complete"
+        );
+    }
     tracing::info!(listen = %address, database = store.database.kind(), version = env!("CARGO_PKG_VERSION"), "the store listens");
     Ok(Running {
         address,
         store,
         first_token,
         routes,
+        pages,
         handle,
         server,
         upkeep,
@@ -143,10 +157,19 @@ async fn remove_old(store: &Store) -> anyhow::Result<()> {
         deliveries_before_ms: before(kept.deliveries_days),
         only_archived: store.configuration.archive.is_some(),
     };
-    while store.database.remove_old(&retention).await? {
-        tokio::task::yield_now().await;
+    let mut failures = 0;
+    loop {
+        match store.database.remove_old(&retention).await {
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => return Ok(()),
+            // PostgreSQL ends one of two transactions that wait for each other; the next attempt goes on.
+            Err(error) if error.is_transient() && failures < MAX_REMOVAL_FAILURES => {
+                failures += 1;
+                tokio::time::sleep(REMOVAL_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(())
 }
 
 async fn keep_up(store: &Store) -> anyhow::Result<()> {
@@ -232,23 +255,4 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
         path.display()
     );
     Ok(secret)
-}
-
-/// TLS 1.2 and 1.3 with the one provider of this program.
-fn tls(certificate: &Path, key: &Path) -> anyhow::Result<RustlsConfig> {
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-        .with_context(|| format!("{} can't be read", certificate.display()))?
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("{} is no PEM", certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("{} can't be read", key.display()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(RustlsConfig::from_config(Arc::new(config)))
 }

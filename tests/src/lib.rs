@@ -25,6 +25,7 @@ pub mod gate;
 pub mod job;
 pub mod namespace;
 pub mod patience;
+pub mod policy_server;
 pub mod server;
 pub mod stand_in;
 mod sync;

@@ -282,6 +282,10 @@ fn configurations_are_taken_by_the_monitor() -> Result<()> {
     for file in ["docs/examples/monitor.toml", "deploy/monitor.toml"] {
         texts.push((file.to_owned(), read(file)?));
     }
+    let manifest = "deploy/kubernetes/runners/configuration.yaml";
+    let parsed: Value = serde_saphyr::from_str(&read(manifest)?)?;
+    let text = parsed["data"]["monitor.toml"].as_str().context("no monitor.toml")?;
+    texts.push((manifest.to_owned(), text.to_owned()));
     for (place, text) in texts {
         let host = tempfile::tempdir()?;
         let directory = host.path().join("etc/portcullis");

@@ -32,13 +32,19 @@ fn script(arguments: &[&str]) -> Result<Output> {
 
 /// The last line of the standard output, which must be the only JSON object of the known form.
 fn last_line(output: &Output) -> Result<Value> {
+    last_line_of(output, &[])
+}
+
+/// The same with further keys behind the others.
+fn last_line_of(output: &Output, further: &[&str]) -> Result<Value> {
+    let keys = [&KEYS[..], further].concat();
     let text = String::from_utf8(output.stdout.clone())?;
     let last = text.lines().next_back().context("there is no output")?;
     let value: Value = serde_json::from_str(last).with_context(|| format!("no JSON: {last}"))?;
     let written: Vec<usize> =
-        KEYS.iter().filter_map(|key| last.find(&format!("\"{key}\":"))).collect();
-    ensure!(written.len() == KEYS.len() && written.is_sorted(), "keys in another order: {last}");
-    ensure!(value.as_object().is_some_and(|object| object.len() == KEYS.len()), "{last}");
+        keys.iter().filter_map(|key| last.find(&format!("\"{key}\":"))).collect();
+    ensure!(written.len() == keys.len() && written.is_sorted(), "keys in another order: {last}");
+    ensure!(value.as_object().is_some_and(|object| object.len() == keys.len()), "{last}");
     Ok(value)
 }
 
@@ -62,6 +68,34 @@ fn in_block_mode_nothing_leaks_and_the_job_succeeds() -> Result<()> {
     }
     for shown in ["== Set up runner", "Portcullis: policy hello-build", "| Blocked |", "base64: ok"]
     {
+        assert!(text.contains(shown), "{shown} is not shown:\n{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn with_a_server_the_identity_is_verified_and_nothing_is_lost() -> Result<()> {
+    let output = quickstart(&["--server"])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    let line = last_line_of(
+        &output,
+        &["identity", "stored_events", "offline_policy", "offline_leaked", "caught_up_events"],
+    )?;
+    assert_eq!((&line["result"], &line["policy"]), (&"success".into(), &"hello-build".into()));
+    assert_eq!((&line["identity"], &line["scope"]), (&"verified".into(), &"repository".into()));
+    assert_eq!((&line["leaked"], &line["offline_leaked"]), (&0.into(), &0.into()));
+    assert_eq!(line["offline_policy"], "policy hello-build version 1 from repository octo/hello");
+    for events in ["stored_events", "caught_up_events"] {
+        assert!(line[events].as_u64() >= Some(8), "{line}");
+    }
+    for shown in [
+        "$ portcullis policy apply",
+        "policy hello-build applies to the repository octo/hello",
+        "host runner-host is enrolled in cluster prod-linux",
+        "$ portcullis runs 11",
+    ] {
         assert!(text.contains(shown), "{shown} is not shown:\n{text}");
     }
     Ok(())
@@ -104,7 +138,9 @@ fn where_it_cannot_run_it_fails_and_says_why() -> Result<()> {
 
 #[test]
 fn wrong_arguments_are_told_before_anything_is_done() -> Result<()> {
-    for arguments in [&["--mode", "deny"][..], &["--mode"], &["--fast"], &["extra"]] {
+    for arguments in
+        [&["--mode", "deny"][..], &["--mode"], &["--fast"], &["extra"], &["--server", "--keep"]]
+    {
         for output in [script(arguments)?, quickstart(arguments)?] {
             assert_eq!(output.status.code(), Some(64), "{arguments:?}");
             assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whose runs.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "lowercase", tag = "source")]
+#[serde(rename_all = "lowercase", tag = "source")]
 pub enum BaselineSource {
     /// One job of a workflow.
     Job {

@@ -128,6 +128,7 @@ impl fmt::Debug for CreatedSecret {
 #[serde(deny_unknown_fields)]
 pub struct CreateEnrolment {
     /// The cluster that the host will belong to.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,100}$"))]
     pub cluster: String,
     /// How long the enrolment token can be used; absent: an hour.
     #[serde(default)]
@@ -159,7 +160,7 @@ pub struct Enrolment {
 #[serde(deny_unknown_fields)]
 pub struct Enrol {
     /// What the host calls itself.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 100))]
     pub host_name: String,
 }
 
@@ -172,6 +173,12 @@ pub struct Enrolled {
     pub cluster: String,
     /// Its credential, shown this once.
     pub credential: String,
+    /// When the credential was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Timestamp>,
+    /// When the credential ends, unless the host renews it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// The keys that answers are signed with; the host trusts these and no others.
     pub signing_keys: Vec<PublicKey>,
     /// The audience that GitHub's OIDC tokens for this store must have.
@@ -209,6 +216,12 @@ pub struct Credential {
     pub host_id: String,
     /// The secret.
     pub credential: String,
+    /// When the secret was made; absent: by a store that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Timestamp>,
+    /// When the secret ends; absent: by a store that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// The keys that answers are signed with.
     pub signing_keys: Vec<PublicKey>,
     /// The audience that GitHub's OIDC tokens for this store must have.

@@ -4,6 +4,7 @@
 
 mod baselines;
 mod identity;
+mod insights;
 mod integrations;
 mod policies;
 mod problem;
@@ -21,13 +22,14 @@ pub use identity::{
     AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
     Enrolment, Host, PublicKey, Role, Token,
 };
+pub use insights::{HostState, Summary, SummaryHour, Timeline, TimelinePart};
 pub use integrations::{
     Delivery, DeliveryState, Integration, MessageFormat, Notification, NotificationKind, Secret,
     Selection, Target, ToldCall, WriteIntegration, WriteTarget,
 };
 pub use policies::{
     AttachRequest, AttachedPolicy, Endpoints, ImportOutcome, ImportedPolicy, LintFinding, Policy,
-    PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
+    PolicyCounts, PolicyDiff, PolicySummary, PolicyVersion, RenamePolicy, RestorePolicy,
 };
 pub use problem::{Problem, ProblemDetail};
 pub use processes::{Execution, ProcessCall, ProcessNode, ProcessTree};

@@ -18,6 +18,15 @@ pub struct PolicySummary {
     /// Its own `egress-policy`; absent when it comes by `extends`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_policy: Option<EgressMode>,
+    /// Endpoints that it allows by itself, without those that come by `extends`.
+    #[serde(default)]
+    pub allowed: u64,
+    /// Endpoints that it denies by itself.
+    #[serde(default)]
+    pub denied: u64,
+    /// Whether a detection can kill a job, as far as the policy says so by itself.
+    #[serde(default)]
+    pub lockdown: bool,
     /// What it is attached to; a policy that is attached to nothing applies to nobody.
     pub attachments: Vec<Attachment>,
     /// When the first version was written.
@@ -26,6 +35,19 @@ pub struct PolicySummary {
     pub updated_at: Timestamp,
     /// Who wrote it.
     pub updated_by: String,
+}
+
+/// `GET /policies:count`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub struct PolicyCounts {
+    /// All policies.
+    pub total: u64,
+    /// Those that say `egress-policy: block` by themselves.
+    pub block: u64,
+    /// Those that say `egress-policy: audit` by themselves.
+    pub audit: u64,
+    /// Those that are attached to nothing.
+    pub unattached: u64,
 }
 
 /// A policy.
@@ -92,6 +114,7 @@ pub struct RestorePolicy {
 #[serde(deny_unknown_fields)]
 pub struct RenamePolicy {
     /// The new name.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9-]{0,62}$"))]
     pub name: String,
     /// Why.
     #[serde(default)]

@@ -56,6 +56,12 @@ pub fn markdown_code(text: &str, max_bytes: usize) -> String {
     format!("`{inner}`")
 }
 
+/// One line for people: control, bidirectional and invisible characters are shown by their escapes. What markup the text is
+/// put into has to be escaped by its own rules. At most `max_bytes` long.
+pub fn shown(text: &str, max_bytes: usize) -> String {
+    bounded(text, max_bytes, visible)
+}
+
 /// Running text for Markdown, also inside a table cell: markup is shown as it is written, and nothing becomes a link, a
 /// mention or a reference to an issue. At most `max_bytes` long.
 pub fn markdown_text(text: &str, max_bytes: usize) -> String {

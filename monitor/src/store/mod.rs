@@ -3,6 +3,7 @@
 //! Everything here waits for a network, so all of it is bounded, runs on threads of its own, and may fail without a job noticing
 //! more than its failure mode says.
 
+mod credential;
 mod id_token;
 mod spool;
 mod upload;
@@ -10,15 +11,14 @@ mod upload;
 pub use id_token::{IdTokenError, check_address};
 pub use spool::{UPLOAD_FILE, keep_header};
 
-use crate::config::{Config, Paths, refuse_what_others_can_change};
+use crate::config::{Config, Paths};
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::resolution::{DefaultPolicy, Resolution};
-use portcullis_common::store_api::{Credential, ResolveRequest};
+use portcullis_common::store_api::ResolveRequest;
 use portcullis_common::wire::IdTokenRequest;
 use portcullis_store_client::{Connection, HostClient};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,14 +53,15 @@ impl ServedStore {
     /// # Errors
     /// In words for a person: when the credential can't be used, or the address can't be understood.
     pub fn open(config: &Config, paths: &Paths) -> Result<Self, String> {
-        let credential = credential(&paths.at(&config.store.credential_file))?;
+        let renewed = paths.renewed_credential();
+        let credential = credential::load(&paths.at(&config.store.credential_file), &renewed)?;
         let authorities = match &config.store.ca_file {
             Some(file) => Some(read(&paths.at(file))?),
             None => None,
         };
         let connection = Connection::new(&config.store.url, authorities.as_deref(), PATIENCE)
             .map_err(|error| with_causes(&error))?;
-        let client = Arc::new(HostClient::new(connection, credential));
+        let client = Arc::new(HostClient::new(connection, credential.clone()));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -68,6 +69,7 @@ impl ServedStore {
             .build()
             .map_err(|error| format!("threads for the store can't be started: {error}"))?;
         let wake = Arc::new(Notify::new());
+        runtime.spawn(credential::keep_renewed(Arc::clone(&client), credential, renewed));
         runtime.spawn(upload::run(Arc::clone(&client), paths.spool(), Arc::clone(&wake)));
         Ok(Self {
             client,
@@ -137,21 +139,6 @@ impl Drop for ServedStore {
             runtime.shutdown_background();
         }
     }
-}
-
-/// The host's credential, from a file that root alone may read.
-fn credential(path: &Path) -> Result<Credential, String> {
-    refuse_what_others_can_change(path).map_err(|error| with_causes(&error))?;
-    let mode = fs::metadata(path).map_or(0o777, |metadata| metadata.mode());
-    if mode & 0o077 != 0 {
-        return Err(format!("{} can be read by others than root; chmod 600 it", path.display()));
-    }
-    serde_json::from_slice(&read(path)?).map_err(|error| {
-        format!(
-            "{} holds no credential ({error}); enrol this host with `portcullis enrol host`",
-            path.display()
-        )
-    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {

@@ -60,10 +60,7 @@ pub struct Called {
 impl Called {
     /// Who it is, for the record: `token:ci`, `host:01a2…`.
     pub fn actor(&self) -> String {
-        match &self.caller {
-            Caller::Token { name, .. } => format!("token:{name}"),
-            Caller::Host { id, .. } => format!("host:{id}"),
-        }
+        self.caller.actor()
     }
 
     /// The record of a change that this caller asks for.
@@ -75,7 +72,7 @@ impl Called {
     pub fn host(&self) -> Option<(&str, &str)> {
         match &self.caller {
             Caller::Host { id, cluster, .. } => Some((id, cluster)),
-            Caller::Token { .. } => None,
+            Caller::Token { .. } | Caller::Person { .. } => None,
         }
     }
 }
@@ -113,7 +110,7 @@ impl DescribeInput for From {
     fn describe(_: &mut Operation<'_>) {}
 }
 
-fn address_of(extensions: &axum::http::Extensions) -> Result<IpAddr, ApiError> {
+pub(crate) fn address_of(extensions: &axum::http::Extensions) -> Result<IpAddr, ApiError> {
     extensions
         .get::<ConnectInfo<SocketAddr>>()
         .map(|ConnectInfo(address)| address.ip().to_canonical())
@@ -131,12 +128,26 @@ pub struct Guard {
     pub access: Access,
 }
 
+/// Who calls, for requests that the dashboard makes within the process for somebody who is signed in. Nothing that comes from
+/// the network can carry it: it is a value of this program's own memory beside the request.
+#[derive(Clone, Debug)]
+pub(crate) struct InProcess(pub(crate) Called);
+
 /// Lets a request through to its route when its caller may call it, and not too often.
 pub async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    if has_nul(&request) {
+        return ApiError::bad_request("the address has a NUL character, which no name here has")
+            .into_response();
+    }
     match admit(&guard, &mut request).await {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
+}
+
+/// PostgreSQL can't even be asked for a text with a NUL. It can only stand escaped in an address.
+fn has_nul(request: &Request) -> bool {
+    request.uri().path_and_query().is_some_and(|whole| whole.as_str().contains("%00"))
 }
 
 async fn admit(guard: &Guard, request: &mut Request) -> Result<(), ApiError> {
@@ -144,7 +155,10 @@ async fn admit(guard: &Guard, request: &mut Request) -> Result<(), ApiError> {
     if guard.access == Access::Public {
         return guard.limits.check_public(address);
     }
-    let result = authenticate(guard, request.headers(), address).await;
+    let result = match request.extensions().get::<InProcess>() {
+        Some(InProcess(called)) => Ok(called.clone()),
+        None => authenticate(guard, request.headers(), address).await,
+    };
     let called = match result {
         Ok(called) => called,
         Err(error) => {
@@ -154,10 +168,7 @@ async fn admit(guard: &Guard, request: &mut Request) -> Result<(), ApiError> {
             return Err(error);
         }
     };
-    let role = match &called.caller {
-        Caller::Token { role, .. } => *role,
-        Caller::Host { .. } => Role::Runner,
-    };
+    let role = called.caller.role();
     if !guard.access.allows(role) {
         let needed = guard.access.words().unwrap_or_default();
         return Err(ApiError::forbidden(format!(

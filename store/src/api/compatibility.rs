@@ -8,6 +8,7 @@ use super::access::{Access, bearer};
 use super::extract::{Answer, InPath, Params, TheStore};
 use super::problem::{ApiError, ApiResult, invalid_policy};
 use super::resolve::identity_error;
+use crate::catalog::{Entry, Snapshot};
 use crate::database::Caller;
 use crate::identity::oidc::Claims;
 use crate::identity::secret::SecretKind;
@@ -15,7 +16,7 @@ use crate::service::{AuthenticationError, Store};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use portcullis_common::job_context::JobContext;
-use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
+use portcullis_common::policy::{Attachment, EffectivePolicy, EgressMode, Rule};
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, ScopeKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -85,13 +86,25 @@ async fn by_name(
     headers: HeaderMap,
 ) -> ApiResult<Answer<CompatiblePolicy>> {
     claims(&store, bearer(&headers)?, &owner).await?;
-    let policy = store
-        .snapshot()
-        .await?
+    let snapshot = store.snapshot().await?;
+    // Anybody's job on GitHub can have a token for this store made; policies are for owners that the store knows.
+    if !is_known(&snapshot, &owner) {
+        return Err(super::policies::unknown(&name));
+    }
+    let policy = snapshot
         .effective(&name)
         .ok_or_else(|| super::policies::unknown(&name))?
         .map_err(|errors| invalid_policy(&errors))?;
     Ok(Answer(compatible(&owner, &policy)))
+}
+
+/// Whether a policy is attached to this owner, or to anything of its.
+fn is_known(snapshot: &Snapshot, owner: &str) -> bool {
+    let is_its = |target: &Attachment| {
+        target.scope() != ScopeKind::Cluster
+            && target.target().split('/').next().is_some_and(|it| it.eq_ignore_ascii_case(owner))
+    };
+    snapshot.entries().values().flat_map(Entry::attachments).any(is_its)
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -151,7 +164,9 @@ async fn cluster_of(store: &Store, secret: &str) -> ApiResult<String> {
     match store.authenticate(secret).await {
         Ok(known) => match known.caller {
             Caller::Host { cluster, .. } => Ok(cluster),
-            Caller::Token { .. } => Err(ApiError::forbidden("this is no host's credential")),
+            Caller::Token { .. } | Caller::Person { .. } => {
+                Err(ApiError::forbidden("this is no host's credential"))
+            }
         },
         Err(AuthenticationError::Database(error)) => Err(error.into()),
         Err(error) => Err(ApiError::unauthorized(error.to_string())),

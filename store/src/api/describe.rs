@@ -5,6 +5,7 @@
 use super::problem::{ApiResult, PROBLEM_JSON};
 use portcullis_common::store_api::Problem;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
+use schemars::transform::{RecursiveTransform, transform_subschemas};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
@@ -30,6 +31,8 @@ impl Operation<'_> {
             .get("required")
             .and_then(|names| serde_json::from_value(names.clone()).ok())
             .unwrap_or_default();
+        let mut schema = schema;
+        transform_subschemas(&mut bound, &mut schema);
         let Some(Value::Object(properties)) = schema.get("properties") else { return };
         for (name, schema) in properties {
             let mut schema = schema.clone();
@@ -49,6 +52,13 @@ impl Operation<'_> {
         self.body = Some(json!({ "required": true, "content": content }));
     }
 
+    /// Another form of an answer that is described already.
+    pub fn also(&mut self, status: u16, media_type: &str, schema: &Value) {
+        if let Some(answer) = self.answers.get_mut(&status.to_string()) {
+            answer["content"][media_type] = json!({ "schema": schema });
+        }
+    }
+
     /// An answer.
     pub fn answer(&mut self, status: u16, description: &str, content: Value) {
         let mut answer = json!({ "description": description });
@@ -56,6 +66,20 @@ impl Operation<'_> {
             answer["content"] = content;
         }
         self.answers.insert(status.to_string(), answer);
+    }
+}
+
+/// Says how large a number may be: the format alone (`uint32`) is a word that few programs understand.
+fn bound(schema: &mut Schema) {
+    let maximum = match schema.get("format").and_then(Value::as_str) {
+        Some("uint8") => u64::from(u8::MAX),
+        Some("uint16") => u64::from(u16::MAX),
+        Some("uint32") => u64::from(u32::MAX),
+        Some("uint64") => u64::MAX,
+        _ => return,
+    };
+    if schema.get("maximum").is_none() {
+        schema.insert("maximum".to_owned(), maximum.into());
     }
 }
 
@@ -110,7 +134,8 @@ pub struct Document {
 impl Default for Document {
     fn default() -> Self {
         let settings = SchemaSettings::draft2020_12()
-            .with(|settings| settings.definitions_path = "/components/schemas".into());
+            .with(|settings| settings.definitions_path = "/components/schemas".into())
+            .with_transform(RecursiveTransform(bound));
         Self { generator: settings.into_generator(), paths: Map::new() }
     }
 }

@@ -33,13 +33,48 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match Json::<T>::from_request(request, state).await {
-            Ok(Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::BytesRejection(error)) => Err(body_error(&error)),
-            Err(error) => Err(ApiError::bad_request(error.body_text())
-                .hint("the OpenAPI document at /openapi.json says what is expected")),
+        let wrong = |error: JsonRejection| {
+            ApiError::bad_request(error.body_text())
+                .hint("the OpenAPI document at /openapi.json says what is expected")
+        };
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "bad-request",
+                "the body must be JSON, and say so",
+            )
+            .hint("send it with Content-Type: application/json"));
+        }
+        let bytes =
+            Bytes::from_request(request, state).await.map_err(|error| body_error(&error))?;
+        if has_nul(&bytes) {
+            return Err(ApiError::bad_request("a text has a NUL character, which can't be kept"));
+        }
+        Json::from_bytes(&bytes).map(|Json(value)| Self(value)).map_err(wrong)
+    }
+}
+
+/// Whether a body says that it is JSON.
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json")
+}
+
+/// Whether a text in JSON has a NUL character, which PostgreSQL can't keep. It can only stand escaped; where that is found it is
+/// looked at closely, for `\\u0000` is a backslash and five letters.
+fn has_nul(json: &[u8]) -> bool {
+    fn any(value: &Value) -> bool {
+        match value {
+            Value::String(text) => text.contains('\0'),
+            Value::Array(items) => items.iter().any(any),
+            Value::Object(keys) => keys.iter().any(|(key, value)| key.contains('\0') || any(value)),
+            _ => false,
         }
     }
+    const ESCAPED: &[u8] = b"\\u0000";
+    json.windows(ESCAPED.len()).any(|window| window == ESCAPED)
+        && serde_json::from_slice(json).is_ok_and(|value| any(&value))
 }
 
 impl<T: JsonSchema> DescribeInput for JsonBody<T> {
@@ -249,12 +284,10 @@ impl IntoResponse for Text {
 
 impl DescribeAnswer for Text {
     fn describe(operation: &mut Operation<'_>) {
-        let content = json!({ "schema": { "type": "string" } });
-        operation.answer(
-            200,
-            "Done.",
-            json!({ "text/plain": content, "application/yaml": content }),
-        );
+        // YAML is not described by a schema of text: what reads it sees what it means.
+        let text = json!({ "schema": { "type": "string" } });
+        let yaml = json!({ "schema": {} });
+        operation.answer(200, "Done.", json!({ "text/plain": text, "application/yaml": yaml }));
     }
 }
 
@@ -279,5 +312,7 @@ impl<T: IntoResponse> IntoResponse for Either<T> {
 impl<T: DescribeAnswer> DescribeAnswer for Either<T> {
     fn describe(operation: &mut Operation<'_>) {
         T::describe(operation);
+        operation.also(200, "text/plain", &json!({ "type": "string" }));
+        operation.also(200, "application/yaml", &json!({}));
     }
 }

@@ -10,6 +10,7 @@ use crate::identity::secret::{SecretKind, generate, hash};
 use crate::service::{Store, now};
 use axum::extract::State;
 use axum::http::HeaderMap;
+use jiff::Timestamp;
 use portcullis_common::policy::is_cluster;
 use portcullis_common::store_api::{
     CreateEnrolment, CreatedSecret, Enrol, Enrolled, Enrolment, Host, Page,
@@ -24,9 +25,6 @@ const ENROLMENT_SECONDS: u32 = 3600;
 
 /// The longest life of an enrolment token: an image that is baked today and booted in a month.
 const MAX_ENROLMENT_SECONDS: u32 = 90 * 24 * 3600;
-
-/// How long a credential that was replaced goes on, for a host that crashed before it wrote the new one down.
-const ROTATION_GRACE: Duration = Duration::from_mins(10);
 
 pub(super) fn routes(routes: &mut Routes) {
     routes.api(
@@ -60,10 +58,11 @@ pub(super) fn routes(routes: &mut Routes) {
         (TAG, "Revokes a host's credentials at once"),
         revoke,
     );
+    routes.api(("GET", "/host"), RUNNER, (TAG, "The calling host itself"), this_host);
     routes.api(
         ("POST", "/host/credential"),
         RUNNER,
-        (TAG, "A new credential for the calling host; the old one ends ten minutes later"),
+        (TAG, "A new credential for the calling host; the old one ends ten minutes after the first use of the new one"),
         rotate,
     );
 }
@@ -130,7 +129,9 @@ async fn enrol(
     }
     let credential =
         generate(SecretKind::Host).map_err(|error| ApiError::internal(error.to_string()))?;
-    let now_ms = now().as_millisecond();
+    let now = now();
+    let now_ms = now.as_millisecond();
+    let expires_at = credential_end(&store, now);
     let host = EnrolmentUse {
         enrolment_hash: hash(secret),
         host_id: Uuid::now_v7().simple().to_string(),
@@ -138,6 +139,7 @@ async fn enrol(
         credential: NewCredential {
             id: Uuid::now_v7().simple().to_string(),
             hash: hash(&credential),
+            expires_ms: expires_at.as_millisecond(),
         },
         now_ms,
     };
@@ -153,14 +155,26 @@ async fn enrol(
         ApiError::unauthorized("the enrolment token is not known, used up or over")
             .hint("an admin can make one with `portcullis enrol create --cluster NAME`")
     })?;
-    Ok(Created(enrolled(&store, host.host_id, cluster, credential)))
+    Ok(Created(enrolled(&store, host.host_id, cluster, (credential, now, expires_at))))
 }
 
-fn enrolled(store: &Store, host_id: String, cluster: String, credential: String) -> Enrolled {
+/// When a credential that is made now ends, unless the host renews it before.
+fn credential_end(store: &Store, now: Timestamp) -> Timestamp {
+    now + Duration::from_hours(24) * store.configuration.hosts.credential_days
+}
+
+fn enrolled(
+    store: &Store,
+    host_id: String,
+    cluster: String,
+    (credential, issued_at, expires_at): (String, Timestamp, Timestamp),
+) -> Enrolled {
     Enrolled {
         host_id,
         cluster,
         credential,
+        issued_at: Some(issued_at),
+        expires_at: Some(expires_at),
         signing_keys: vec![store.signer.public().clone()],
         audience: store.verifier.audience().to_owned(),
     }
@@ -168,6 +182,13 @@ fn enrolled(store: &Store, host_id: String, cluster: String, credential: String)
 
 async fn hosts(State(store): TheStore) -> ApiResult<Answer<Page<Host>>> {
     Ok(Answer(Page::whole(store.database.hosts().await?)))
+}
+
+async fn this_host(State(store): TheStore, called: Called) -> ApiResult<Answer<Host>> {
+    let (host_id, _) = called.host().ok_or_else(|| ApiError::forbidden("only a host can ask"))?;
+    let hosts = store.database.hosts().await?;
+    let own = hosts.into_iter().find(|host| host.id == host_id);
+    own.map(Answer).ok_or_else(|| ApiError::not_found("this host was removed"))
 }
 
 async fn revoke(
@@ -189,9 +210,14 @@ async fn rotate(State(store): TheStore, called: Called) -> ApiResult<Created<Enr
     let credential =
         generate(SecretKind::Host).map_err(|error| ApiError::internal(error.to_string()))?;
     let now = now();
-    let new = NewCredential { id: Uuid::now_v7().simple().to_string(), hash: hash(&credential) };
+    let expires_at = credential_end(&store, now);
+    let new = NewCredential {
+        id: Uuid::now_v7().simple().to_string(),
+        hash: hash(&credential),
+        expires_ms: expires_at.as_millisecond(),
+    };
     let record = entry(&called, "host.rotate", host_id, None);
-    let old_end = (now + ROTATION_GRACE).as_millisecond();
-    store.database.rotate_credential(host_id, &new, now.as_millisecond(), old_end, &record).await?;
-    Ok(Created(enrolled(&store, host_id.to_owned(), cluster.to_owned(), credential)))
+    store.database.rotate_credential(host_id, &new, now.as_millisecond(), &record).await?;
+    let made = (credential, now, expires_at);
+    Ok(Created(enrolled(&store, host_id.to_owned(), cluster.to_owned(), made)))
 }

@@ -13,6 +13,7 @@ mod endpoints;
 pub mod extract;
 mod health;
 mod hosts;
+mod insights;
 mod integrations;
 mod jobs;
 mod policies;
@@ -28,6 +29,7 @@ mod tokens;
 pub use access::Access;
 pub use problem::{ApiError, ApiResult, PROBLEM_JSON};
 
+use crate::dashboard::{self, PageInfo};
 use crate::metrics::Metrics;
 use crate::service::Store;
 use access::{Guard, guard};
@@ -95,6 +97,8 @@ pub struct Api {
     pub routes: Vec<RouteInfo>,
     /// The OpenAPI document.
     pub document: Arc<Value>,
+    /// Every page of the dashboard.
+    pub pages: Vec<PageInfo>,
     /// To forget idle callers now and then.
     pub limits: Arc<RateLimits>,
 }
@@ -175,6 +179,7 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     suppressions::routes(&mut routes);
     integrations::routes(&mut routes);
     baselines::routes(&mut routes);
+    insights::routes(&mut routes);
     endpoints::routes(&mut routes);
     compatibility::routes(&mut routes);
     let Routes { router, document, mut list, store, .. } = routes;
@@ -184,7 +189,12 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     for path in ["/openapi.json", "/metrics"] {
         list.push(RouteInfo { method: "GET", path: path.to_owned(), access: Access::Public });
     }
+    // The dashboard calls the same routes, within the process.
+    let in_process =
+        router.clone().layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(Arc::clone(&store));
+    let (dashboard, pages) = dashboard::pages(&store, in_process, &limits);
     let router = router
+        .merge(dashboard)
         .route("/openapi.json", axum::routing::get(async move || Json((*shown).clone())))
         .route("/metrics", axum::routing::get(async move || exposition.answer()))
         .fallback(async || ApiError::not_found("there is nothing at this address"))
@@ -212,7 +222,7 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
         .layer(header(STRICT_TRANSPORT_SECURITY, "max-age=31536000"))
         .layer(header(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
         .with_state(store);
-    Api { router, routes: list, document, limits }
+    Api { router, routes: list, document, pages, limits }
 }
 
 fn header(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {

@@ -7,13 +7,13 @@ use super::extract::{
 };
 use super::problem::{ApiError, ApiResult, invalid_policy};
 use super::{EDITOR, Routes, VIEWER};
-use crate::catalog::{self, Snapshot};
+use crate::catalog::{self, Entry, Snapshot};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT;
-use portcullis_common::policy::{PolicyName, SourceDocument, parse_documents};
+use portcullis_common::policy::{EgressMode, PolicyName, SourceDocument, parse_documents};
 use portcullis_common::store_api::{
-    LintFinding, MAX_PAGE, Page, Policy, PolicySummary, RenamePolicy,
+    LintFinding, MAX_PAGE, Page, Policy, PolicyCounts, PolicySummary, RenamePolicy,
 };
 use portcullis_common::text::log_line;
 use schemars::JsonSchema;
@@ -30,6 +30,12 @@ const MAX_COMMENT_BYTES: usize = 1000;
 
 pub(super) fn routes(routes: &mut Routes) {
     routes.api(("GET", "/policies"), VIEWER, (TAG, "All policies, by name"), list);
+    routes.api(
+        ("GET", "/policies:count"),
+        VIEWER,
+        (TAG, "How many policies there are, by mode, and how many are attached to nothing"),
+        count,
+    );
     routes.api(
         ("GET", "/policies/{name}"),
         VIEWER,
@@ -81,6 +87,24 @@ struct ListParams {
     limit: Option<u32>,
     /// Only names that begin with this.
     prefix: Option<String>,
+    /// Only those with this text in their name, description or targets; letter case does not count.
+    search: Option<String>,
+    /// Only those that say this `egress-policy` by themselves.
+    mode: Option<EgressMode>,
+    /// Only those that are attached to something, or to nothing.
+    attached: Option<bool>,
+}
+
+impl ListParams {
+    fn wants(&self, entry: &Entry, search: Option<&str>) -> bool {
+        let document = &entry.source.document;
+        let has = |text: &str| search.is_none_or(|search| text.to_lowercase().contains(search));
+        self.mode.is_none_or(|mode| document.egress_policy == Some(mode))
+            && self.attached.is_none_or(|attached| attached != document.attach.is_empty())
+            && (has(document.name.as_str())
+                || document.description.as_deref().is_some_and(has)
+                || document.attach.iter().any(|target| has(target.target())))
+    }
 }
 
 async fn list(
@@ -89,7 +113,8 @@ async fn list(
 ) -> ApiResult<Answer<Page<PolicySummary>>> {
     let snapshot = store.snapshot().await?;
     let limit = page_size(params.limit);
-    let prefix = params.prefix.unwrap_or_default();
+    let prefix = params.prefix.clone().unwrap_or_default();
+    let search = params.search.as_deref().map(str::to_lowercase);
     let start = match &params.cursor {
         Some(cursor) => Bound::Excluded(cursor.as_str()),
         None => Bound::Included(prefix.as_str()),
@@ -97,7 +122,7 @@ async fn list(
     let mut items: Vec<PolicySummary> = snapshot
         .entries()
         .range::<str, _>((start, Bound::Unbounded))
-        .filter(|(name, _)| name.starts_with(&prefix))
+        .filter(|(name, entry)| name.starts_with(&prefix) && params.wants(entry, search.as_deref()))
         .take(limit + 1)
         .map(|(_, entry)| entry.summary())
         .collect();
@@ -106,6 +131,19 @@ async fn list(
         items.last().map(|item| item.name.clone())
     });
     Ok(Answer(Page { items, next_cursor: next_cursor.flatten() }))
+}
+
+async fn count(State(store): TheStore) -> ApiResult<Answer<PolicyCounts>> {
+    let snapshot = store.snapshot().await?;
+    let mut counts = PolicyCounts::default();
+    for entry in snapshot.entries().values() {
+        let document = &entry.source.document;
+        counts.total += 1;
+        counts.block += u64::from(document.egress_policy == Some(EgressMode::Block));
+        counts.audit += u64::from(document.egress_policy == Some(EgressMode::Audit));
+        counts.unattached += u64::from(document.attach.is_empty());
+    }
+    Ok(Answer(counts))
 }
 
 /// How many items a page has.

@@ -40,6 +40,11 @@ impl ApiError {
         Self { problem: Box::new(problem), retry_after: None }
     }
 
+    /// A problem that was told already.
+    pub(crate) const fn of(problem: Box<Problem>) -> Self {
+        Self { problem, retry_after: None }
+    }
+
     /// With what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

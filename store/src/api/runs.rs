@@ -138,7 +138,7 @@ async fn run(State(store): TheStore, InPath(id): InPath<String>) -> ApiResult<An
     Ok(Answer(RunJobs { run, job_records }))
 }
 
-async fn find_job(store: &Store, id: &str) -> ApiResult<(i64, JobRecord)> {
+pub(super) async fn find_job(store: &Store, id: &str) -> ApiResult<(i64, JobRecord)> {
     store.database.job(id).await?.ok_or_else(no_such_job)
 }
 

@@ -20,8 +20,8 @@ pub use lint::lint;
 use jiff::Timestamp;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::policy::{
-    Attachment, EffectivePolicy, JsonPolicyDocument, PolicyDocument, PolicyErrors, PolicyRules,
-    SourceDocument,
+    Attachment, EffectivePolicy, EndpointList, JsonPolicyDocument, PolicyDocument, PolicyErrors,
+    PolicyRules, SourceDocument,
 };
 use portcullis_common::resolution::{HostDefaults, PolicySet, Resolution, ResolveError};
 use portcullis_common::store_api::{Policy, PolicySummary};
@@ -64,6 +64,9 @@ impl Entry {
             version: self.version,
             description: document.description.clone(),
             egress_policy: document.egress_policy,
+            allowed: count(document.allowed_endpoints.as_ref()),
+            denied: count(document.denied_endpoints.as_ref()),
+            lockdown: document.lockdown_mode.as_ref().is_some_and(|mode| mode.enabled),
             attachments: document.attach.clone(),
             created_at: self.created_at,
             updated_at: self.updated_at,
@@ -83,6 +86,10 @@ pub struct Snapshot {
     generation: i64,
     entries: BTreeMap<String, Entry>,
     set: Result<PolicySet, PolicyErrors>,
+}
+
+fn count(endpoints: Option<&EndpointList>) -> u64 {
+    endpoints.map_or(0, |list| u64::try_from(list.0.len()).unwrap_or(u64::MAX))
 }
 
 impl Snapshot {

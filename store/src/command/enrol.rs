@@ -85,6 +85,8 @@ impl Enrol {
                 let credential = Credential {
                     host_id: enrolled.host_id,
                     credential: enrolled.credential,
+                    issued_at: enrolled.issued_at,
+                    expires_at: enrolled.expires_at,
                     signing_keys: enrolled.signing_keys,
                     audience: enrolled.audience,
                 };

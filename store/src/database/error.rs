@@ -43,17 +43,43 @@ impl DatabaseError {
                         | sqlx::Error::PoolClosed
                         | sqlx::Error::WorkerCrashed
                         | sqlx::Error::Tls(_)
-                ) || error.as_database_error().is_some_and(|error| {
-                    // PostgreSQL: shutting down, starting up, too many connections, serialization, deadlock, out of resources.
-                    // SQLite: busy, locked, disk full.
-                    error.code().is_some_and(|code| {
-                        ["57P01", "57P02", "57P03", "53300", "40001", "40P01", "5", "6", "13"]
-                            .contains(&&*code)
-                            || code.starts_with("53")
-                    })
-                })
+                ) || error
+                    .as_database_error()
+                    .and_then(sqlx::error::DatabaseError::code)
+                    .is_some_and(|code| is_transient_code(&code))
             }
             _ => false,
+        }
+    }
+}
+
+/// Whether what a database says by a code passes. PostgreSQL's have five letters, SQLite's are numbers.
+fn is_transient_code(code: &str) -> bool {
+    /// SQLite: busy, locked, an error of the disk, a full disk, a file that can't be opened (the log's, on a full disk). The
+    /// upper bits of a code say more about its kind.
+    const SQLITE: [u32; 5] = [5, 6, 10, 13, 14];
+    /// PostgreSQL: shutting down, crashing, starting up; serialization, deadlock.
+    const POSTGRES: [&str; 5] = ["57P01", "57P02", "57P03", "40001", "40P01"];
+    if code.len() == 5 {
+        // 53: out of connections, memory, disk. 58: errors of the system, such as a file that can't be written.
+        return POSTGRES.contains(&code) || code.starts_with("53") || code.starts_with("58");
+    }
+    code.parse::<u32>().is_ok_and(|code| SQLITE.contains(&(code & 0xff)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_transient_code;
+
+    #[test]
+    fn what_passes_is_told_from_what_stays() {
+        // SQLITE_FULL, SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE, SQLITE_BUSY_SNAPSHOT; disk_full, admin_shutdown, io_error.
+        for code in ["13", "778", "4874", "517", "53100", "57P01", "58030"] {
+            assert!(is_transient_code(code), "{code}");
+        }
+        // SQLITE_CONSTRAINT_UNIQUE, SQLITE_CORRUPT; unique_violation, undefined_table.
+        for code in ["2067", "11", "23505", "42P01", "", "x"] {
+            assert!(!is_transient_code(code), "{code}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Tokens of people, runner hosts and their credentials. Only hashes of secrets come here.
+//! Tokens of people, and whom a secret belongs to. Only hashes of secrets come here.
 
 use super::audit::{optional_time_of, time_of, write_audit};
 use super::{Database, DatabaseError, NewAuditEntry, read, transaction, unsigned};
-use portcullis_common::store_api::{Enrolment, Host, Role, Token};
+use portcullis_common::store_api::{Role, Token};
 
 /// A token that is to be stored.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,6 +44,34 @@ pub enum Caller {
         /// The cluster it belongs to.
         cluster: String,
     },
+    /// A person whom an identity provider vouches for; only by a session, never by a secret of the API.
+    Person {
+        /// Who it is for good: the provider's issuer and subject.
+        subject: String,
+        /// What people call the person: an e-mail address, a name.
+        name: String,
+        /// What the person may do.
+        role: Role,
+    },
+}
+
+impl Caller {
+    /// What the caller may do.
+    pub const fn role(&self) -> Role {
+        match self {
+            Self::Token { role, .. } | Self::Person { role, .. } => *role,
+            Self::Host { .. } => Role::Runner,
+        }
+    }
+
+    /// Who it is, for the record: `token:ci`, `host:01a2…`, `person:ann@example.com`.
+    pub fn actor(&self) -> String {
+        match self {
+            Self::Token { name, .. } => format!("token:{name}"),
+            Self::Host { id, .. } => format!("host:{id}"),
+            Self::Person { name, .. } => format!("person:{name}"),
+        }
+    }
 }
 
 /// What is known of a secret.
@@ -53,30 +81,8 @@ pub struct CredentialRow {
     pub caller: Caller,
     /// When it ends.
     pub expires_ms: Option<i64>,
-}
-
-/// A credential of a host that is to be stored.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct NewCredential {
-    /// Its id.
-    pub id: String,
-    /// The hash of its secret.
-    pub hash: String,
-}
-
-/// A host that enrols.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct EnrolmentUse {
-    /// The hash of the enrolment token.
-    pub enrolment_hash: String,
-    /// The host's id.
-    pub host_id: String,
-    /// What it calls itself.
-    pub host_name: String,
-    /// Its credential.
-    pub credential: NewCredential,
-    /// Now.
-    pub now_ms: i64,
+    /// The id of a host's credential that was never used before: its first use ends those that it replaces.
+    pub unused: Option<String>,
 }
 
 /// Says that who may do what has changed.
@@ -88,8 +94,10 @@ macro_rules! count_identities {
     };
 }
 
+pub(super) use count_identities;
+
 type TokenRow = (String, String, String, i64, String, Option<i64>, Option<i64>);
-type HostRow = (String, String, String, i64, Option<i64>, Option<i64>);
+type HostCredentialRow = (String, String, String, Option<i64>, String, Option<i64>);
 
 impl Database {
     /// Stores a token.
@@ -205,7 +213,7 @@ impl Database {
     /// # Errors
     /// When the database can't be used.
     pub async fn credential(&self, hash: &str) -> Result<Option<CredentialRow>, DatabaseError> {
-        const SQL: &str = "SELECT h.id, h.name, h.cluster, c.expires_ms FROM host_credentials c \
+        const SQL: &str = "SELECT h.id, h.name, h.cluster, c.expires_ms, c.id, c.used_ms FROM host_credentials c \
             JOIN hosts h ON h.id = c.host_id WHERE c.hash = $1 AND h.revoked_ms IS NULL";
         let token: Option<(String, String, String, Option<i64>)> = read!(self, |pool| {
             sqlx::query_as("SELECT id, name, role, expires_ms FROM tokens WHERE hash = $1")
@@ -215,13 +223,14 @@ impl Database {
         });
         if let Some((id, name, role, expires_ms)) = token {
             let caller = Caller::Token { id, name, role: role_of(&role)? };
-            return Ok(Some(CredentialRow { caller, expires_ms }));
+            return Ok(Some(CredentialRow { caller, expires_ms, unused: None }));
         }
-        let host: Option<(String, String, String, Option<i64>)> =
+        let host: Option<HostCredentialRow> =
             read!(self, |pool| sqlx::query_as(SQL).bind(hash).fetch_optional(pool).await?);
-        Ok(host.map(|(id, name, cluster, expires_ms)| CredentialRow {
+        Ok(host.map(|(id, name, cluster, expires_ms, credential, used_ms)| CredentialRow {
             caller: Caller::Host { id, name, cluster },
             expires_ms,
+            unused: used_ms.is_none().then_some(credential),
         }))
     }
 
@@ -239,220 +248,13 @@ impl Database {
                     Caller::Host { id, .. } => {
                         ("UPDATE hosts SET last_seen_ms = $2 WHERE id = $1", id)
                     }
+                    // A person has no row of its own: the session and the audit log say when.
+                    Caller::Person { .. } => continue,
                 };
                 sqlx::query(sql).bind(id.as_str()).bind(*time).execute(&mut *transaction).await?;
             }
         });
         Ok(())
-    }
-
-    /// Stores an enrolment token.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn insert_enrolment(
-        &self,
-        enrolment: &Enrolment,
-        hash: &str,
-        audit: &NewAuditEntry,
-    ) -> Result<(), DatabaseError> {
-        transaction!(self, |transaction| {
-            sqlx::query(
-                "INSERT INTO enrolments (id, cluster, hash, hosts_left, created_by, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            )
-            .bind(enrolment.id.as_str())
-            .bind(enrolment.cluster.as_str())
-            .bind(hash)
-            .bind(i64::from(enrolment.hosts_left))
-            .bind(enrolment.created_by.as_str())
-            .bind(enrolment.created_at.as_millisecond())
-            .bind(enrolment.expires_at.as_millisecond())
-            .execute(&mut *transaction)
-            .await?;
-            write_audit!(transaction, [audit]);
-        });
-        Ok(())
-    }
-
-    /// Enrolment tokens that can still be used.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn enrolments(&self, now_ms: i64) -> Result<Vec<Enrolment>, DatabaseError> {
-        const SQL: &str = "SELECT id, cluster, hosts_left, created_by, created_ms, expires_ms FROM enrolments \
-            WHERE hosts_left > 0 AND expires_ms > $1 ORDER BY created_ms, id";
-        let rows: Vec<(String, String, i64, String, i64, i64)> =
-            read!(self, |pool| sqlx::query_as(SQL).bind(now_ms).fetch_all(pool).await?);
-        rows.into_iter()
-            .map(|(id, cluster, left, created_by, created, expires)| {
-                Ok(Enrolment {
-                    id,
-                    cluster,
-                    hosts_left: u32::try_from(left).unwrap_or_default(),
-                    created_by,
-                    created_at: time_of(created)?,
-                    expires_at: time_of(expires)?,
-                })
-            })
-            .collect()
-    }
-
-    /// Removes an enrolment token; says whether there was one.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn delete_enrolment(
-        &self,
-        id: &str,
-        audit: &NewAuditEntry,
-    ) -> Result<bool, DatabaseError> {
-        transaction!(self, |transaction| {
-            let deleted = sqlx::query("DELETE FROM enrolments WHERE id = $1")
-                .bind(id)
-                .execute(&mut *transaction)
-                .await?
-                .rows_affected();
-            if deleted > 0 {
-                write_audit!(transaction, [audit]);
-            }
-            Ok(deleted > 0)
-        })
-    }
-
-    /// Enrols a host and returns its cluster; `None` when the enrolment token is none, used up or over.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn enrol(
-        &self,
-        host: &EnrolmentUse,
-        audit: &NewAuditEntry,
-    ) -> Result<Option<String>, DatabaseError> {
-        transaction!(self, |transaction| {
-            let cluster: Option<(String,)> = sqlx::query_as(
-                "UPDATE enrolments SET hosts_left = hosts_left - 1 \
-                 WHERE hash = $1 AND hosts_left > 0 AND expires_ms > $2 RETURNING cluster",
-            )
-            .bind(host.enrolment_hash.as_str())
-            .bind(host.now_ms)
-            .fetch_optional(&mut *transaction)
-            .await?;
-            let Some((cluster,)) = cluster else { return Ok(None) };
-            sqlx::query(
-                "INSERT INTO hosts (id, name, cluster, enrolled_ms) VALUES ($1, $2, $3, $4)",
-            )
-            .bind(host.host_id.as_str())
-            .bind(host.host_name.as_str())
-            .bind(cluster.as_str())
-            .bind(host.now_ms)
-            .execute(&mut *transaction)
-            .await?;
-            sqlx::query(
-                "INSERT INTO host_credentials (id, host_id, hash, created_ms) VALUES ($1, $2, $3, $4)",
-            )
-            .bind(host.credential.id.as_str())
-            .bind(host.host_id.as_str())
-            .bind(host.credential.hash.as_str())
-            .bind(host.now_ms)
-            .execute(&mut *transaction)
-            .await?;
-            count_identities!(transaction);
-            write_audit!(transaction, [audit]);
-            Ok(Some(cluster))
-        })
-    }
-
-    /// Gives a host a new credential; its others end at `old_expire_ms`.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn rotate_credential(
-        &self,
-        host_id: &str,
-        new: &NewCredential,
-        now_ms: i64,
-        old_expire_ms: i64,
-        audit: &NewAuditEntry,
-    ) -> Result<(), DatabaseError> {
-        transaction!(self, |transaction| {
-            sqlx::query("DELETE FROM host_credentials WHERE host_id = $1 AND expires_ms <= $2")
-                .bind(host_id)
-                .bind(now_ms)
-                .execute(&mut *transaction)
-                .await?;
-            sqlx::query(
-                "UPDATE host_credentials SET expires_ms = $2 WHERE host_id = $1 AND (expires_ms IS NULL OR expires_ms > $2)",
-            )
-            .bind(host_id)
-            .bind(old_expire_ms)
-            .execute(&mut *transaction)
-            .await?;
-            sqlx::query(
-                "INSERT INTO host_credentials (id, host_id, hash, created_ms) VALUES ($1, $2, $3, $4)",
-            )
-            .bind(new.id.as_str())
-            .bind(host_id)
-            .bind(new.hash.as_str())
-            .bind(now_ms)
-            .execute(&mut *transaction)
-            .await?;
-            count_identities!(transaction);
-            write_audit!(transaction, [audit]);
-        });
-        Ok(())
-    }
-
-    /// All hosts, those that were revoked too, the oldest first.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn hosts(&self) -> Result<Vec<Host>, DatabaseError> {
-        const SQL: &str = "SELECT id, name, cluster, enrolled_ms, last_seen_ms, revoked_ms FROM hosts \
-            ORDER BY enrolled_ms, id";
-        let rows: Vec<HostRow> = read!(self, |pool| sqlx::query_as(SQL).fetch_all(pool).await?);
-        rows.into_iter()
-            .map(|(id, name, cluster, enrolled, seen, revoked)| {
-                Ok(Host {
-                    id,
-                    name,
-                    cluster,
-                    enrolled_at: time_of(enrolled)?,
-                    last_seen_at: optional_time_of(seen)?,
-                    revoked_at: optional_time_of(revoked)?,
-                })
-            })
-            .collect()
-    }
-
-    /// Ends all credentials of a host; says whether it had any.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn revoke_host(
-        &self,
-        id: &str,
-        now_ms: i64,
-        audit: &NewAuditEntry,
-    ) -> Result<bool, DatabaseError> {
-        transaction!(self, |transaction| {
-            let revoked = sqlx::query(
-                "UPDATE hosts SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL",
-            )
-            .bind(id)
-            .bind(now_ms)
-            .execute(&mut *transaction)
-            .await?
-            .rows_affected();
-            if revoked > 0 {
-                sqlx::query("DELETE FROM host_credentials WHERE host_id = $1")
-                    .bind(id)
-                    .execute(&mut *transaction)
-                    .await?;
-                count_identities!(transaction);
-                write_audit!(transaction, [audit]);
-            }
-            Ok(revoked > 0)
-        })
     }
 
     /// Notes that an OIDC token was presented for a job. `false` when it was presented for another one before.

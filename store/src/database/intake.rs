@@ -290,6 +290,7 @@ impl Database {
             .execute(&mut *transaction)
             .await?
             .rows_affected();
+            baselines.sort_unstable();
             for baseline in baselines.iter().filter(|_| inserted > 0) {
                 sqlx::query(
                     "INSERT INTO baseline_runs (baseline, run, added) VALUES ($1, $2, 0) ON CONFLICT (baseline, run) DO NOTHING",
@@ -499,7 +500,10 @@ impl Database {
             let Some((run, own, of_repository, of_organization, of_cluster)) = ended else {
                 return Ok(false);
             };
-            for baseline in [own, of_repository, of_organization, of_cluster] {
+            let mut baselines = [own, of_repository, of_organization, of_cluster];
+            // In the order in which batches of other jobs of the run lock them.
+            baselines.sort_unstable();
+            for baseline in baselines {
                 sqlx::query(
                     "UPDATE baseline_runs SET ended_ms = $3 WHERE baseline = $1 AND run = $2 AND ended_ms IS NULL",
                 )

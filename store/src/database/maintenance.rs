@@ -7,6 +7,9 @@ use std::collections::{BTreeSet, HashSet};
 /// Jobs that one transaction clears, so that uploads don't wait for long.
 const JOBS_AT_ONCE: i64 = 20;
 
+/// Jobs that one transaction takes out of their baselines: more would lock them in another order than uploads do.
+const JOBS_FORGOTTEN_AT_ONCE: i64 = 1;
+
 /// Takes what a job ($1) of a run ($2) called out of a baseline ($3), unless another job of the run called it, too. When an
 /// endpoint was first seen stays what it was.
 const FORGET: [&str; 2] = [
@@ -40,7 +43,8 @@ pub struct Retention {
 const ARCHIVED: &str = " AND archived_seq >= last_seq AND archived_record";
 
 impl Database {
-    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens that expired by themselves.
+    /// Removes secrets that are over: enrolments, credentials that were replaced, OIDC tokens and sessions that
+    /// expired by themselves.
     ///
     /// # Errors
     /// When the database can't be used.
@@ -51,6 +55,7 @@ impl Database {
                 "DELETE FROM enrolments WHERE expires_ms <= $1 OR hosts_left <= 0",
                 "DELETE FROM host_credentials WHERE expires_ms <= $1",
                 "DELETE FROM used_id_tokens WHERE expires_ms <= $1",
+                "DELETE FROM sessions WHERE expires_ms <= $1",
                 // Written by an upload that did not know yet that the integration is gone.
                 "DELETE FROM deliveries WHERE created_ms <= $1 AND NOT EXISTS \
                  (SELECT 1 FROM integrations WHERE integrations.id = deliveries.integration)",
@@ -80,7 +85,7 @@ impl Database {
                 "SELECT key, run, job_baseline, repository_baseline, organization_baseline, cluster_baseline FROM jobs WHERE ended_ms IS NOT NULL",
             );
             query.push(archived).push(" AND started_ms < ").push_bind(retention.jobs_before_ms);
-            query.push(" ORDER BY key LIMIT ").push_bind(JOBS_AT_ONCE);
+            query.push(" ORDER BY key LIMIT ").push_bind(JOBS_FORGOTTEN_AT_ONCE);
             let mut gone: Vec<(i64, i64, i64, i64, i64, i64)> =
                 query.build_query_as().fetch_all(&mut *transaction).await?;
             if retention.only_archived {

@@ -11,13 +11,16 @@ mod baselines;
 mod detections;
 mod error;
 mod generate;
+mod hosts;
 mod identity;
+mod insights;
 mod intake;
 mod integrations;
 mod learning;
 mod maintenance;
 mod policies;
 mod runs;
+mod sessions;
 mod suppressions;
 
 pub use archive::JobToArchive;
@@ -26,7 +29,9 @@ pub use baselines::{BaselineFilter, BaselineKind, EndpointFilter, RecordedCalls,
 pub use detections::{DetectionState, NewDetection};
 pub use error::DatabaseError;
 pub use generate::Generated;
-pub use identity::{Caller, CredentialRow, EnrolmentUse, NewCredential, StoredToken};
+pub use hosts::{EnrolmentUse, NewCredential};
+pub use identity::{Caller, CredentialRow, StoredToken};
+pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
 pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
 pub use integrations::{
     ClaimedDelivery, DeliveryFilter, IntegrationRow, IntegrationWrite, Settled, state_name,
@@ -35,13 +40,14 @@ pub use learning::{MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CAL
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
 pub use runs::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter};
+pub use sessions::{NewSession, SessionRow};
 pub use suppressions::NewSuppression;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{Connection as _, PgPool, SqlitePool};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -165,6 +171,11 @@ impl Database {
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
+                // On a full disk SQLite ends a transaction by itself, and its rollback then fails: the connection counts as one
+                // within a transaction for ever, and would refuse every other. It is replaced.
+                .before_acquire(|connection, _| {
+                    Box::pin(async move { Ok(!connection.is_in_transaction()) })
+                })
                 .connect_with(options.clone())
         };
         let writer = pool(1).await?;

@@ -1,38 +1,16 @@
 //! GitHub's OIDC tokens of jobs: who signed them, for whom, when, and whether they say the same as the job's context.
 //!
-//! The algorithm is pinned to RS256, which is what GitHub signs with; a key set that offers others, or a token that names
-//! another, is refused. Keys are fetched from the issuer and kept; a token with a key that is not known makes the store
-//! fetch again, but not more often than [`REFETCH_PAUSE`], so that forged tokens don't make it a hammer.
+//! The algorithm is pinned to RS256, which is what GitHub signs with; a token that names another is refused, and so is one
+//! whose key is of another kind. Keys are those of the [`Issuer`].
 
-use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use portcullis_common::hook::with_causes;
+use super::issuer::{Issuer, KeysAt};
+use jsonwebtoken::{Algorithm, Validation};
 use portcullis_common::job_context::JobContext;
 use serde::Deserialize;
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, RwLock};
-use url::Url;
+use std::time::Duration;
 
 /// How far the clocks of GitHub and the store may be apart.
 const LEEWAY: Duration = Duration::from_mins(1);
-
-/// How long fetched keys are trusted without a look at the issuer. GitHub rotates keys every few months and announces
-/// new ones before it uses them.
-const KEYS_FRESH: Duration = Duration::from_hours(1);
-
-/// How long keys are still used when the issuer can't be reached.
-const KEYS_STALE: Duration = Duration::from_hours(24);
-
-/// The shortest pause between two fetches.
-const REFETCH_PAUSE: Duration = Duration::from_secs(10);
-
-/// How long a fetch may take: `pre-job` waits for it.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// The largest key set or discovery document in bytes.
-const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 
 /// The claims that are compared.
 #[derive(Clone, Debug, Deserialize)]
@@ -89,36 +67,14 @@ pub enum IdentityError {
 /// Verifies tokens of one issuer for one audience.
 #[derive(Debug)]
 pub struct Verifier {
-    issuer: String,
+    issuer: Issuer,
     audience: String,
-    client: reqwest::Client,
-    keys: RwLock<Arc<Keys>>,
-    /// When keys were last asked for; held while they are.
-    fetching: Mutex<Option<Instant>>,
-}
-
-#[derive(Debug, Default)]
-struct Keys {
-    by_id: HashMap<String, DecodingKey>,
-    fetched: Option<Instant>,
-}
-
-#[derive(Deserialize)]
-struct Discovery {
-    issuer: String,
-    jwks_uri: String,
 }
 
 impl Verifier {
     /// Tokens that `issuer` (`https://token.actions.githubusercontent.com`) made for `audience`.
     pub fn new(issuer: &str, audience: &str, client: reqwest::Client) -> Self {
-        Self {
-            issuer: issuer.trim_end_matches('/').to_owned(),
-            audience: audience.to_owned(),
-            client,
-            keys: RwLock::default(),
-            fetching: Mutex::default(),
-        }
+        Self { issuer: Issuer::new(issuer, KeysAt::Issuer, client), audience: audience.to_owned() }
     }
 
     /// The audience that tokens must have.
@@ -149,8 +105,12 @@ impl Verifier {
         }
         let key_id =
             header.kid.ok_or_else(|| IdentityError::Token("it names no key (`kid`)".to_owned()))?;
-        let keys = self.keys_with(&key_id).await?;
-        let key = keys.by_id.get(&key_id).ok_or_else(|| {
+        let unavailable = |reason| IdentityError::KeysUnavailable {
+            issuer: self.issuer.url().to_owned(),
+            reason,
+        };
+        let key = self.issuer.key(&key_id, header.alg).await.map_err(unavailable)?;
+        let key = key.ok_or_else(|| {
             IdentityError::Token(
                 "the issuer has no key of the name that it was signed with".to_owned(),
             )
@@ -159,93 +119,10 @@ impl Verifier {
         validation.leeway = LEEWAY.as_secs();
         validation.validate_nbf = true;
         validation.set_audience(&[&self.audience]);
-        validation.set_issuer(&[&self.issuer]);
+        validation.set_issuer(&[self.issuer.url()]);
         validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
-        let token = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(refused)?;
+        let token = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(refused)?;
         Ok(token.claims)
-    }
-
-    async fn keys_with(&self, key_id: &str) -> Result<Arc<Keys>, IdentityError> {
-        let is_good = |keys: &Keys| {
-            keys.by_id.contains_key(key_id)
-                && keys.fetched.is_some_and(|fetched| fetched.elapsed() < KEYS_FRESH)
-        };
-        let keys = Arc::clone(&*self.keys.read().await);
-        if is_good(&keys) {
-            return Ok(keys);
-        }
-        let mut last_fetch = self.fetching.lock().await;
-        // Somebody else may have fetched while we waited.
-        let keys = Arc::clone(&*self.keys.read().await);
-        if is_good(&keys) || last_fetch.is_some_and(|last| last.elapsed() < REFETCH_PAUSE) {
-            return Ok(keys);
-        }
-        *last_fetch = Some(Instant::now());
-        match self.fetch().await {
-            Ok(fetched) => {
-                let fetched = Arc::new(fetched);
-                *self.keys.write().await = Arc::clone(&fetched);
-                Ok(fetched)
-            }
-            Err(reason) => {
-                tracing::warn!(issuer = self.issuer, reason, "the issuer's keys can't be had");
-                let is_usable = keys.fetched.is_some_and(|fetched| fetched.elapsed() < KEYS_STALE);
-                if is_usable && keys.by_id.contains_key(key_id) {
-                    return Ok(keys);
-                }
-                Err(IdentityError::KeysUnavailable { issuer: self.issuer.clone(), reason })
-            }
-        }
-    }
-
-    async fn fetch(&self) -> Result<Keys, String> {
-        let discovery: Discovery =
-            self.get(&format!("{}/.well-known/openid-configuration", self.issuer)).await?;
-        if discovery.issuer.trim_end_matches('/') != self.issuer {
-            return Err(format!("its discovery document is that of `{}`", discovery.issuer));
-        }
-        // The keys come from where the issuer itself is: a document that could name any address would make us ask it.
-        let (keys, issuer) = (Url::parse(&discovery.jwks_uri), Url::parse(&self.issuer));
-        let is_own =
-            matches!((&keys, &issuer), (Ok(keys), Ok(issuer)) if keys.origin() == issuer.origin());
-        if !is_own {
-            return Err(format!("its keys are at another host: `{}`", discovery.jwks_uri));
-        }
-        let set: JwkSet = self.get(&discovery.jwks_uri).await?;
-        let mut by_id = HashMap::new();
-        for key in &set.keys {
-            let is_rsa = matches!(key.algorithm, AlgorithmParameters::RSA(_));
-            let (Some(id), true) = (&key.common.key_id, is_rsa) else { continue };
-            if let Ok(decoding) = DecodingKey::from_jwk(key) {
-                by_id.insert(id.clone(), decoding);
-            }
-        }
-        if by_id.is_empty() {
-            return Err("it offers no RSA key".to_owned());
-        }
-        Ok(Keys { by_id, fetched: Some(Instant::now()) })
-    }
-
-    async fn get<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, String> {
-        let fetched = async {
-            let mut response = self.client.get(url).send().await?.error_for_status()?;
-            let mut bytes = Vec::new();
-            while let Some(chunk) = response.chunk().await? {
-                bytes.extend_from_slice(&chunk);
-                if bytes.len() > MAX_DOCUMENT_BYTES {
-                    break;
-                }
-            }
-            Ok::<_, reqwest::Error>(bytes)
-        };
-        let bytes = tokio::time::timeout(FETCH_TIMEOUT, fetched)
-            .await
-            .map_err(|_| format!("no answer within {} s", FETCH_TIMEOUT.as_secs()))?
-            .map_err(|error| with_causes(&error))?;
-        if bytes.len() > MAX_DOCUMENT_BYTES {
-            return Err(format!("{url} has more than {MAX_DOCUMENT_BYTES} bytes"));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| format!("{url}: {error}"))
     }
 }
 

@@ -15,6 +15,8 @@ pub enum SecretKind {
     Enrolment,
     /// A runner host's credential.
     Host,
+    /// The cookie of somebody who is signed in.
+    Session,
 }
 
 impl SecretKind {
@@ -24,6 +26,7 @@ impl SecretKind {
             Self::Token => "pct_",
             Self::Enrolment => "pce_",
             Self::Host => "pch_",
+            Self::Session => "pcs_",
         }
     }
 }

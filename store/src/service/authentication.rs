@@ -5,6 +5,10 @@ use crate::database::{Caller, CredentialRow, DatabaseError};
 use crate::identity::secret::{MAX_SECRET_BYTES, hash};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a host's credential goes on after the one that replaces it was used: for what is under way.
+const ROTATION_GRACE: Duration = Duration::from_mins(10);
 
 /// The most secrets that are remembered. Wrong ones are not.
 const MAX_REMEMBERED: usize = 10_000;
@@ -63,13 +67,17 @@ impl Store {
             }
             state.by_hash.get(&hash).cloned()
         };
-        let row = match known {
+        let mut row = match known {
             Some(row) => row,
             None => self.database.credential(&hash).await?.ok_or(AuthenticationError::Unknown)?,
         };
         let now_ms = now().as_millisecond();
         if row.expires_ms.is_some_and(|end| end <= now_ms) {
             return Err(AuthenticationError::Expired);
+        }
+        if let (Some(credential), Caller::Host { id, .. }) = (row.unused.take(), &row.caller) {
+            let old_end = (now() + ROTATION_GRACE).as_millisecond();
+            self.database.confirm_credential(id, &credential, now_ms, old_end).await?;
         }
         let caller = row.caller.clone();
         let mut state = self.callers.state.lock().unwrap_or_else(PoisonError::into_inner);

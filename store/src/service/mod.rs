@@ -16,15 +16,18 @@ pub use integrations::NotifyError;
 pub use policies::{WriteRequest, read as read_document};
 
 use crate::catalog::Snapshot;
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, SignInConfiguration};
 use crate::database::{Database, DatabaseError, Thresholds};
 use crate::identity::oidc::Verifier;
+use crate::identity::sign_in::SignIn;
+use crate::identity::sign_in::attempt::Sealer;
 use crate::identity::signer::{KeyError, Signer};
 use crate::notify::{Dispatcher, Outgoing};
 use authentication::Callers;
 use freshness::Freshness;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
+use secrecy::SecretString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
@@ -40,6 +43,8 @@ pub struct Store {
     pub signer: Signer,
     /// Verifies GitHub's tokens.
     pub verifier: Verifier,
+    /// The provider that people sign in with, if there is one.
+    pub sign_in: Option<SignIn>,
     /// The policies as they were last seen; replaced as a whole.
     snapshot: std::sync::RwLock<Arc<Snapshot>>,
     /// Held while the policies are read anew.
@@ -96,8 +101,15 @@ impl Store {
         })?;
         let client = outgoing_client(&authorities)?;
         let outgoing = Outgoing::new(&configuration.notifications, &authorities)?;
+        let sign_in = match &configuration.sign_in {
+            None => None,
+            Some(sign_in) => {
+                Some(open_sign_in(&database, sign_in, &configuration.public_url, &client).await?)
+            }
+        };
         let store = Self {
             signer: Signer::from_text(&key)?,
+            sign_in,
             verifier: Verifier::new(&configuration.github.issuer, configuration.audience(), client),
             snapshot: std::sync::RwLock::new(Arc::new(Snapshot::new(0, []))),
             loading: Mutex::default(),
@@ -132,6 +144,27 @@ impl Store {
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
+}
+
+/// The provider that people sign in with. All replicas share the key that closes what browsers keep meanwhile.
+async fn open_sign_in(
+    database: &Database,
+    configuration: &SignInConfiguration,
+    public_url: &str,
+    client: &reqwest::Client,
+) -> Result<SignIn, OpenError> {
+    let secret = match &configuration.client_secret_file {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| OpenError::File { path: path.clone(), source })?;
+            Some(SecretString::from(text.trim().to_owned()))
+        }
+    };
+    let proposed = Sealer::generate().map_err(|_| KeyError)?;
+    let key = database.setting_or_insert("sign-in-key", &proposed).await?;
+    let sealer = Sealer::from_text(&key).ok_or(KeyError)?;
+    Ok(SignIn::new(configuration.clone(), secret, public_url, client.clone(), sealer))
 }
 
 /// The client for what the store asks of others: no redirects, so that an address that was checked is the one that is asked.

@@ -32,7 +32,8 @@ async fn an_unchanged_client_gets_its_policy(world: World) {
         "allowed_endpoints": ["github.com:443", "*.npmjs.org"], "denied_endpoints": [], "disable_sudo": true,
         "disable_sudo_and_containers": false, "disable_file_monitoring": false, "disable_telemetry": false, "lockdown": false,
     });
-    assert_eq!(get(&server, by_name, &token).await.expect(200), expected);
+    // Anybody on GitHub can have such a token; an owner that nothing is attached to learns nothing.
+    get(&server, by_name, &token).await.problem(404);
     get(&server, by_workflow, &token).await.problem(404);
     server
         .post(
@@ -42,6 +43,7 @@ async fn an_unchanged_client_gets_its_policy(world: World) {
         .await
         .expect(200);
     assert_eq!(get(&server, by_workflow, &token).await.expect(200), expected);
+    assert_eq!(get(&server, by_name, &token).await.expect(200), expected);
     let credential = server.enrol("prod").await["credential"].as_str().unwrap().to_owned();
     let by_key =
         send(server.anonymous(Method::GET, by_workflow).header("vm-api-key", &credential)).await;

@@ -5,7 +5,11 @@ use crate::support::{World, context, send};
 use reqwest::Method;
 use serde_json::json;
 
-on_both!(a_host_enrols_once, credentials_rotate_without_a_gap);
+on_both!(
+    a_host_enrols_once,
+    credentials_rotate_without_a_gap,
+    a_credential_that_never_arrived_locks_nobody_out
+);
 
 async fn a_host_enrols_once(world: World) {
     let server = world.start().await;
@@ -51,10 +55,48 @@ async fn credentials_rotate_without_a_gap(world: World) {
     assert_ne!(old, new);
     resolve(old.clone()).await.expect(200);
     resolve(new.clone()).await.expect(200);
+    // What is under way with the old one still ends.
+    resolve(old.clone()).await.expect(200);
     let id = enrolled["host_id"].as_str().unwrap();
     assert_eq!(server.delete(&format!("/hosts/{id}")).await.status, 204);
     resolve(old).await.problem(401);
     resolve(new).await.problem(401);
     server.delete(&format!("/hosts/{id}")).await.problem(404);
+    server.stop().await;
+}
+
+/// A host that is killed before it has kept its new credential goes on with the old one, however long it is away.
+async fn a_credential_that_never_arrived_locks_nobody_out(world: World) {
+    let server = world.start().await;
+    let enrolled = server.enrol("prod").await;
+    assert!(enrolled["expires_at"].as_str() > enrolled["issued_at"].as_str(), "{enrolled}");
+    let (id, old) =
+        (enrolled["host_id"].as_str().unwrap(), enrolled["credential"].as_str().unwrap());
+    let this_host = |credential: &str| send(server.as_caller(credential, Method::GET, "/host"));
+    let rotate =
+        |credential: &str| send(server.as_caller(credential, Method::POST, "/host/credential"));
+    let end = async |credential: &str| {
+        let hash = portcullis_store::identity::secret::hash(credential);
+        let row = server.running.store.database.credential(&hash).await.unwrap();
+        row.map(|row| row.expires_ms.unwrap())
+    };
+    let old_end = end(old).await.unwrap();
+    let mut lost = Vec::new();
+    for _ in 0..12 {
+        let made = rotate(old).await.expect(201);
+        lost.push(made["credential"].as_str().unwrap().to_owned());
+        assert_eq!(end(old).await, Some(old_end), "the old one keeps its end");
+    }
+    assert_eq!(end(&lost[0]).await, None, "answers that are lost don't pile up");
+    // One arrives, and is used: then the old one ends soon, and those that were lost at once.
+    let arrived = lost.pop().unwrap();
+    assert_eq!(this_host(&arrived).await.expect(200)["id"], id);
+    let soon = jiff::Timestamp::now().as_millisecond() + 11 * 60 * 1000;
+    assert!(end(old).await.unwrap() < soon && soon < old_end);
+    for never in &lost {
+        this_host(never).await.problem(401);
+    }
+    this_host(old).await.expect(200);
+    this_host(&arrived).await.expect(200);
     server.stop().await;
 }

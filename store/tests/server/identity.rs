@@ -7,7 +7,12 @@ use jsonwebtoken::Algorithm;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-on_both!(a_token_verifies_the_job, forged_tokens_are_refused, keys_rotate);
+on_both!(
+    a_token_verifies_the_job,
+    forged_tokens_are_refused,
+    keys_rotate,
+    a_token_that_was_used_is_used_everywhere
+);
 
 async fn with_issuer(world: &World) -> (Server, Issuer) {
     let issuer = Issuer::start().await;
@@ -99,7 +104,15 @@ async fn keys_rotate(world: World) {
     let mut claims = issuer.claims();
     claims["jti"] = json!("another");
     resolve(&server, &issuer.token(&claims)).await.expect(200);
+    // It is back, with another key: the old one is good for nothing any more.
+    issuer.set_down(false);
+    let old = issuer.token(&claims);
+    issuer.rotate("key-2");
+    claims["jti"] = json!("a third");
+    resolve(&server, &issuer.token(&claims)).await.expect(200);
+    resolve(&server, &old).await.problem(403);
     server.stop().await;
+    issuer.set_down(true);
     // A server that knows no keys says that it can't verify, not that the job lies.
     let mut configuration = world.configuration();
     configuration.github.issuer = issuer.url();
@@ -108,6 +121,28 @@ async fn keys_rotate(world: World) {
     let (kind, _) = resolve(&fresh, &issuer.token(&issuer.claims())).await.problem(503);
     assert_eq!(kind, "unavailable");
     fresh.stop().await;
+}
+
+/// Replayed at another replica, and after a restart.
+async fn a_token_that_was_used_is_used_everywhere(world: World) {
+    let (one, issuer) = with_issuer(&world).await;
+    let mut configuration = world.configuration();
+    configuration.github.issuer = issuer.url();
+    let mut two = world.start_with(configuration.clone()).await;
+    two.token.clone_from(&one.token);
+    let token = issuer.token(&issuer.claims());
+    resolve(&one, &token).await.expect(200);
+    let mut other = context();
+    "deploy".clone_into(&mut other.job);
+    let replay = json!({ "context": other, "id_token": token });
+    assert_eq!(two.post("/resolve", replay.clone()).await.problem(403).0, "identity-refused");
+    let admin = one.token.clone();
+    one.stop().await;
+    two.stop().await;
+    let mut again = world.start_with(configuration).await;
+    again.token = admin;
+    assert_eq!(again.post("/resolve", replay).await.problem(403).0, "identity-refused");
+    again.stop().await;
 }
 
 /// A token for a server that has had its first one.

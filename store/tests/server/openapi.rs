@@ -20,6 +20,7 @@ fn every_route_is_described() {
                 route.access.words().is_none()
             );
         }
+        is_checked_in(&document);
         // Every reference leads somewhere.
         let text = document.to_string();
         for reference in text.split("\"$ref\":\"#").skip(1) {
@@ -28,4 +29,19 @@ fn every_route_is_described() {
         }
         server.stop().await;
     });
+}
+
+/// The document that is checked in is the one that is served, so that a change of the API is seen by who reviews it.
+fn is_checked_in(document: &serde_json::Value) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/api/openapi.json");
+    let text = serde_json::to_string_pretty(document).unwrap() + "\n";
+    if std::env::var_os("PORTCULLIS_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        stored == text,
+        "docs/api/openapi.json is stale; run this test with PORTCULLIS_BLESS=1"
+    );
 }

@@ -16,7 +16,7 @@ on_both!(
     baselines_add_up_and_old_things_go
 );
 
-const JOB: &str = "0197aaaaaaaa7000800000000000000a";
+pub const JOB: &str = "0197aaaaaaaa7000800000000000000a";
 
 pub fn new_job(id: &str, run: u64, name: &str) -> Value {
     let mut context = context();

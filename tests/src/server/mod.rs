@@ -5,6 +5,7 @@ pub mod dns;
 pub mod git;
 pub mod github;
 pub mod http;
+pub mod id_tokens;
 pub mod object_store;
 pub mod package_index;
 pub(crate) mod tcp;

@@ -4,6 +4,8 @@ pub mod issuer;
 pub mod object_store;
 pub mod postgres;
 pub mod receiver;
+pub mod replica;
+pub mod small_disk;
 
 use portcullis_common::job_context::JobContext;
 use portcullis_store::configuration::{Configuration, DatabaseConfiguration};
@@ -62,7 +64,9 @@ impl World {
     pub async fn start_with(&self, configuration: Configuration) -> Server {
         let running = start(configuration).await.unwrap();
         let token = running.first_token.clone().unwrap_or_default();
-        Server { running, client: Client::new(), token }
+        // A connection for each request: a server that refuses a body ends the connection, perhaps while it is used again.
+        let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        Server { running, client, token }
     }
 }
 

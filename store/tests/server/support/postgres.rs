@@ -1,6 +1,7 @@
 //! A PostgreSQL server that a test has for itself: in a directory of its own, on a Unix socket only, as a user without
 //! privileges, gone with the test.
 
+use super::small_disk::SmallDisk;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,8 @@ use tempfile::TempDir;
 pub struct Postgres {
     directory: TempDir,
     child: Child,
+    /// Its data lies there, when it is to be bounded.
+    disk: Option<SmallDisk>,
 }
 
 /// The directory of the newest version that is installed.
@@ -26,9 +29,15 @@ fn programs() -> PathBuf {
     versions.pop().expect("PostgreSQL is not installed; scripts/test installs what tests need")
 }
 
+/// The size of a file of its log of changes, in MiB: a sixteenth of the usual, which makes a new server cheaper.
+const LOG_SEGMENT_MIB: &str = "1";
+
 /// A command as the user `postgres`, which the package makes; PostgreSQL refuses to run as root. It dies with this test.
-fn as_postgres(program: &str) -> Command {
-    let mut command = Command::new("setpriv");
+fn as_postgres(program: &str, disk: Option<&SmallDisk>) -> Command {
+    let mut command = match disk {
+        Some(disk) => disk.command("setpriv"),
+        None => Command::new("setpriv"),
+    };
     command
         .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL"])
         .arg(programs().join(program))
@@ -39,12 +48,30 @@ fn as_postgres(program: &str) -> Command {
 
 impl Postgres {
     pub fn start() -> Self {
+        Self::start_on(None)
+    }
+
+    /// One whose data has a disk of this many bytes.
+    pub fn start_on_small_disk(bytes: u64) -> Self {
+        Self::start_on(Some(bytes))
+    }
+
+    /// Its disk, if it has one of its own.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    fn start_on(bytes: Option<u64>) -> Self {
         let directory = tempfile::Builder::new().prefix("portcullis-pg-").tempdir().unwrap();
         let user = nix::unistd::User::from_name("postgres").unwrap().expect("no user postgres");
         chown(directory.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
         let data = directory.path().join("data");
-        let made = as_postgres("initdb")
+        let disk = bytes.map(|bytes| {
+            fs::create_dir(&data).unwrap();
+            SmallDisk::at(&data, bytes, user.uid.as_raw())
+        });
+        let made = as_postgres("initdb", disk.as_ref())
             .arg("-D")
             .arg(&data)
             .args([
@@ -53,28 +80,31 @@ impl Postgres {
                 "--username=postgres",
                 "--locale=C",
                 "--encoding=UTF8",
+                "--wal-segsize",
+                LOG_SEGMENT_MIB,
             ])
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let child = Self::run(&directory);
-        let postgres = Self { directory, child };
+        let child = Self::run(&directory, disk.as_ref());
+        let postgres = Self { directory, child, disk };
         postgres.wait();
         postgres
     }
 
-    fn run(directory: &TempDir) -> Child {
+    fn run(directory: &TempDir, disk: Option<&SmallDisk>) -> Child {
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(directory.path().join("log"))
             .unwrap();
-        as_postgres("postgres")
+        as_postgres("postgres", disk)
             .arg("-D")
             .arg(directory.path().join("data"))
             .arg("-k")
             .arg(directory.path())
             .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB"])
+            .args(["-c", "min_wal_size=2MB", "-c", "max_wal_size=8MB"])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -100,17 +130,36 @@ impl Postgres {
     /// Starts it again after [`Self::kill`].
     pub fn restart(&mut self) {
         let pid_file = self.directory.path().join("data/postmaster.pid");
-        let _ = fs::remove_file(pid_file);
-        self.child = Self::run(&self.directory);
+        match &self.disk {
+            Some(disk) => drop(disk.command("rm").arg("-f").arg(pid_file).status()),
+            None => drop(fs::remove_file(pid_file)),
+        }
+        self.child = Self::run(&self.directory, self.disk.as_ref());
         // It gives up while the children of the killed one are still there.
         let deadline = Instant::now() + Duration::from_mins(1);
         while !self.has_come() {
             assert!(Instant::now() < deadline, "PostgreSQL does not come again: {}", self.log());
             if self.child.try_wait().unwrap().is_some() {
-                self.child = Self::run(&self.directory);
+                self.child = Self::run(&self.directory, self.disk.as_ref());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether it has given up, as it does when it can't write its log of changes.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Runs SQL in a database of its own beside `postgres`.
+    pub fn make_database(&self, name: &str) -> String {
+        let made = as_postgres("psql", None)
+            .args(["-q", "-U", "postgres", "-c", &format!("CREATE DATABASE {name}"), "-h"])
+            .arg(self.directory.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        self.url().replace("/postgres?", &format!("/{name}?"))
     }
 
     fn has_come(&self) -> bool {

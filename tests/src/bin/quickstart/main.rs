@@ -1,6 +1,8 @@
 //! `quickstart`: one real job behind the gate, in namespaces of its own, and what became of it as one line of JSON.
 //! `scripts/quickstart` builds it and starts it.
 
+mod served;
+
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use portcullis_common::event::PostureLevel;
@@ -26,7 +28,10 @@ const ENDPOINTS: &str = "allowed-endpoints:
   - pypi.test:443
   - files.pypi.test:443
   - api.ok.test:443
-attach:
+";
+
+/// Where the policy applies, in a file of a directory.
+const ATTACHED: &str = "attach:
   - repository: octo/hello
 ";
 
@@ -41,6 +46,10 @@ struct Options {
     /// Stop what the policy does not allow, or only record it: the attacker then gets the secret.
     #[arg(long, value_enum, default_value_t = Mode::Block)]
     mode: Mode,
+    /// Take the policy from a policy server instead of a directory of files, and run a second job while the server is
+    /// away.
+    #[arg(long, conflicts_with = "keep")]
+    server: bool,
     /// Leave the runner host behind to look around; it says how to enter and how to remove it.
     #[arg(long)]
     keep: bool,
@@ -65,6 +74,9 @@ struct Outcome {
     leaked: Option<u64>,
     pre_job_ms: Option<f64>,
     post_job_ms: Option<f64>,
+    /// With `--server` alone.
+    #[serde(flatten)]
+    served: Option<served::Served>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
@@ -81,7 +93,12 @@ fn main() -> ExitCode {
         }
     };
     let mut outcome = Outcome::default();
-    if let Err(error) = run(&options, &mut outcome) {
+    let ran = if options.server {
+        served::run(&options, &mut outcome)
+    } else {
+        run(&options, &mut outcome)
+    };
+    if let Err(error) = ran {
         outcome.result = false;
         let _ = writeln!(io::stderr(), "error: {error:#}");
     }
@@ -98,8 +115,7 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
     say(&format!("files: {}", world.directory().display()))?;
 
     chapter("the policy")?;
-    let mode = options.mode.to_possible_value().context("a mode without a name")?;
-    let policy = format!("name: hello-build\negress-policy: {}\n{ENDPOINTS}", mode.get_name());
+    let policy = policy(options)? + ATTACHED;
     say(policy.trim_end())?;
     world.write_policy("hello-build", &policy)?;
     world.install_hooks()?;
@@ -115,29 +131,14 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
     chapter("the job's summary, as its page on GitHub would show it")?;
     say(result.summary().trim_end())?;
 
-    chapter("the attacker")?;
-    let leaked = world.attacker().leaked_bytes(&canary)?;
-    let packets = world.attacker().packets()?;
-    outcome.leaked = Some(leaked);
-    say(&match leaked {
-        0 => format!("packets that reached the attacker: {packets}; the secret did not"),
-        bytes => format!(
-            "packets that reached the attacker: {packets}; the SECRET DID: {bytes} bytes of messages hold it"
-        ),
-    })?;
+    let leaked = note_leaked(&world, &canary, outcome)?;
 
     monitor.wait_until_idle().with_context(|| {
         format!("the monitor has not ended the job; its log:\n{}", monitor.log())
     })?;
     let report = report(&world)?;
-    let posture = report.posture.level;
+    let is_in_force = is_in_force(options.mode, report.posture.level, leaked);
     note_report(report, outcome);
-    let is_in_force = match options.mode {
-        Mode::Audit => posture == PostureLevel::Audit,
-        Mode::Block => {
-            matches!(posture, PostureLevel::Enforced | PostureLevel::Degraded) && leaked == 0
-        }
-    };
     outcome.result = result.outcome == JobOutcome::Success && is_in_force;
 
     if options.keep {
@@ -157,7 +158,38 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
     say("")
 }
 
-/// The report that the monitor wrote at the end of the one job: unlike the hook's, it has the kernel's last counters.
+/// The policy of the job, attached to nothing.
+fn policy(options: &Options) -> Result<String> {
+    let mode = options.mode.to_possible_value().context("a mode without a name")?;
+    Ok(format!("name: hello-build\negress-policy: {}\n{ENDPOINTS}", mode.get_name()))
+}
+
+/// Says what reached the attacker, and returns how many bytes of it hold the secret.
+fn note_leaked(world: &World, canary: &Canary, outcome: &mut Outcome) -> Result<u64> {
+    chapter("the attacker")?;
+    let leaked = world.attacker().leaked_bytes(canary)?;
+    let packets = world.attacker().packets()?;
+    outcome.leaked = Some(leaked);
+    say(&match leaked {
+        0 => format!("packets that reached the attacker: {packets}; the secret did not"),
+        bytes => format!(
+            "packets that reached the attacker: {packets}; the SECRET DID: {bytes} bytes of messages hold it"
+        ),
+    })?;
+    Ok(leaked)
+}
+
+/// Whether the policy was in force as asked.
+fn is_in_force(mode: Mode, posture: PostureLevel, leaked: u64) -> bool {
+    match mode {
+        Mode::Audit => posture == PostureLevel::Audit,
+        Mode::Block => {
+            matches!(posture, PostureLevel::Enforced | PostureLevel::Degraded) && leaked == 0
+        }
+    }
+}
+
+/// The report that the monitor wrote at the end of the first job: unlike the hook's, it has the kernel's last counters.
 fn report(world: &World) -> Result<Report> {
     let ids = world.job_ids()?;
     let id = ids.first().context("the monitor has bound no job")?;

@@ -1,0 +1,106 @@
+//! HTTP/1.1 with as little work as possible: requests are made before they are sent, connections are kept.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+/// A request, ready to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct Request(Vec<u8>);
+
+/// Somebody with a token.
+#[derive(Clone, Debug)]
+pub(super) struct Caller(pub(super) String);
+
+impl Caller {
+    /// A request without a body.
+    pub(super) fn get(&self, path: &str) -> Request {
+        self.request("GET", path, "", "")
+    }
+
+    /// A request with text.
+    pub(super) fn text(&self, method: &str, path: &str, body: &str) -> Request {
+        self.request(method, path, "text/plain", body)
+    }
+
+    /// A request with JSON.
+    pub(super) fn json(&self, method: &str, path: &str, body: &Value) -> Request {
+        self.request(method, path, "application/json", &body.to_string())
+    }
+
+    fn request(&self, method: &str, path: &str, kind: &str, body: &str) -> Request {
+        let kind =
+            if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
+        let text = format!(
+            "{method} {path} HTTP/1.1\r\nhost: store\r\nauthorization: Bearer {}\r\n{kind}content-length: {}\r\n\r\n{body}",
+            self.0,
+            body.len()
+        );
+        Request(text.into_bytes())
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects.
+    pub(super) fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: BufReader::with_capacity(1 << 16, stream) })
+    }
+
+    /// Sends a request and returns the body of the answer, if it is one of success.
+    pub(super) fn ask(&mut self, request: &Request) -> Result<Vec<u8>> {
+        self.stream.get_mut().write_all(&request.0)?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line)?;
+        let status: u16 =
+            line.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
+        let (mut length, mut chunked) = (0_usize, false);
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line)?;
+            let header = line.trim_end().to_ascii_lowercase();
+            if header.is_empty() {
+                break;
+            }
+            if let Some(value) = header.strip_prefix("content-length: ") {
+                length = value.parse()?;
+            }
+            chunked |= header == "transfer-encoding: chunked";
+        }
+        let mut body = Vec::new();
+        if chunked {
+            loop {
+                line.clear();
+                self.stream.read_line(&mut line)?;
+                let size = usize::from_str_radix(line.trim_end(), 16)?;
+                let start = body.len();
+                body.resize(start + size, 0);
+                if let Some(rest) = body.get_mut(start..) {
+                    self.stream.read_exact(rest)?;
+                }
+                line.clear();
+                self.stream.read_line(&mut line)?;
+                if size == 0 {
+                    break;
+                }
+            }
+        } else {
+            body.resize(length, 0);
+            self.stream.read_exact(&mut body)?;
+        }
+        ensure!(
+            (200..300).contains(&status),
+            "status {status}: {}",
+            String::from_utf8_lossy(&body)
+        );
+        Ok(body)
+    }
+}

@@ -1,0 +1,143 @@
+//! Small pieces of HTML that many pages have. Whatever is put into them is escaped here.
+
+use askama::filters::HtmlSafe;
+use jiff::Timestamp;
+use portcullis_common::event::{FeatureState, PostureLevel, Verdict};
+use portcullis_common::policy::EgressMode;
+use portcullis_common::store_api::BaselineState;
+use std::borrow::Borrow;
+use std::fmt;
+
+/// HTML that is made of escaped texts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Html(String);
+
+impl fmt::Display for Html {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl HtmlSafe for Html {}
+
+impl Html {
+    /// Of a template that was rendered.
+    pub(super) const fn rendered(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// A time. `style` says how the page's script writes it in the reader's zone; without scripts it is UTC.
+pub(super) fn time(time: Timestamp, style: &'static str) -> Html {
+    // Nothing in a time needs to be escaped.
+    let text = time.strftime("%Y-%m-%d %H:%M:%S");
+    Html(format!(
+        "<time datetime=\"{time:.6}\" data-style=\"{style}\" title=\"{text} UTC\">{text} UTC</time>"
+    ))
+}
+
+/// A number with thousands set apart by a thin space.
+pub(super) fn number(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push('\u{202f}');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A coloured word. Both are texts of this program.
+fn badge(kind: &'static str, text: &'static str) -> Html {
+    Html(format!("<span class=\"badge {kind}\">{text}</span>"))
+}
+
+/// What became of a call.
+pub(super) fn verdict(verdict: impl Borrow<Verdict>) -> Html {
+    match *verdict.borrow() {
+        Verdict::Allowed => badge("good", "Allowed"),
+        Verdict::Blocked => badge("bad", "Blocked"),
+        Verdict::WouldBlock => badge("warn", "Would be blocked"),
+    }
+}
+
+/// A policy's mode.
+pub(super) fn mode(mode: impl Borrow<Option<EgressMode>>) -> Html {
+    match *mode.borrow() {
+        Some(EgressMode::Block) => badge("bad quiet", "Block"),
+        Some(EgressMode::Audit) => badge("info quiet", "Audit"),
+        None => badge("plain", "Inherited"),
+    }
+}
+
+/// What is in force.
+pub(super) fn posture(level: impl Borrow<Option<PostureLevel>>) -> Html {
+    match *level.borrow() {
+        Some(PostureLevel::Enforced) => badge("good", "Enforced"),
+        Some(PostureLevel::Degraded) => badge("warn", "Degraded"),
+        Some(PostureLevel::Audit) => badge("info", "Audit"),
+        Some(PostureLevel::AuditFallback) => badge("bad", "Audit, because enforcement failed"),
+        Some(PostureLevel::Unenforced) => badge("bad", "Not enforced"),
+        None => badge("plain", "Not known yet"),
+    }
+}
+
+/// What is in force, when it is known.
+pub(super) fn level(level: impl Borrow<PostureLevel>) -> Html {
+    posture(Some(*level.borrow()))
+}
+
+/// A mode that is known.
+pub(super) fn known_mode(known: impl Borrow<EgressMode>) -> Html {
+    mode(Some(*known.borrow()))
+}
+
+/// The state of a mechanism.
+pub(super) fn feature(state: impl Borrow<FeatureState>) -> Html {
+    match *state.borrow() {
+        FeatureState::Active => badge("good", "Active"),
+        FeatureState::Degraded => badge("warn", "Degraded"),
+        FeatureState::Missing => badge("bad", "Missing"),
+    }
+}
+
+/// Whether a run or job goes on.
+pub(super) fn running(state: &str) -> Html {
+    if state == "running" { badge("info live", "Running") } else { badge("plain", "Ended") }
+}
+
+/// How much a baseline has learned.
+pub(super) fn baseline(state: impl Borrow<BaselineState>) -> Html {
+    match state.borrow() {
+        BaselineState::Creating => badge("plain", "Creating"),
+        BaselineState::Stable => badge("good", "Stable"),
+        BaselineState::Unstable => badge("warn", "Unstable"),
+    }
+}
+
+/// The state of a detection.
+pub(super) fn detection_state(state: &str) -> Html {
+    match state {
+        "suppressed" => badge("plain", "Suppressed"),
+        "resolved" => badge("plain", "Resolved"),
+        _ => badge("warn", "New"),
+    }
+}
+
+/// That a job was killed.
+pub(super) fn lockdown() -> Html {
+    badge("lockdown", "Lockdown")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        let written: Vec<_> = [0, 999, 1000, 1_234_567].map(number).into();
+        assert_eq!(written, ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]);
+    }
+}

@@ -1,0 +1,146 @@
+//! Runner hosts: who they are, when they were heard of, what is in force on them; and how to install one.
+
+use crate::api::ApiError;
+use crate::dashboard::api_client::{path, segment};
+use crate::dashboard::fields::Fields;
+use crate::dashboard::layout::{Layout, Section};
+use crate::dashboard::page::{Page, PageError, PageResult, render, see_other};
+use crate::dashboard::{Pages, filters, html};
+use askama::Template;
+use axum::http::Method;
+use portcullis_common::store_api::{
+    self, CreateEnrolment, CreatedSecret, Enrolment, Host, HostState, Role,
+};
+use std::collections::BTreeMap;
+
+pub(super) fn pages(pages: &mut Pages) {
+    pages.get("/runners", Role::Viewer, list);
+    pages.get("/runners/{id}", Role::Viewer, show);
+    pages.post("/runners/{id}/revoke", Role::Admin, revoke);
+    pages.get("/install", Role::Viewer, install);
+    pages.post("/install", Role::Admin, enrol);
+    pages.post("/enrolments/{id}/revoke", Role::Admin, revoke_enrolment);
+}
+
+#[derive(Debug, Template)]
+#[template(path = "runners.html")]
+struct Runners {
+    layout: Layout,
+    hosts: Vec<(Host, Option<HostState>)>,
+    revoked: usize,
+    with_revoked: bool,
+}
+
+#[derive(Debug, Template)]
+#[template(path = "runner.html")]
+struct Runner {
+    layout: Layout,
+    host: Host,
+    state: Option<HostState>,
+}
+
+#[derive(Debug, Template)]
+#[template(path = "install.html")]
+struct Install {
+    layout: Layout,
+    /// `vm`, `image` or `arc`.
+    kind: &'static str,
+    cluster: String,
+    url: String,
+    made: Option<CreatedSecret>,
+    enrolments: Vec<Enrolment>,
+}
+
+async fn hosts(page: &Page) -> Result<Vec<Host>, PageError> {
+    let found: store_api::Page<Host> = page.api.get(&path(&["hosts"])).await?;
+    Ok(found.items)
+}
+
+async fn list(page: Page) -> PageResult {
+    let with_revoked = page.open.query.is_set("revoked");
+    let all = hosts(&page).await?;
+    let states: store_api::Page<HostState> = page.api.get(&path(&["hosts:state"])).await?;
+    let mut by_host: BTreeMap<String, HostState> =
+        states.items.into_iter().map(|state| (state.host_id.clone(), state)).collect();
+    let revoked = all.iter().filter(|host| host.revoked_at.is_some()).count();
+    let hosts = all
+        .into_iter()
+        .filter(|host| with_revoked || host.revoked_at.is_none())
+        .map(|host| {
+            let state = by_host.remove(&host.id);
+            (host, state)
+        })
+        .collect();
+    let layout = page.layout("Runners", Section::Runners);
+    render(&Runners { layout, hosts, revoked, with_revoked })
+}
+
+async fn show(page: Page) -> PageResult {
+    let id = page.param("id");
+    let host = hosts(&page).await?.into_iter().find(|host| host.id == id);
+    let host = host.ok_or_else(|| PageError::not_found("there is no such host"))?;
+    let state = page.api.find(&path(&["hosts", id, "state"])).await?;
+    let title = portcullis_common::text::shown(&host.name, 100);
+    render(&Runner { layout: page.layout(title, Section::Runners), host, state })
+}
+
+async fn revoke(page: Page, _: Fields) -> PageResult {
+    let id = page.param("id");
+    page.api.delete(&path(&["hosts", id])).await?;
+    see_other(&format!("/runners/{}?done=host-revoked", segment(id)))
+}
+
+fn kind(name: Option<&str>) -> &'static str {
+    match name {
+        Some("image") => "image",
+        Some("arc") => "arc",
+        _ => "vm",
+    }
+}
+
+async fn install_page(
+    page: &Page,
+    kind: &'static str,
+    cluster: String,
+    made: Option<CreatedSecret>,
+) -> PageResult {
+    let enrolments = if page.may(Role::Admin) {
+        page.api.get::<store_api::Page<Enrolment>>(&path(&["enrolments"])).await?.items
+    } else {
+        Vec::new()
+    };
+    render(&Install {
+        layout: page.layout("Install", Section::Install),
+        kind,
+        cluster,
+        url: page.open.dashboard.public_url().to_owned(),
+        made,
+        enrolments,
+    })
+}
+
+async fn install(page: Page) -> PageResult {
+    let cluster = page.query("cluster").unwrap_or("prod-linux").to_owned();
+    install_page(&page, kind(page.query("kind")), cluster, None).await
+}
+
+async fn enrol(page: Page, form: Fields) -> PageResult {
+    let number = |name: &str, most: u32| -> Result<u32, PageError> {
+        form.number::<u32>(name).filter(|number| (1..=most).contains(number)).ok_or_else(|| {
+            ApiError::bad_request(format!("`{name}` must be a number from 1 to {most}")).into()
+        })
+    };
+    let body = CreateEnrolment {
+        cluster: form.text("cluster").to_owned(),
+        hosts: Some(number("hosts", 100_000)?),
+        expires_in_seconds: Some(number("hours", 90 * 24)?.saturating_mul(3600)),
+    };
+    let made: CreatedSecret =
+        page.api.send_json(Method::POST, &path(&["enrolments"]), &body).await?;
+    install_page(&page, kind(form.get("kind")), body.cluster, Some(made)).await
+}
+
+async fn revoke_enrolment(page: Page, _: Fields) -> PageResult {
+    page.api.delete(&path(&["enrolments", page.param("id")])).await?;
+    see_other("/install?done=enrolment-revoked")
+}

@@ -1,0 +1,99 @@
+//! Runs, and the jobs of one.
+
+use crate::dashboard::api_client::path;
+use crate::dashboard::layout::{Layout, Section};
+use crate::dashboard::page::{Page, PageResult, render};
+use crate::dashboard::{Pages, filters, html};
+use askama::Template;
+use portcullis_common::store_api::{self, Role, Run, RunJobs};
+
+pub(super) fn pages(pages: &mut Pages) {
+    pages.get("/runs", Role::Viewer, list);
+    pages.get("/runs/{id}", Role::Viewer, show);
+}
+
+/// Rows of one page.
+const ROWS: &str = "50";
+
+/// Parameters that are the API's as well.
+const FILTERS: [&str; 8] = [
+    "repository",
+    "organization",
+    "workflow",
+    "cluster",
+    "policy",
+    "blocked",
+    "detections",
+    "cursor",
+];
+
+#[derive(Debug, Template)]
+#[template(path = "runs.html")]
+struct Runs {
+    layout: Layout,
+    rows: String,
+    repository: String,
+    policy: String,
+    cluster: String,
+    blocked: bool,
+    detections: bool,
+    is_filtered: bool,
+    is_empty: bool,
+}
+
+#[derive(Debug, Template)]
+#[template(path = "runs_rows.html")]
+struct Rows {
+    runs: Vec<Run>,
+    next: Option<String>,
+}
+
+#[derive(Debug, Template)]
+#[template(path = "run.html")]
+struct Show {
+    layout: Layout,
+    run: RunJobs,
+    link: Option<String>,
+}
+
+async fn list(page: Page) -> PageResult {
+    let mut asked = path(&["runs"]).with("limit", ROWS);
+    for name in FILTERS {
+        asked = asked.with_some(name, page.query(name));
+    }
+    let found: store_api::Page<Run> = page.api.get(&asked).await?;
+    let query = page.open.query.query_without(&["cursor", "done"]);
+    let next = found.next_cursor.map(|cursor| format!("/runs?{query}&cursor={cursor}"));
+    let rows = Rows { runs: found.items, next };
+    if page.is_part {
+        return render(&rows);
+    }
+    let text = |name| page.query(name).unwrap_or_default().to_owned();
+    render(&Runs {
+        layout: page.layout("Runs", Section::Runs),
+        is_empty: rows.runs.is_empty(),
+        rows: rows.render()?,
+        repository: text("repository"),
+        policy: text("policy"),
+        cluster: text("cluster"),
+        blocked: page.open.query.is_set("blocked"),
+        detections: page.open.query.is_set("detections"),
+        is_filtered: !query.is_empty(),
+    })
+}
+
+/// The run at GitHub, where the server's address is one that a link may lead to.
+pub(super) fn github(server_url: &str, repository: &str, run_id: u64) -> Option<String> {
+    let url = url::Url::parse(server_url).ok().filter(|url| url.scheme() == "https")?;
+    let host = url.host_str()?;
+    Some(format!("https://{host}/{repository}/actions/runs/{run_id}"))
+}
+
+async fn show(page: Page) -> PageResult {
+    let run: RunJobs = page.api.get(&path(&["runs", page.param("id")])).await?;
+    let server = run.job_records.first().map(|job| job.context.server_url.as_str());
+    let link = server.and_then(|server| github(server, &run.run.repository, run.run.run_id));
+    let title =
+        format!("{} #{}", portcullis_common::text::shown(&run.run.workflow, 80), run.run.run_id);
+    render(&Show { layout: page.layout(title, Section::Runs), run, link })
+}

@@ -1,0 +1,63 @@
+// Time series. The data stand in the figure itself, or at the address that it names: {"times": [seconds…], "series": [{"name", "colour", "values"}…]}.
+import uPlot from "uplot";
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+/** A custom property can be `light-dark(…)`: what it comes to is what an element has that uses it. */
+function resolved(name) {
+  const probe = document.createElement("i");
+  probe.style.color = colour(name);
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+function draw(figure, { times, series }) {
+  const place = figure.querySelector(".chart");
+  const axis = { stroke: resolved("muted"), grid: { stroke: resolved("line"), width: 1 }, ticks: { stroke: resolved("line") }, font: "12px system-ui, sans-serif" };
+  const bars = uPlot.paths.bars({ size: [0.8, 40], radius: 0.15 });
+  // Stacked: what is drawn last stands in front, so each is drawn with what lies below it.
+  const step = times.length > 1 ? times[1] - times[0] : 1;
+  const sums = [];
+  series.forEach((one, index) => sums.push(one.values.map((value, at) => value + (index > 0 ? sums[index - 1][at] : 0))));
+  const shown = series.map((one, index) => ({
+    label: one.name,
+    fill: resolved(one.colour),
+    stroke: resolved(one.colour),
+    width: 0,
+    paths: bars,
+    points: { show: false },
+    value: (_, __, ___, at) => (at == null ? "–" : String(one.values[at])),
+  }));
+  const options = {
+    width: place.clientWidth,
+    height: 190,
+    series: [{}, ...shown.reverse()],
+    axes: [axis, { ...axis, size: 46, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? value : "")) }],
+    scales: { x: { range: (_, min, max) => [min - step / 2, max + step / 2] }, y: { range: (_, __, max) => [0, Math.max(4, max * 1.1)] } },
+    cursor: { drag: { x: false, y: false }, points: { show: false } },
+    legend: { live: true },
+  };
+  place.replaceChildren();
+  const chart = new uPlot(options, [times, ...sums.reverse()], place);
+  // Drawn for people who see it; the table beside it says the same to everybody.
+  place.querySelector("canvas")?.setAttribute("aria-hidden", "true");
+  return chart;
+}
+
+async function start(figure) {
+  const from = figure.dataset.chartFrom;
+  const data = from ? await (await fetch(from, { credentials: "same-origin" })).json() : JSON.parse(figure.dataset.chart);
+  if (data.times.length === 0) return;
+  let chart = draw(figure, data);
+  new ResizeObserver(() => chart.setSize({ width: figure.querySelector(".chart").clientWidth, height: 190 })).observe(figure);
+  const again = () => {
+    chart.destroy();
+    chart = draw(figure, data);
+  };
+  addEventListener("portcullis:theme", again);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+}
+
+document.querySelectorAll("figure[data-chart], figure[data-chart-from]").forEach(start);

@@ -1,0 +1,196 @@
+//! The dashboard: who may see what, sessions, forged forms; and in a browser, everything that people do with it.
+
+use crate::on_both;
+use crate::support::{Backend, Server, World, run};
+use portcullis_common::store_api::Role;
+use reqwest::header::{COOKIE, LOCATION, SET_COOKIE};
+use reqwest::{Client, Method, Response, redirect};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+on_both!(pages_ask_for_a_session_and_a_role, sessions_end);
+
+/// A browser that follows no redirects by itself.
+fn client() -> Client {
+    Client::builder().redirect(redirect::Policy::none()).build().unwrap()
+}
+
+async fn post(
+    server: &Server,
+    path: &str,
+    cookie: Option<&str>,
+    form: &[(&str, &str)],
+) -> Response {
+    let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    let mut request = client().post(server.url(path)).body(body);
+    if let Some(cookie) = cookie {
+        request = request.header(COOKIE, cookie);
+    }
+    request.send().await.unwrap()
+}
+
+async fn get(server: &Server, path: &str, cookie: Option<&str>) -> Response {
+    let mut request = client().get(server.url(path));
+    if let Some(cookie) = cookie {
+        request = request.header(COOKIE, cookie);
+    }
+    request.send().await.unwrap()
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+/// Signs in, and returns the cookie as it is sent back.
+async fn sign_in(server: &Server, token: &str) -> String {
+    let response = post(server, "/sign-in", None, &[("token", token), ("next", "/runs")]).await;
+    assert_eq!((response.status().as_u16(), header(&response, LOCATION.as_str())), (303, "/runs"));
+    let cookie = header(&response, SET_COOKIE.as_str());
+    // The public address of the tests' server is HTTPS.
+    assert!(cookie.starts_with("__Host-portcullis-session=pcs_"), "{cookie}");
+    for attribute in ["; Path=/", "; HttpOnly", "; SameSite=Lax", "; Secure", "; Max-Age=43200"] {
+        assert!(cookie.contains(attribute), "{attribute} in {cookie}");
+    }
+    cookie.split(';').next().unwrap().to_owned()
+}
+
+/// The proof in a page's forms.
+fn proof(html: &str) -> String {
+    let (_, rest) = html.split_once("name=\"proof\" value=\"").expect("a form");
+    rest.split('"').next().unwrap().to_owned()
+}
+
+async fn pages_ask_for_a_session_and_a_role(world: World) {
+    let server = world.start().await;
+    server.put_policy("none", "name: none\negress-policy: audit\n").await.expect(201);
+    let cookies = [
+        (Role::Viewer, sign_in(&server, &server.token("viewer").await).await),
+        (Role::Editor, sign_in(&server, &server.token("editor").await).await),
+        (Role::Admin, sign_in(&server, &server.token.clone()).await),
+    ];
+    let html = get(&server, "/policies", Some(&cookies[0].1)).await.text().await.unwrap();
+    let viewers_proof = proof(&html);
+    assert!(server.running.pages.len() > 30, "all pages are listed");
+    for page in &server.running.pages {
+        // Signing in has tests of its own.
+        if page.path.starts_with("/sign-in") {
+            assert_eq!(page.role, None, "{}", page.path);
+            continue;
+        }
+        let path = page.path.replace("{name}", "none").replace("{id}", "none");
+        let name = format!("{} {}", page.method, page.path);
+        let method: Method = page.method.parse().unwrap();
+        let needed = page.role.unwrap_or_else(|| panic!("{name} needs nobody to be signed in"));
+        let anonymous = if method == Method::GET {
+            get(&server, &path, None).await
+        } else {
+            post(&server, &path, None, &[("proof", &viewers_proof)]).await
+        };
+        assert_eq!(anonymous.status(), 303, "{name}");
+        assert!(header(&anonymous, LOCATION.as_str()).starts_with("/sign-in"), "{name}");
+        for (role, cookie) in &cookies {
+            if method == Method::POST {
+                let forged = post(&server, &path, Some(cookie), &[("version", "1")]).await;
+                assert_eq!(forged.status(), 403, "{name} as {role} without a proof");
+                continue;
+            }
+            let response = get(&server, &path, Some(cookie)).await;
+            let status = response.status().as_u16();
+            assert_eq!(status != 403, role.allows(needed), "{name} as {role}: {status}");
+            assert!(status < 500, "{name} as {role}: {status}");
+            assert!(header(&response, "content-security-policy").contains("script-src 'self';"));
+        }
+    }
+    // A proof is of one session: an editor's form does nothing for an admin's cookie.
+    let delete = "/policies/none/delete";
+    let form = [("proof", viewers_proof.as_str()), ("version", "1")];
+    assert_eq!(post(&server, delete, Some(&cookies[2].1), &form).await.status(), 403);
+    assert_eq!(post(&server, delete, Some(&cookies[0].1), &form).await.status(), 403, "a viewer");
+    server.get("/policies/none").await.expect(200);
+    let html = get(&server, "/policies", Some(&cookies[1].1)).await.text().await.unwrap();
+    let form = [("proof", proof(&html)), ("version", "1".to_owned())];
+    let form: Vec<(&str, &str)> = form.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    assert_eq!(post(&server, delete, Some(&cookies[1].1), &form).await.status(), 303);
+    server.get("/policies/none").await.problem(404);
+    // Sessions are no credentials of the API, and runners are no people.
+    let api = client().get(server.url("/api/v1/policies")).header(COOKIE, &cookies[2].1);
+    assert_eq!(api.send().await.unwrap().status(), 401);
+    let runner = server.enrol("prod").await["credential"].as_str().unwrap().to_owned();
+    assert_eq!(post(&server, "/sign-in", None, &[("token", &runner)]).await.status(), 403);
+    server.stop().await;
+}
+
+async fn sessions_end(world: World) {
+    let server = world.start().await;
+    let token = server.token("viewer").await;
+    let cookie = sign_in(&server, &token).await;
+    assert_eq!(get(&server, "/runs", Some(&cookie)).await.status(), 200);
+    // Also on another server of the same database, and after a restart.
+    server.stop().await;
+    let server = world.start().await;
+    let html = get(&server, "/runs", Some(&cookie)).await.text().await.unwrap();
+    let out = post(&server, "/sign-out", Some(&cookie), &[("proof", &proof(&html))]).await;
+    assert!(header(&out, SET_COOKIE.as_str()).contains("Max-Age=0"));
+    assert_eq!(get(&server, "/runs", Some(&cookie)).await.status(), 303, "a copy of the cookie");
+    for wrong in ["__Host-portcullis-session=pcs_x", "__Host-portcullis-session=", "x"] {
+        assert_eq!(get(&server, "/runs", Some(wrong)).await.status(), 303);
+    }
+    server.stop().await;
+}
+
+/// The directory in which the browser's tests are installed.
+fn installed() -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("browser");
+    fs::create_dir_all(&place).unwrap();
+    let lock = fs::read(source.join("package-lock.json")).unwrap();
+    for entry in fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::copy(&path, place.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let mark = place.join("installed-lock.json");
+    if fs::read(&mark).ok().as_deref() != Some(&lock) {
+        let status = Command::new("npm")
+            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
+            .current_dir(&place)
+            .status()
+            .expect("npm is needed; scripts/test installs it (scripts/test-packages.txt)");
+        assert!(status.success(), "npm ci: {status}");
+        fs::write(&mark, &lock).unwrap();
+    }
+    place
+}
+
+/// Everything that people do with it: each page and each action, from the click to the API to the database.
+#[test]
+fn in_a_browser() {
+    let chromium =
+        std::env::var_os("PORTCULLIS_CHROMIUM").unwrap_or_else(|| "/usr/bin/chromium".into());
+    assert!(
+        Path::new(&chromium).exists(),
+        "a browser is needed; scripts/test installs it (scripts/test-packages.txt)"
+    );
+    let place = installed();
+    run(Backend::Sqlite, async |world: World| {
+        let mut configuration = world.configuration();
+        // A browser and a seed at once come from one address.
+        configuration.limits.requests_per_second = 2000;
+        configuration.limits.burst = 20_000;
+        // A browser takes cookies with `Secure` by HTTPS; the other tests look at those.
+        configuration.public_url = "http://127.0.0.1".to_owned();
+        let server = world.start_with(configuration).await;
+        let mut suite = Command::new("node");
+        suite.arg("suite.mjs").arg(server.url("")).arg(&server.token).current_dir(&place);
+        suite.stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || suite.output()).await.unwrap();
+        let output =
+            output.expect("node is needed; scripts/test installs it (scripts/test-packages.txt)");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("all is well"), "{text}");
+        server.stop().await;
+    });
+}
