@@ -138,7 +138,7 @@ fn a_million_processes_hold_nobody_up() -> Result<()> {
 }
 
 /// A reverse shell among `number` programs that two loops execute meanwhile is found; what had no event is told.
-fn detection_in_a_flood(number: u64, patience: Duration) -> Result<()> {
+fn detection_in_a_flood(number: u64, patience: Duration) -> Result<String> {
     let audit = "name: watched\negress-policy: audit\nattach:\n  - repository: octo/hello\n";
     let gate = Gate::up(World::builder().build()?, &[("watched", audit)])?;
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("inputs/flood.c");
@@ -176,20 +176,22 @@ fn detection_in_a_flood(number: u64, patience: Duration) -> Result<()> {
         .sum();
     let report = gate.last_report()?;
     let told = report.posture.warnings.iter().any(|text| text.contains("were lost"));
-    println!("{recorded} of {number} programs have an event; {:#?}", report.posture.warnings);
-    ensure!(recorded >= number || told, "{recorded} of {number}: {:#?}", report.posture);
-    Ok(())
+    let told_of = format!("{recorded} of {number} programs have an event; {:#?}", report.posture);
+    ensure!(recorded >= number || told, "{told_of}");
+    Ok(told_of)
 }
 
 #[test]
 fn a_detection_in_a_flood_of_programs_is_found() -> Result<()> {
-    detection_in_a_flood(10_000, Duration::from_mins(2))
+    println!("{}", detection_in_a_flood(10_000, Duration::from_mins(2))?);
+    Ok(())
 }
 
 #[test]
 #[ignore = "takes ten minutes and more: scripts/soak runs it"]
 fn a_detection_in_a_flood_of_a_million_programs_is_found() -> Result<()> {
-    detection_in_a_flood(1_000_000, Duration::from_hours(1))
+    println!("{}", detection_in_a_flood(1_000_000, Duration::from_hours(1))?);
+    Ok(())
 }
 
 /// Without a gate the flood arrives, so that the test above can fail.

@@ -22,6 +22,15 @@ use tempfile::TempDir;
 )]
 mod postgres;
 
+#[path = "../../../store/tests/server/support/small_disk.rs"]
+#[expect(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "written for tests, which use all of it and fail by panicking"
+)]
+mod small_disk;
+
 /// The token of the admin.
 const TOKEN: &str = "measured-measured-measured-measured";
 

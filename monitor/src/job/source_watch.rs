@@ -90,7 +90,7 @@ fn watch(
         for written in files.take()? {
             match written {
                 FileEvent::File { file, pid } => {
-                    judge(watched, workspace, &mut sources, &file, pid)
+                    judge(watched, workspace, &mut sources, &file, pid);
                 }
                 FileEvent::Lost if has_lost => {}
                 FileEvent::Lost => {

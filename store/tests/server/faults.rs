@@ -3,7 +3,8 @@
 use crate::on_both;
 use crate::runs::{JOB, call, lines, new_job};
 use crate::support::postgres::Postgres;
-use crate::support::replica::{Replica, SmallDisk, TOKEN, wait_for};
+use crate::support::replica::{Replica, TOKEN, wait_for};
+use crate::support::small_disk::SmallDisk;
 use crate::support::{World, send};
 use nix::sys::signal::Signal;
 use portcullis_store::database::Database;

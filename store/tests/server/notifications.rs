@@ -509,3 +509,56 @@ fn two_servers_share_an_outbox() {
         two.stop().await;
     });
 }
+
+/// A server that is killed while it sends: what it held is sent by another.
+#[test]
+fn what_a_killed_server_held_is_sent_by_another() {
+    run(Backend::Postgres, async |world: World| {
+        let receiver = Receiver::start().await;
+        receiver.always(Some(Answer::Hang));
+        let survivor = world.start_with(configuration(&world)).await;
+        let hook = make(&survivor, "hook", webhook(&receiver.url("/")), json!({})).await;
+        // The one that takes the upload knows at once that there is something to send.
+        let file = world.path("store.toml");
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\n[database]\nurl = \"{}\"\n[notifications]\nallowed-networks = [\"127.0.0.0/8\"]\n\
+             allow-http = true\ntimeout-seconds = 3\nretry-seconds = [0, 0]\n",
+            world.database_url()
+        );
+        std::fs::write(&file, text).unwrap();
+        let address_file = world.path("address");
+        let mut killed = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .args(["serve".as_ref(), "--config".as_ref(), file.as_os_str()])
+            .args(["--address-file".as_ref(), address_file.as_os_str()])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let address = eventually("the other server listens", async || {
+            std::fs::read_to_string(&address_file).ok().filter(|text| !text.is_empty())
+        })
+        .await;
+        let host = host(&survivor, "prod").await;
+        begin(&survivor, &host, new_job(JOB, 7, "build")).await.expect(200);
+        let events: Vec<Value> =
+            (1..=8).map(|seq| detection(JOB, seq, "Sudo-Use", "/usr/bin/sudo")).collect();
+        let url = format!("http://{}/api/v1/jobs/{JOB}/events", address.trim());
+        let upload = survivor.client.post(url).bearer_auth(&host).body(lines(&events));
+        send(upload.header("content-type", "application/x-ndjson")).await.expect(200);
+        receiver.wait(1).await;
+        let database = &survivor.running.store.database;
+        let held = database.due_integrations(jiff::Timestamp::now().as_millisecond()).await;
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        receiver.always(None);
+        assert_eq!(held.unwrap(), Vec::<String>::new(), "somebody held all of it");
+        eventually("all is delivered", async || {
+            (deliveries(&survivor, &hook, "delivered").await.len() == 8).then_some(())
+        })
+        .await;
+        let ids: HashSet<String> =
+            receiver.received().iter().map(|it| it.json()["data"]["id"].to_string()).collect();
+        assert_eq!(ids.len(), 8);
+        survivor.stop().await;
+    });
+}

@@ -164,13 +164,12 @@ impl Watch {
             Some(lead) if lead.certainty == Certainty::Structure || self.is_fed(lead) => {
                 Verdict::Shell(Box::new(lead.clone()))
             }
-            Some(_) => Verdict::Harmless,
             None if since.elapsed() < PATIENCE
                 && is_half(facts, process, |other| is_forked_copy(other.pid)) =>
             {
                 Verdict::Wait
             }
-            None => Verdict::Harmless,
+            Some(_) | None => Verdict::Harmless,
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod object_store;
 pub mod postgres;
 pub mod receiver;
 pub mod replica;
+pub mod small_disk;
 
 use portcullis_common::job_context::JobContext;
 use portcullis_store::configuration::{Configuration, DatabaseConfiguration};

@@ -1,7 +1,7 @@
 //! A PostgreSQL server that a test has for itself: in a directory of its own, on a Unix socket only, as a user without
 //! privileges, gone with the test.
 
-use super::replica::SmallDisk;
+use super::small_disk::SmallDisk;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
