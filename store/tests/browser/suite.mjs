@@ -394,6 +394,7 @@ if (hasNotifications) {
     await browser.open("/integrations/new?kind=webhook");
     await page.fill("#name", "security team");
     await page.fill("#url", "https://hooks.portcullis.test/secret-path");
+    await page.fill("#secret", `whsec_${Buffer.from("0123456789012345678901234567890x").toString("base64")}`);
     await page.click("button:has-text('Create')");
     await page.waitForURL(/\/integrations\/[0-9a-f]+/);
     assert.ok(!(await page.content()).includes("secret-path"));
