@@ -75,8 +75,8 @@ fn build(out: &Path) -> Result<String, Box<dyn Error>> {
         let [name, file, content_type] = parts.as_slice() else {
             return Err(format!("a line of the manifest: {line}").into());
         };
-        let path = to.join(file);
-        let packed = to.join(format!("{file}.gz"));
+        let path = to.join(file).display().to_string();
+        let packed = to.join(format!("{file}.gz")).display().to_string();
         writeln!(
             code,
             "    Asset {{ name: {name:?}, file: {file:?}, content_type: {content_type:?}, body: include_bytes!({path:?}), gzip: include_bytes!({packed:?}) }},"

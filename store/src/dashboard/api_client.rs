@@ -72,7 +72,8 @@ impl Path {
     }
 
     /// The path as text, below the API's root.
-    pub(crate) fn text(&self) -> &str {
+    #[cfg(test)]
+    fn text(&self) -> &str {
         &self.text
     }
 }

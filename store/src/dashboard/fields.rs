@@ -28,12 +28,6 @@ impl Fields {
         self.get(name).unwrap_or_default()
     }
 
-    /// All values of a name that are not empty.
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        let found = self.0.iter().filter(move |(key, _)| key == name);
-        found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
-    }
-
     /// Whether a box is ticked.
     pub(crate) fn is_set(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| value != "false" && value != "0")
@@ -62,7 +56,6 @@ mod tests {
     fn values_come_trimmed_and_several_times() {
         let fields = Fields::read(b"a=+x+&b=&c=1&c=2&on=true&off=false&d=%26%3D");
         assert_eq!((fields.get("a"), fields.get("b"), fields.text("z")), (Some("x"), None, ""));
-        assert_eq!(fields.all("c").collect::<Vec<_>>(), ["1", "2"]);
         assert!(fields.is_set("on") && !fields.is_set("off") && !fields.is_set("b"));
         assert_eq!(fields.number::<u64>("c"), Some(1));
         assert_eq!(fields.query_without(&["a", "c", "on", "off"]), "d=%26%3D");

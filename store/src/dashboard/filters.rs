@@ -1,7 +1,14 @@
 //! What templates do with values. What comes from jobs goes through [`shown`], which shows characters that would act; the
 //! template engine then escapes HTML.
 
-#![expect(unreachable_pub, reason = "the macro makes public items of filters")]
+#![expect(
+    unreachable_pub,
+    clippy::inline_always,
+    clippy::trivially_copy_pass_by_ref,
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    reason = "the macro of filters asks for this form, and makes public items of it"
+)]
 
 use super::html::{self, Html};
 use askama::{Result, Values};

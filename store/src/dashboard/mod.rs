@@ -268,8 +268,7 @@ async fn admit(
             params.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
         })
         .unwrap_or_default();
-    let path = parts.uri.path().to_owned();
-    let whole = parts.uri.path_and_query().map_or_else(|| path.clone(), ToString::to_string);
+    let whole = parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
     let is_part = parts.headers.contains_key("hx-request");
     let is_get = parts.method == Method::GET;
     let (open, form) = open(Arc::clone(&dashboard), Request::from_parts(parts, body))
@@ -293,7 +292,7 @@ async fn admit(
     };
     let called = Called { caller: session.caller.clone(), address: open.address };
     let api = ApiClient { router: dashboard.api.clone(), called };
-    let page = Page { open, session, api, path, is_part, params };
+    let page = Page { open, session, api, is_part, params };
     if !page.may(role) {
         let error = ApiError::forbidden(format!(
             "you are signed in with role {}, and this needs role {role}",

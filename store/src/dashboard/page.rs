@@ -42,8 +42,6 @@ pub(crate) struct Page {
     pub(crate) session: Session,
     /// The API, as this person may use it.
     pub(crate) api: ApiClient,
-    /// The address without its query.
-    pub(crate) path: String,
     /// Whether a script asks for a part of the page.
     pub(crate) is_part: bool,
     pub(super) params: Vec<(String, String)>,

@@ -15,7 +15,7 @@ const picture = async (name) => {
   console.log(name);
 };
 
-const process = (exe, argv, step, pid) => ({ pid, start_time: pid * 10, exe, argv, uid: 1001, cwd: "/home/runner/work/hello/hello", ancestors: [{ pid: 950, exe: "/usr/bin/bash" }, { pid: 900, exe: "/home/runner/bin/Runner.Worker" }], step });
+const program = (exe, argv, step, pid) => ({ pid, start_time: pid * 10, exe, argv, uid: 1001, cwd: "/home/runner/work/hello/hello", ancestors: [{ pid: 950, exe: "/usr/bin/bash" }, { pid: 900, exe: "/home/runner/bin/Runner.Worker" }], step });
 const context = (run, job) => ({
   repository: "octo/hello", repository_owner: "octo", workflow_ref: "octo/hello/.github/workflows/ci.yml@refs/heads/main", workflow: "CI", job, run_id: run, run_attempt: 1,
   git_ref: "refs/heads/main", sha: "5f1d0c9b8a7e6f5d4c3b2a190817263544332211", event_name: "push", actor: "mona", server_url: "https://github.com", runner_name: "runner-1",
@@ -33,11 +33,11 @@ async function build(host, run, allowed, { shell = false } = {}) {
   let at = 1;
   for (const [exe, argv, step, name] of calls) {
     const isAllowed = allowed.includes(name);
-    const who = process(exe, argv, step, 1000 + at);
+    const who = program(exe, argv, step, 1000 + Math.round(at));
     recorder.add("process", at, { process: who, count: 1 });
     for (let times = 0; times < 4; times += 1) recorder.call((at += 1.3), isAllowed ? "allowed" : "blocked", name, 443, who, isAllowed ? `${name}:443` : "no endpoint allows it", `192.0.2.${Math.round(at)}`, 3);
   }
-  if (shell) recorder.add("detection", at, { detection: "Reverse-Shell", evidence: "standard input and output of /usr/bin/bash (1042) lead to 203.0.113.66:4444 through a pipe of /usr/bin/nc (1041)", is_lockdown: true, process: process("/usr/bin/bash", ["bash", "-i"], "deploy", 1042) });
+  if (shell) recorder.add("detection", at, { detection: "Reverse-Shell", evidence: "standard input and output of /usr/bin/bash (1042) lead to 203.0.113.66:4444 through a pipe of /usr/bin/nc (1041)", is_lockdown: true, process: program("/usr/bin/bash", ["bash", "-i"], "deploy", 1042) });
   await host.upload(recorder);
   await host.report(recorder, context(run, job), { features: FEATURES });
   return recorder.id;

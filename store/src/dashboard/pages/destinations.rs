@@ -37,10 +37,9 @@ struct Rows {
 }
 
 async fn list(page: Page) -> PageResult {
-    let scope = match page.query("scope") {
-        Some(scope @ ("repository" | "cluster" | "workflow")) => scope,
-        _ => "organization",
-    };
+    let scopes = ["repository", "cluster", "workflow"];
+    let scope =
+        page.query("scope").filter(|scope| scopes.contains(scope)).unwrap_or("organization");
     let days: Option<u64> = page.open.query.number("days");
     let since =
         days.map(|days| (now() - Duration::from_hours(24 * days.clamp(1, 3650))).to_string());

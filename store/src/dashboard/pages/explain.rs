@@ -80,12 +80,13 @@ async fn resolve(page: &Page) -> Result<Resolution, PageError> {
 async fn explain(page: Page) -> PageResult {
     let query = &page.open.query;
     let is_asked = query.get("repository").is_some() || query.get("context").is_some();
-    let outcome = match is_asked {
-        false => None,
-        true => Some(match resolve(&page).await {
+    let outcome = if is_asked {
+        Some(match resolve(&page).await {
             Ok(resolution) => Ok(resolution),
             Err(error) => Err(alert(error.problem())?),
-        }),
+        })
+    } else {
+        None
     };
     render(&Explain {
         layout: page.layout("Explain", Section::Explain),

@@ -181,10 +181,8 @@ async fn list(page: Page) -> PageResult {
 }
 
 async fn new(page: Page) -> PageResult {
-    let kind = match page.query("kind") {
-        Some(kind @ ("slack" | "s3" | "otlp")) => kind,
-        _ => "webhook",
-    };
+    let kinds = ["slack", "s3", "otlp"];
+    let kind = page.query("kind").filter(|kind| kinds.contains(kind)).unwrap_or("webhook");
     render(&New {
         layout: page.layout("New integration", Section::Integrations),
         fields: Fields::read(b"detections=true&enabled=true"),

@@ -57,7 +57,7 @@ impl Head {
     pub(super) fn new(job: JobRecord, tab: Tab) -> Self {
         let context = &job.context;
         let github = super::runs::github(&context.server_url, &context.repository, context.run_id);
-        Self { github, job, tab }
+        Self { job, tab, github }
     }
 }
 

@@ -25,12 +25,11 @@ struct History {
     tab: Tab,
     versions: Vec<PolicyVersion>,
     next: Option<String>,
-    may_edit: bool,
 }
 
 #[derive(Debug, Template)]
 #[template(path = "policy_diff.html")]
-struct Diff {
+struct Changes {
     layout: Layout,
     policy: PolicySummary,
     tab: Tab,
@@ -76,7 +75,6 @@ async fn history(page: Page) -> PageResult {
         next: found.next_cursor.map(|cursor| format!("?cursor={}", segment(&cursor))),
         versions: found.items,
         tab: Tab::History,
-        may_edit: page.may(Role::Editor),
         policy,
     })
 }
@@ -87,7 +85,7 @@ async fn diff(page: Page) -> PageResult {
         .with_some("from", page.query("from"))
         .with_some("to", page.query("to"));
     let diff: PolicyDiff = page.api.get(&asked).await?;
-    render(&Diff {
+    render(&Changes {
         layout: page.layout(format!("Changes of {}", policy.name), Section::Policies),
         lines: lines(&diff.unified),
         diff,

@@ -41,7 +41,7 @@ struct Row {
 
 #[derive(Debug, Template)]
 #[template(path = "job_processes.html")]
-struct Processes {
+struct Shown {
     layout: Layout,
     head: Head,
     rows: Vec<Row>,
@@ -58,7 +58,7 @@ async fn tree(page: Page) -> PageResult {
         add(&mut rows, root, None, 0, usize::from(index + 1 == count).saturating_sub(1));
     }
     let is_whole = found.complete && rows.len() < MAX_SHOWN;
-    render(&Processes {
+    render(&Shown {
         layout: page.layout(format!("Processes of {}", super::job::title(&job)), Section::Runs),
         head: Head::new(job, Tab::Processes),
         rows,

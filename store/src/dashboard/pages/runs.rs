@@ -27,6 +27,10 @@ const FILTERS: [&str; 8] = [
     "cursor",
 ];
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a box of the page, or says what it is empty of"
+)]
 #[derive(Debug, Template)]
 #[template(path = "runs.html")]
 struct Runs {

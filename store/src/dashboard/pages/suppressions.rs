@@ -29,7 +29,7 @@ const MAX_DAYS: u32 = 3650;
 
 #[derive(Debug, Template)]
 #[template(path = "suppressions.html")]
-struct Suppressions {
+struct List {
     layout: Layout,
     suppressions: Vec<Suppression>,
     may_edit: bool,
@@ -47,7 +47,7 @@ struct Suppress {
 
 async fn list(page: Page) -> PageResult {
     let found: store_api::Page<Suppression> = page.api.get(&path(&["suppressions"])).await?;
-    render(&Suppressions {
+    render(&List {
         layout: page.layout("Suppressions", Section::Detections),
         suppressions: found.items,
         may_edit: page.may(Role::Editor),
