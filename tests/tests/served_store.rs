@@ -206,6 +206,12 @@ fn the_main_job_runs_by_the_server_and_without_it() -> Result<()> {
     assert_eq!(record["posture"], "enforced");
     let stored = store.json(&["events", first, "--all"])?;
     assert_eq!(stored, serde_json::to_value(&events)?, "every event, as it was recorded");
+    let by_the_monitor = |event: &&Value| {
+        event["process"]["exe"].as_str().is_some_and(|exe| exe.ends_with("/monitor"))
+    };
+    let uploads: Vec<_> =
+        stored.as_array().context("no list")?.iter().filter(by_the_monitor).collect();
+    assert!(uploads.is_empty(), "the monitor's own calls are none of the job's: {uploads:?}");
     let blocked = store.command(&["events", first, "--status", "blocked"])?;
     assert!(blocked.contains(":4444") && blocked.contains("python"), "{blocked}");
 

@@ -182,15 +182,19 @@ impl Host {
         }
     }
 
-    /// The cgroups of the machine's own services that are running.
+    /// The cgroups of the machine's own services that are running, and the monitor's own where it uploads to a store.
     pub fn infrastructure_groups(&self) -> Vec<CgroupId> {
+        let groups = self.infrastructure().into_iter();
+        groups.map(|group| CgroupId { id: group.id, level: group.level }).collect()
+    }
+
+    fn infrastructure(&self) -> Vec<CgroupIdentity> {
         let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
-        self.config
-            .infrastructure_units()
-            .iter()
-            .filter_map(|unit| find_unit(hierarchy, unit).ok().flatten())
-            .map(|group| CgroupId { id: group.id, level: group.level })
-            .collect()
+        let units = self.config.infrastructure_units();
+        let found = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        let has_served_store = self.config.policy_directory(&self.paths).is_none();
+        let own = self.monitor_group.clone().filter(|own| has_served_store && own.level > 0);
+        found.chain(own).collect()
     }
 
     /// Cgroups in which nobody judges what a process sends: those of the infrastructure, and in scope `job` every one but the
@@ -200,8 +204,7 @@ impl Host {
         if scope == EnforcementScope::Job {
             return vec![hierarchy.mount_point().to_owned()];
         }
-        let units = self.config.infrastructure_units();
-        let groups = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        let groups = self.infrastructure().into_iter();
         let groups = groups.filter_map(|group| hierarchy.group(&group.path).ok());
         groups.map(|group| group.directory().to_owned()).collect()
     }

@@ -9,10 +9,12 @@ use crate::dashboard::page::{Page, PageError, PageResult, alert, render, render_
 use crate::dashboard::{Pages, filters};
 use askama::Template;
 use axum::http::Method;
+use portcullis_common::policy::Attachment;
 use portcullis_common::store_api::{
     self, Delivery, DeliveryState, Integration, MessageFormat, Role, Secret, Selection, Target,
     WriteIntegration, WriteTarget,
 };
+use serde_json::json;
 use std::collections::BTreeMap;
 
 pub(super) fn pages(pages: &mut Pages) {
@@ -93,6 +95,20 @@ fn headers(text: Option<&str>) -> Result<Option<BTreeMap<String, Secret>>, PageE
         .map(Some)
 }
 
+/// `repository octo/hello`, one a line.
+fn scopes(text: &str) -> Result<Vec<Attachment>, PageError> {
+    let read = |line: &str| {
+        let (scope, target) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        serde_json::from_value(json!({ scope: target.trim() })).map_err(|error| {
+            ApiError::bad_request(format!("`{line}` is no scope: {error}")).hint(
+                "write a cluster, organization, repository or workflow and its name, such as `repository octo/hello`, one a line",
+            )
+        })
+    };
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(lines.map(read).collect::<Result<_, _>>()?)
+}
+
 /// The integration that a form describes. Secrets that are left empty stay as they are.
 fn written(form: &Fields) -> Result<WriteIntegration, PageError> {
     let secret = |name: &str| form.get(name).map(|text| Secret::new(text.to_owned()));
@@ -128,7 +144,7 @@ fn written(form: &Fields) -> Result<WriteIntegration, PageError> {
             lockdown_only: form.is_set("lockdown_only"),
             blocked_calls: form.is_set("blocked_calls"),
             would_block_calls: form.is_set("would_block_calls"),
-            scopes: Vec::new(),
+            scopes: scopes(form.text("scopes"))?,
         },
         enabled: form.is_set("enabled"),
     })
@@ -141,7 +157,11 @@ fn fields(integration: &Integration) -> Fields {
     pairs
         .append_pair("kind", kind(&integration.target))
         .append_pair("name", &integration.name)
-        .append_pair("types", &selection.detection_types.join(" "));
+        .append_pair("types", &selection.detection_types.join(" "))
+        .append_pair(
+            "scopes",
+            &selection.scopes.iter().map(|scope| format!("{scope}\n")).collect::<String>(),
+        );
     for (name, is_set) in [
         ("detections", selection.detections),
         ("lockdown_only", selection.lockdown_only),
@@ -276,9 +296,10 @@ async fn delete(page: Page, _: Fields) -> PageResult {
 
 #[cfg(test)]
 mod tests {
-    use super::{headers, written};
+    use super::{fields, headers, written};
     use crate::dashboard::fields::Fields;
-    use portcullis_common::store_api::WriteTarget;
+    use portcullis_common::store_api::{Integration, WriteTarget};
+    use serde_json::json;
 
     #[test]
     fn headers_are_read_line_by_line() {
@@ -296,5 +317,39 @@ mod tests {
             panic!()
         };
         assert!(url.is_none() && secret.is_none());
+    }
+
+    #[test]
+    fn what_is_selected_survives_the_form() {
+        let selection = json!({
+            "detections": true,
+            "detection_types": ["Reverse-Shell"],
+            "blocked_calls": true,
+            "scopes": [{ "repository": "octo/hello" }, { "organization": "octo" }],
+        });
+        let integration: Integration = serde_json::from_value(json!({
+            "id": "1",
+            "name": "x",
+            "target": { "kind": "slack", "origin": "https://hooks.example.com" },
+            "selection": selection,
+            "enabled": true,
+            "pending": 0,
+            "dead": 0,
+            "created_by": "ada",
+            "created_at": "2026-11-01T00:00:00Z",
+            "updated_at": "2026-11-01T00:00:00Z",
+        }))
+        .unwrap();
+        let again = written(&fields(&integration)).unwrap();
+        assert_eq!(again.selection, integration.selection);
+        assert_eq!(again.selection.scopes.len(), 2);
+    }
+
+    #[test]
+    fn a_scope_that_is_none_is_refused() {
+        for text in ["repository", "repository+hello", "octo%2Fhello", "default+x"] {
+            let form = Fields::read(format!("kind=slack&name=x&scopes={text}").as_bytes());
+            assert!(written(&form).is_err(), "{text}");
+        }
     }
 }
