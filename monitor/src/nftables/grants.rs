@@ -33,23 +33,7 @@ const NEGLIGIBLE: Duration = Duration::from_secs(1);
 
 /// When each grant that we opened ends, so that a grant never shortens another one of the same address.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(HashMap<String, HashMap<Key, Instant>>);
-
-/// The longest key of a grant: an IPv6 address, protocol and port, each in whole words.
-const KEY_BYTES: usize = 24;
-
-/// A key in place: there are as many as grants. The keys of one set are of one length, so that zeroes behind them tell as much
-/// as the length.
-type Key = [u8; KEY_BYTES];
-
-fn in_place(key: &[u8]) -> Key {
-    assert!(key.len() <= KEY_BYTES, "a key of a grant has {} bytes", key.len());
-    let mut bytes = [0; KEY_BYTES];
-    for (to, from) in bytes.iter_mut().zip(key) {
-        *to = *from;
-    }
-    bytes
-}
+pub(super) struct Ledger(HashMap<String, HashMap<Box<[u8]>, Instant>>);
 
 impl Ledger {
     /// Notes what a set held when it was read.
@@ -83,13 +67,13 @@ impl Ledger {
             self.0.insert(set.to_owned(), HashMap::new());
         }
         if let Some(ends) = self.0.get_mut(set) {
-            ends.insert(in_place(key), end);
+            ends.insert(key.into(), end);
         }
     }
 
     /// When the element ends.
     fn end(&self, set: &str, key: &[u8]) -> Option<Instant> {
-        self.0.get(set)?.get(&in_place(key)).copied()
+        self.0.get(set)?.get(key).copied()
     }
 
     fn len(&self) -> usize {

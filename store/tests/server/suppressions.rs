@@ -142,7 +142,7 @@ async fn what_is_no_rule_is_refused(world: World) {
         (json!({ "type": "Sudo-Used", "reason": "x" }), "no detections of type"),
         (json!({ "type": "Sudo-Use" }), "the reason is missing"),
         (json!({ "type": "Sudo-Use", "reason": " " }), "the reason is missing"),
-        (json!({ "type": "Sudo-Use", "reason": "a\u{0}" }), "the reason can't be used"),
+        (json!({ "type": "Sudo-Use", "reason": "a\u{0}" }), "NUL character"),
         (json!({ "type": "Sudo-Use", "reason": "x", "process": "" }), "can't be used"),
         (json!({ "type": "Sudo-Use", "reason": "x", "endpoint": "a\nb" }), "can't be used"),
         (json!({ "type": "Sudo-Use", "reason": "x", "expires_in_seconds": 0 }), "over at once"),
