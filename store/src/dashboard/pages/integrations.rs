@@ -160,7 +160,7 @@ fn fields(integration: &Integration) -> Fields {
         .append_pair("types", &selection.detection_types.join(" "))
         .append_pair(
             "scopes",
-            &selection.scopes.iter().map(|scope| format!("{scope}\n")).collect::<String>(),
+            &selection.scopes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
         );
     for (name, is_set) in [
         ("detections", selection.detections),
