@@ -5,6 +5,8 @@ use crate::gate::{Gate, PORT, SERVER, addresses, write_policy};
 use crate::result::Row;
 use crate::statistics::Samples;
 use anyhow::{Context, Result};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
 use portcullis_monitor::egress::rule_set;
 use portcullis_monitor::egress::target::{EnforcementTarget, OwnerMode, TableName};
@@ -197,9 +199,11 @@ pub(crate) fn monitor(found: Found<'_>) -> Result<()> {
         gate.world.dns().addresses(&format!("n{number}.bench.test"), &[&address])?;
     }
     let server = portcullis_tests::world::network::DNS_V4;
+    // A job that waits for a byte starts no programs, which the sensors would follow.
     let wait = gate.world.directory().join("go-on");
+    mkfifo(&wait, Mode::from_bits_truncate(0o644))?;
     let script = format!(
-        "$CLIENT names {server} {NAMES} bench.test > /dev/null; $CLIENT scatter 198.18.0.1 100000; echo filled; until [ -e {} ]; do sleep 0.2; done",
+        "$CLIENT names {server} {NAMES} bench.test > /dev/null; $CLIENT scatter 198.18.0.1 100000; echo filled; read -r line < {}",
         wait.display()
     );
     let job = Job::script(&script.replace("$CLIENT", &gate.client.display().to_string()));
@@ -216,7 +220,7 @@ pub(crate) fn monitor(found: Found<'_>) -> Result<()> {
     thread::sleep(IDLE);
     let idle = (processor_seconds(gate.monitor.pid())? - before) / IDLE.as_secs_f64();
     let later = resident_mebibytes(gate.monitor.pid())?;
-    fs::write(&wait, "")?;
+    fs::write(&wait, "go on\n")?;
     let detail = format!("{} grants, {} events; {later:.1} MiB 20 s later", job.grants, job.events);
     running.wait()?;
     for row in [
