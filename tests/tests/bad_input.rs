@@ -224,7 +224,7 @@ fn hostile_peers_of_the_socket_hold_nobody_up() -> Result<()> {
             break;
         }
     }
-    ensure!(worst < Duration::from_secs(5), "a hook took {worst:?}");
+    ensure!(worst < Duration::from_secs(5), "a hook took {worst:?}\n{}", gate.monitor.log());
     puppet.run("touch \"$PUPPET/stop\"; wait")?;
     let result = puppet.finish()?;
     ensure!(result.outcome == JobOutcome::Success, "{}", result.log());
