@@ -1,6 +1,7 @@
 //! The jobs of this host: one binding for each Worker, the first one wins.
 
 mod adoption;
+mod status_desk;
 mod succession;
 mod unenforced;
 
@@ -24,6 +25,7 @@ use portcullis_common::job_context::JobContext;
 use portcullis_common::wire::{
     Answer, Call, Explained, IdTokenRequest, Refusal, RefusalKind, Status,
 };
+use status_desk::StatusDesk;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -48,6 +50,7 @@ pub struct Registry {
     unenforced: Arc<Mutex<Vec<Arc<Unenforced>>>>,
     /// Held while a Worker is being bound, so that two calls of the same Worker can't both be the first.
     binding: Mutex<()>,
+    status_desk: StatusDesk,
 }
 
 impl Registry {
@@ -60,6 +63,7 @@ impl Registry {
             job_ended: Arc::default(),
             unenforced: Arc::default(),
             binding: Mutex::default(),
+            status_desk: StatusDesk::default(),
         }
     }
 
@@ -324,14 +328,14 @@ impl Registry {
         Answer::Finished { report: Box::new(report), markdown }
     }
 
-    fn status(&self) -> Answer {
+    fn status(&self) -> Status {
         let jobs: Vec<_> = self.jobs().values().cloned().collect();
         let mut jobs: Vec<_> = jobs.iter().map(|job| job.status()).collect();
         jobs.sort_by(|a, b| a.id.cmp(&b.id));
         if jobs.iter().any(|job| job.grants >= MANY_GRANTS) {
             memory::give_back();
         }
-        Answer::Status(Status { jobs, infrastructure: self.host.infrastructure_units() })
+        Status { jobs, infrastructure: self.host.infrastructure_units() }
     }
 
     fn explain(&self, context: &JobContext) -> Answer {
@@ -356,7 +360,7 @@ impl Requests for Registry {
                 self.start_job(caller, context, id_token, id_token_request.as_ref())
             }
             Call::FinishJob {} => self.finish_job(caller),
-            Call::Status {} => self.status(),
+            Call::Status {} => Answer::Status(self.status_desk.answer(|| self.status())),
             Call::Explain { context } => self.explain(&context),
         }
     }
