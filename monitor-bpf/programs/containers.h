@@ -1,9 +1,9 @@
 /* Programs that are executed in containers, whatever engine or runtime made them.
  *
  * A container is what has a mount namespace of its own and another root directory than the host; its first program is executed
- * when all of it is made. A way of being in a container (`struct container`) is told once. What a job's own processes make, or
- * whatever anybody makes on a machine with one runner, is stopped before its first instruction, so that the monitor finds it
- * there however short it lives. */
+ * when all of it is made. A way of being in a container (`struct container`) is told once. What a job's own processes make, and on a
+ * machine with one runner what engines in the job's network make, is stopped before its first instruction, so that the monitor
+ * finds it there however short it lives. */
 #ifndef PORTCULLIS_CONTAINERS_H
 #define PORTCULLIS_CONTAINERS_H
 
@@ -19,7 +19,7 @@ struct container_settings {
     u32 root_device;
     u32 pid, network, ipc, uts, cgroup;
     u32 is_watching;
-    u32 is_holding_all;   /* not only what jobs make by themselves */
+    u32 is_holding_all;   /* also what engines make that live in the jobs' network */
 };
 
 struct {
@@ -75,6 +75,22 @@ static __always_inline u32 shared_namespaces(struct nsproxy *namespaces, struct 
 #define ALL_SHARED 31
 #define CONFINEMENT_SHIFT 8
 
+/* How many processes of a container are followed up to who made it. */
+#define MOST_ANCESTORS 16
+
+/* Whether who made a container lives in this network: its process' first ancestor in another mount namespace. Engines in other
+ * networks work for others. */
+static __always_inline bool is_made_in(struct task_struct *task, struct mnt_namespace *mounts, u32 network)
+{
+    for (int height = 0; height < MOST_ANCESTORS; height++) {
+        task = BPF_CORE_READ(task, real_parent);
+        struct nsproxy *namespaces = BPF_CORE_READ(task, nsproxy);
+        if (BPF_CORE_READ(namespaces, mnt_ns) != mounts)
+            return BPF_CORE_READ(namespaces, net_ns, ns.inum) == network;
+    }
+    return false;
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(container_executes, struct task_struct *task)
 {
@@ -122,7 +138,7 @@ int BPF_PROG(container_executes, struct task_struct *task)
     told->contained.is_held = 0;
     told->contained.pad = 0;
     bpf_map_update_elem(&told_containers, &container, &told->event.time, BPF_ANY);
-    bool may_hold = member || host->is_holding_all;
+    bool may_hold = member || (host->is_holding_all && is_made_in(task, mounts, host->network));
     /* What root starts by chroot in its own job is what it was before: root. */
     bool is_container = shared != ALL_SHARED || !job_of_cgroup(cgroup);
     if (may_hold && is_container && !bpf_send_signal(SIGNAL_STOP))

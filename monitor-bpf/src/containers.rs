@@ -46,7 +46,8 @@ impl ContainerWatch {
     }
 
     /// From now on programs are told of that are executed with another root directory than that of `host`, in other mount
-    /// namespaces than `mounts`. Those that jobs' own processes have made are held, and with `is_holding_all` all.
+    /// namespaces than `mounts`. Those that jobs' own processes have made are held, and with `is_holding_all` those of
+    /// engines in the network namespace of `host`.
     ///
     /// # Errors
     /// [`SensorError::Map`].

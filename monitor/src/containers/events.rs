@@ -113,7 +113,7 @@ fn judge(containers: &Containers, json: &Json, description: &Description) {
     let views: Vec<View> = jobs
         .iter()
         .map(|job| View {
-            in_group: false,
+            is_its_own: false,
             is_younger: description.created.is_none_or(|created| created >= job.started),
             is_caller: is_caller(job, callers.as_deref()),
             is_restarted: false,

@@ -5,13 +5,13 @@ use super::identity::{id_in_path, in_words};
 use super::known::Known;
 use super::ownership::{Owner, View, owner};
 use super::{Containers, WatchedJob};
-use crate::caller::{ProcFs, ProcessKey, ProcessTable};
+use crate::caller::{ProcFs, ProcessKey, ProcessTable, kill};
 use crate::detect::privileged_container::{
     ContainerFacts, Subject, finding, privileges_of_process,
 };
 use crate::watch::kernel::{ContainedProgram, wake_stopped};
 use crate::watch::process::ProcessInspector;
-use portcullis_common::event::{DetectionType, EnforcementScope};
+use portcullis_common::event::{DetectionType, EnforcementScope, Process};
 use portcullis_common::policy::LockdownDetection;
 use std::collections::HashMap;
 use std::path::Path;
@@ -35,6 +35,16 @@ pub(super) enum Judged {
     Done,
     /// It is in the making, or was gone before everything was read.
     NotYet,
+}
+
+/// Where a container comes from.
+#[derive(Debug)]
+struct Origin {
+    /// The network namespace of whoever made it. Engines of other networks than the Worker's, in other pods of the same node,
+    /// work for others.
+    network: Option<String>,
+    /// The job whose processes made it by themselves, by its token in the kernel.
+    job: Option<u64>,
 }
 
 /// Judges; remembers what was judged.
@@ -167,13 +177,16 @@ impl Judge {
         let by_group = id_in_path(&contained.cgroup).map(str::to_owned);
         let id = by_group.or_else(|| facts::id_by_maker(contained.key.pid));
         // What was gone while it was read has no privileges that were seen.
-        let facts = gather(contained, host, id.as_deref())
-            .filter(|_| ProcFs.is_alive(contained.key));
-        let Some(facts) = facts else {
+        let facts = gather(contained, host, id.as_deref());
+        let origin = Origin {
+            network: facts::maker_network(contained.key.pid),
+            job: held.as_ref().and_then(|held| held.job),
+        };
+        let Some(facts) = facts.filter(|_| ProcFs.is_alive(contained.key)) else {
             self.known.forget(&mounts, &way);
             return Judged::NotYet;
         };
-        self.answer(contained, held, facts, (id.as_deref(), &name), jobs);
+        self.answer(contained, held, facts, &origin, (id.as_deref(), &name), jobs);
         Judged::Done
     }
 
@@ -183,32 +196,35 @@ impl Judge {
         contained: &Contained,
         held: Option<&mut ContainedProgram>,
         mut facts: ContainerFacts,
+        origin: &Origin,
         names: (Option<&str>, &str),
         jobs: &[Arc<WatchedJob>],
     ) {
         facts.service_cgroup = self.containers.service_of(&contained.cgroup);
         let concerns = |job: &Arc<WatchedJob>| !privileges_of_process(&facts, &job.own).is_empty();
-        let ends = |job: &Arc<WatchedJob>| {
-            concerns(job) && job.responder.would_lock_down(DETECTION)
-        };
+        let ends =
+            |job: &Arc<WatchedJob>| concerns(job) && job.responder.would_lock_down(DETECTION);
+        // As long as it is sure to be there.
+        let seen: Vec<(&Arc<WatchedJob>, Option<Arc<Process>>)> = jobs
+            .iter()
+            .filter(|job| concerns(job))
+            .map(|job| (job, ProcessInspector::new(job.worker, 1).inspect(contained.key)))
+            .collect();
         // Everything that only the process can tell was read. What may end a job waits for that, the rest does not wait for
         // engines.
         if let Some(held) = held.filter(|_| !jobs.iter().any(ends)) {
             held.release();
         }
-        if !jobs.iter().any(concerns) {
+        if seen.is_empty() {
             // An ordinary container; who it belongs to matters to nobody but the end of the job.
-            self.containers.claim(contained, None, jobs);
+            self.containers.claim(contained, origin, None, jobs);
             return;
         }
         let (id, name) = names;
         let description = id.and_then(|id| self.containers.description(id));
         facts.is_made_by_runner = description.as_ref().is_some_and(|known| known.has_runner_label);
-        let owner = self.containers.claim(
-            contained,
-            description.as_deref().and_then(|known| known.created),
-            jobs,
-        );
+        let created = description.as_deref().and_then(|known| known.created);
+        let owner = self.containers.claim(contained, origin, created, jobs);
         let (concerned, is_certain) = match owner {
             Owner::Job(index) => (jobs.get(index).into_iter().collect::<Vec<_>>(), true),
             Owner::Unknown => (jobs.iter().collect(), false),
@@ -216,15 +232,22 @@ impl Judge {
         };
         for job in concerned {
             let privileges = privileges_of_process(&facts, &job.own);
-            let process = ProcessInspector::new(job.worker, 1).inspect(contained.key);
+            let process = seen.iter().find(|(other, _)| other.id == job.id);
             let subject = Subject {
                 container: in_words(id, description.as_deref()),
-                process: process.as_deref().cloned(),
+                process: process.and_then(|(_, process)| process.as_deref().cloned()),
                 what: if is_certain { "runs" } else { "(it can't be told which job made it) runs" }
                     .to_owned(),
             };
             if let Some(finding) = finding(subject, &privileges) {
                 self.containers.answer(job, id.unwrap_or(name), &privileges, finding, is_certain);
+            }
+            // A runtime of the job's own puts it where no group of the job's is, and no engine's.
+            if is_certain
+                && job.responder.is_locked_down()
+                && let Err(error) = kill(contained.key)
+            {
+                tracing::error!(process = %contained.key, %error, "a privileged container can't be killed");
             }
         }
     }
@@ -235,6 +258,7 @@ impl Containers {
     fn claim(
         &self,
         contained: &Contained,
+        origin: &Origin,
         created: Option<jiff::Timestamp>,
         jobs: &[Arc<WatchedJob>],
     ) -> Owner {
@@ -244,20 +268,21 @@ impl Containers {
         let is_asked =
             created.is_some() || jobs.iter().any(|job| job.scope() == EnforcementScope::Job);
         let callers = is_asked.then(callers).flatten();
-        let maker = facts::maker_network(contained.key.pid);
         let views: Vec<View> = jobs
             .iter()
             .map(|job| {
                 let in_group =
                     job.group.as_ref().is_some_and(|own| contained.cgroup.starts_with(&own.path));
+                let is_made_by_job = origin.job.is_some() && origin.job == job.token;
                 let has_id = id_in_path(&contained.cgroup).is_some();
                 let is_younger = match (&group, &job.group) {
                     (Some(group), Some(own)) if has_id => group.identity().id > own.id,
                     _ => contained.key.start_time >= job.worker.start_time,
                 };
-                let is_of_host = maker.as_deref() == Some(job.reference.namespaces().name("net"));
+                let is_of_host =
+                    origin.network.as_deref() == Some(job.reference.namespaces().name("net"));
                 View {
-                    in_group,
+                    is_its_own: in_group || is_made_by_job,
                     is_younger: is_younger && is_of_host,
                     is_caller: is_caller(job, callers.as_deref()),
                     is_restarted: created.is_some_and(|created| created < job.started),

@@ -66,6 +66,8 @@ pub struct WatchedJob {
     pub own: JobOwn,
     /// Its cgroup.
     pub group: Option<CgroupIdentity>,
+    /// Its token in the kernel's sensors, where there are any.
+    pub token: Option<u64>,
     /// When it was bound.
     pub started: Timestamp,
     /// Whether only its own traffic and containers are its.
@@ -89,6 +91,7 @@ impl WatchedJob {
             uid,
             executable,
             group,
+            token,
             started,
             scope,
             responder,
@@ -102,6 +105,7 @@ impl WatchedJob {
             id,
             worker,
             group,
+            token,
             started,
             responder,
             containers,
@@ -138,6 +142,8 @@ pub struct JobParts {
     pub executable: PathBuf,
     /// The job's cgroup.
     pub group: Option<CgroupIdentity>,
+    /// The job's token in the kernel's sensors, where there are any.
+    pub token: Option<u64>,
     /// When it was bound.
     pub started: Timestamp,
     /// Whose traffic is the job's.

@@ -129,6 +129,7 @@ impl Job {
             uid: self.state.uid,
             executable: self.worker.executable().to_owned(),
             group: self.state.cgroup.clone(),
+            token: self.sensors.watched.as_ref().map(|watched| watched.token()),
             started: self.state.started,
             scope: self.scope(),
             responder: Arc::clone(&self.responder),

@@ -21,6 +21,8 @@ pub struct ContainedProgram {
     pub process: ProcessKey,
     /// What the kernel's side remembers it by.
     pub container: ContainerKey,
+    /// The token of the job that it descends from.
+    pub job: Option<u64>,
     is_held: bool,
 }
 
@@ -57,7 +59,8 @@ impl Shared {
         let process = ProcessKey { pid: subject.pid, start_time: subject.start_ticks() };
         let Contained { container, is_held } = contained;
         // Without an observer it is dropped here, and goes on.
-        let program = ContainedProgram { process, container, is_held };
+        let job = Some(subject.job).filter(|job| *job != 0);
+        let program = ContainedProgram { process, container, job, is_held };
         if let Some(observer) = self.containers.get() {
             observer.program(program);
         }
