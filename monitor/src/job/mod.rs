@@ -125,23 +125,37 @@ impl Job {
 
     /// The job as the watcher of containers sees it; `None` when its Worker is gone.
     fn watched(self: &Arc<Self>) -> Option<WatchedJob> {
-        let job = Arc::downgrade(self);
         WatchedJob::new(JobParts {
-            keep_up: KeepUp::new(move || {
-                if let Some(job) = job.upgrade() {
-                    job.renew_engine_sockets();
-                }
-            }),
+            keep_up: self.keep_up(),
             id: self.state.id.clone(),
             worker: self.state.worker,
             uid: self.state.uid,
             executable: self.worker.executable().to_owned(),
             group: self.state.cgroup.clone(),
+            token: self.sensors.watched.as_ref().map(|watched| watched.token()),
             started: self.state.started,
             scope: self.scope(),
             responder: Arc::clone(&self.responder),
             containers: Arc::clone(&self.containers),
         })
+    }
+
+    /// What is done when engines open sockets, where they are closed to the job.
+    fn keep_up(self: &Arc<Self>) -> Option<KeepUp> {
+        self.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?;
+        let (renewed, watched) = (Arc::downgrade(self), Arc::downgrade(self));
+        let renew = move || {
+            if let Some(job) = renewed.upgrade() {
+                job.renew_engine_sockets();
+            }
+        };
+        let directories = move || {
+            let job = watched.upgrade();
+            let sockets = job.as_ref().map(|job| job.engine_sockets.lock());
+            let sockets = sockets.map(|sockets| sockets.unwrap_or_else(PoisonError::into_inner));
+            sockets.and_then(|sockets| Some(sockets.as_ref()?.directories())).unwrap_or_default()
+        };
+        Some(KeepUp::new(renew, directories))
     }
 
     /// Closes the sockets that an engine has made anew.
@@ -153,10 +167,10 @@ impl Job {
         match outcome {
             Ok(0) => {}
             Ok(_) => self.note_gap(
-                "a container engine opened a socket while the job ran; it was closed to the job within a second".to_owned(),
+                "a container engine opened a socket while the job ran; it was closed to the job when it was noticed".to_owned(),
             ),
             Err(error) => {
-                // Told once: it is tried again twice a second.
+                // Told once: it is tried again every few seconds.
                 let problem = format!("a container engine is open to the job: {}", with_causes(&error));
                 if !self.gaps().contains(&problem) {
                     self.note_gap(problem);

@@ -288,7 +288,8 @@ impl Registry {
         self.jobs().insert(job.id().to_owned(), Arc::clone(&job));
         if let Some(watched) = job.watched() {
             let services = self.host.infrastructure_paths();
-            self.host.containers.add(Arc::new(watched), services);
+            let sensors = self.host.sensors.kernel().ok();
+            self.host.containers.add(Arc::new(watched), services, sensors);
         }
         let (jobs, job_ended) = (Arc::clone(&self.jobs), Arc::clone(&self.job_ended));
         let containers = Arc::clone(&self.host.containers);
