@@ -125,7 +125,8 @@ fn fill_registry(directory: &Path) -> Result<()> {
         fs::write(tree.join("index.js"), "module.exports = 42;\n")?;
         fs::write(tree.join("wait.js"), "setTimeout(() => console.log('later'), 500);\n")?;
         // A script by its standard input, as some installers do.
-        let install = "require('child_process').execSync('sh', {input: 'sleep 0.3\\necho hello >made\\n'})\n";
+        let install =
+            "require('child_process').execSync('sh', {input: 'sleep 0.3\\necho hello >made\\n'})\n";
         fs::write(tree.join("install.js"), install)?;
         let tarball = directory.join(format!("{name}.tgz"));
         let packed = Command::new("tar")

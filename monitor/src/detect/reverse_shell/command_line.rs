@@ -4,9 +4,9 @@
 /// What shells execute without a program. Words that servers answer with as well (`true`, `false`, `test`, `wait`, `time`) are
 /// left out: programs of these names do not count either.
 const BUILTINS: [&str; 26] = [
-    ".", "alias", "bg", "builtin", "cd", "command", "declare", "echo", "eval", "exec", "export", "fg",
-    "hash", "jobs", "local", "printf", "pushd", "pwd", "readonly", "set", "shopt", "source", "trap",
-    "type", "ulimit", "unset",
+    ".", "alias", "bg", "builtin", "cd", "command", "declare", "echo", "eval", "exec", "export",
+    "fg", "hash", "jobs", "local", "printf", "pushd", "pwd", "readonly", "set", "shopt", "source",
+    "trap", "type", "ulimit", "unset",
 ];
 
 /// Names of programs that are words of protocols, too.
@@ -16,7 +16,8 @@ const WORDS: [&str; 12] = [
 ];
 
 /// Words before a command that are none themselves.
-const BEFORE_COMMAND: [&str; 10] = ["!", "(", "do", "env", "if", "nohup", "sudo", "then", "while", "{"];
+const BEFORE_COMMAND: [&str; 10] =
+    ["!", "(", "do", "env", "if", "nohup", "sudo", "then", "while", "{"];
 
 /// Whether the line begins with a command. `is_program` tells whether there is a program of that name or path.
 pub fn is_command(line: &[u8], is_program: impl Fn(&str) -> bool) -> bool {
@@ -26,18 +27,16 @@ pub fn is_command(line: &[u8], is_program: impl Fn(&str) -> bool) -> bool {
         .map(|word| word.trim_start_matches(['(', '{']))
         .find(|word| !word.is_empty() && !BEFORE_COMMAND.contains(word) && !is_assignment(word));
     let Some(command) = command else { return false };
-    let is_plain = command
-        .chars()
-        .all(|letter| letter.is_ascii_alphanumeric() || "/._-+[".contains(letter));
+    let is_plain =
+        command.chars().all(|letter| letter.is_ascii_alphanumeric() || "/._-+[".contains(letter));
     // The last word of what was read may be cut.
-    is_plain
-        && !WORDS.contains(&command)
-        && (BUILTINS.contains(&command) || is_program(command))
+    is_plain && !WORDS.contains(&command) && (BUILTINS.contains(&command) || is_program(command))
 }
 
 fn is_assignment(word: &str) -> bool {
     word.split_once('=').is_some_and(|(name, _)| {
-        !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+        !name.is_empty()
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
     })
 }
 

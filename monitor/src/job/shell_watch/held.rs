@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// How long a shell is stopped whose input comes from a peer while a relay at the end of its output has no connection yet
 /// (`nc A 1 | sh | nc A 2`): a connection in a network takes less.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a shell is stopped that was given what can have been decrypted: who hands over a script and ends the input is no
 /// relay, and does that in one go.
