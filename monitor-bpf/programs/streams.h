@@ -64,6 +64,7 @@ struct received {
     u8 bytes[COMPARED_BYTES];
     u64 line_length;
     u8 line[COMPARED_BYTES]; /* the same of a program that reads byte by byte, as shells do, from the beginning of a line on */
+    u64 time;
 };
 
 struct {
@@ -80,13 +81,18 @@ struct relay {
     u64 object;
 };
 
-/* When and how many: of the very bytes, and of as many bytes as there were before they were encrypted. */
+/* When and how many: of the very bytes, and of as many bytes as there were before they were encrypted; and how often anything
+ * else was written there: lengths are the same by chance sometimes, and not each time. */
 struct relayed {
     u64 time;
     u64 bytes;
     u64 sealed_time;
     u64 sealed_bytes;
+    u64 others;
 };
+
+/* How long after it was received a piece is handed on. */
+#define HANDED_ON_WITHIN 1000000000ull
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -261,7 +267,7 @@ static __noinline u64 last_record(u64 address, u64 length)
 static __noinline int note_received(struct pt_regs *registers, struct inode *inode, u64 job, u64 result)
 {
     u32 process = bpf_get_current_pid_tgid() >> 32, number = call_number(registers);
-    struct received received = {.job = job, .socket = BPF_CORE_READ(inode, i_ino)};
+    struct received received = {.job = job, .socket = BPF_CORE_READ(inode, i_ino), .time = bpf_ktime_get_boot_ns()};
     bool compat = is_compat(bpf_get_current_task_btf());
     received.length = first_bytes(received.bytes, registers, number, compat, result);
     if (!received.length)
@@ -333,8 +339,8 @@ static __noinline int note_relayed(struct pt_regs *registers)
         if (at < length && bytes[at] != received->bytes[at])
             is_same = false;
     }
-    if (!is_same && !was_sealed(received, length))
-        return 0;
+    u64 now = bpf_ktime_get_boot_ns();
+    bool is_sealed = !is_same && now - received->time < HANDED_ON_WITHIN && was_sealed(received, length);
     struct relay key = {.socket = received->socket, .object = BPF_CORE_READ(inode, i_ino)};
     if (kind == OBJECT_MASTER) {
         struct tty_file_private *terminal = BPF_CORE_READ(file, private_data);
@@ -343,14 +349,17 @@ static __noinline int note_relayed(struct pt_regs *registers)
     struct relayed relayed = {}, *known = bpf_map_lookup_elem(&relays, &key);
     if (known)
         relayed = *known;
-    u64 now = bpf_ktime_get_boot_ns();
-    bool is_new = is_same ? !relayed.time : !relayed.sealed_time;
+    bool is_new = false;
     if (is_same) {
+        is_new = !relayed.time;
         relayed.time = now;
         relayed.bytes += length;
-    } else {
+    } else if (is_sealed) {
+        is_new = !relayed.sealed_time;
         relayed.sealed_time = now;
         relayed.sealed_bytes += length;
+    } else {
+        relayed.others += 1;
     }
     bpf_map_update_elem(&relays, &key, &relayed, BPF_ANY);
     /* Whoever reads that was judged without this knowledge. */

@@ -40,6 +40,8 @@ pub struct Relayed {
     /// As many as there were before they were encrypted: by the length of a record of TLS, or by what encryption without TLS
     /// adds to a piece.
     pub sealed: Passed,
+    /// How often something else was written there.
+    pub others: u64,
 }
 
 /// What a process has received.
@@ -164,7 +166,8 @@ impl StreamGate {
         let value = self.relays.lookup(&key, MapFlags::ANY).ok().flatten()?;
         let mut reader = Reader(&value);
         let mut passed = || Some(Passed { time: reader.u64()?, bytes: reader.u64()? });
-        Some(Relayed { plain: passed()?, sealed: passed()? })
+        let (plain, sealed) = (passed()?, passed()?);
+        Some(Relayed { plain, sealed, others: reader.u64()? })
     }
 
     /// When no job has a connection, reads are not looked at at all. The common number is read first: a connection that is made

@@ -91,9 +91,10 @@ impl JobStreams {
         self.relayed(lead).is_some_and(|relayed| is_of(lead, relayed.plain))
     }
 
-    /// Whether it was given as many bytes as the connection received before they were encrypted.
+    /// Whether it was given as many bytes as the connection received before they were encrypted, and nothing else so far.
     pub fn is_fed_sealed(&self, lead: &Lead) -> bool {
-        self.relayed(lead).is_some_and(|relayed| is_of(lead, relayed.sealed))
+        let relayed = self.relayed(lead);
+        relayed.is_some_and(|relayed| relayed.others == 0 && is_of(lead, relayed.sealed))
     }
 
     /// What the process itself has read last of what came from another machine.
