@@ -9,6 +9,7 @@ use crate::caller::{ProcFs, Worker};
 use crate::detect::source_overwritten::{SourceFiles, Write};
 use crate::respond::Responder;
 use crate::sys::fanotify::{FileEvent, FileEvents};
+use crate::sys::renames::{Rename, Renames};
 use crate::watch::attribution::ProcfsSensor;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +18,7 @@ use portcullis_common::event::Process;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -49,10 +51,15 @@ pub fn start(
     let directory = open_workspace(&watched.worker, workspace)?;
     let path = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
     let files = FileEvents::written(directory.as_fd())?;
+    let renames = Renames::of(directory.as_fd());
+    if let Err(error) = &renames {
+        failed(format!("source files that are replaced by a rename can't be noticed: {error}"));
+    }
+    let renames = renames.ok();
     thread::Builder::new()
         .name("sources".to_owned())
         .spawn(move || {
-            if let Err(error) = watch(&watched, &path, &files, &failed) {
+            if let Err(error) = watch(&watched, &path, &files, renames.as_ref(), &failed) {
                 failed(format!("writes to source files can't be noticed any more: {error}"));
             }
         })
@@ -72,31 +79,45 @@ fn watch(
     watched: &Watched,
     workspace: &Path,
     files: &FileEvents,
+    renames: Option<&Renames>,
     failed: &impl Fn(String),
 ) -> io::Result<()> {
     let mut sources = SourceFiles::default();
     let mut has_lost = false;
+    let mut lost = || {
+        if !has_lost {
+            failed("so many files were written at once that not all writes were looked at: overwritten source files may have gone unnoticed".to_owned());
+        }
+        has_lost = true;
+    };
     loop {
-        let mut waiting = [
-            PollFd::new(files.as_fd(), PollFlags::POLLIN),
+        let mut waiting = vec![
             PollFd::new(watched.worker.as_fd(), PollFlags::POLLIN),
+            PollFd::new(files.as_fd(), PollFlags::POLLIN),
         ];
+        waiting.extend(renames.map(|renames| PollFd::new(renames.as_fd(), PollFlags::POLLIN)));
         match poll(&mut waiting, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let has_exited = waiting[1].any().unwrap_or(true);
+        let has_exited = waiting[0].any().unwrap_or(true);
         let begin = Instant::now();
+        // Taken before the writes, and judged after them: what is renamed was written before, and is not checked out twice.
+        let renamed = renames.map(Renames::take).transpose()?.unwrap_or_default();
         for written in files.take()? {
             match written {
                 FileEvent::File { file, pid } => {
                     judge(watched, workspace, &mut sources, &file, pid);
                 }
-                FileEvent::Lost if has_lost => {}
-                FileEvent::Lost => {
-                    has_lost = true;
-                    failed("so many files were written at once that not all writes were looked at: overwritten source files may have gone unnoticed".to_owned());
+                FileEvent::Lost => lost(),
+            }
+        }
+        for rename in renamed {
+            match rename {
+                Rename::To { path, pid } => {
+                    judge_rename(watched, workspace, &mut sources, path, pid);
                 }
+                Rename::Lost => lost(),
             }
         }
         if has_exited {
@@ -118,6 +139,23 @@ fn judge(watched: &Watched, workspace: &Path, sources: &mut SourceFiles, file: &
         writer: writer(watched, pid),
     };
     if let Some(finding) = sources.add(&write) {
+        watched.responder.answer(finding);
+    }
+}
+
+fn judge_rename(
+    watched: &Watched,
+    workspace: &Path,
+    sources: &mut SourceFiles,
+    path: PathBuf,
+    pid: u32,
+) {
+    if !path.starts_with(workspace) {
+        return;
+    }
+    let Ok(facts) = fs::symlink_metadata(&path) else { return };
+    let write = Write { file: (facts.dev(), facts.ino()), path, writer: writer(watched, pid) };
+    if let Some(finding) = sources.add_rename(&write) {
         watched.responder.answer(finding);
     }
 }
