@@ -6,7 +6,7 @@ mod life;
 use anyhow::{Context, Result, ensure};
 use life::{Gate, assert_gapless, assert_nothing_left, detections, postures, shown};
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, Event, FeatureState, RecordedDetection,
+    DetectionEvent, DetectionType, Event, EventKind, FeatureState, RecordedDetection,
 };
 use portcullis_common::policy::LockdownDetection;
 use portcullis_tests::job::StepKind;
@@ -267,6 +267,18 @@ sleep 0.3
             let exe = found.process.as_ref().and_then(|process| process.exe.as_deref());
             ensure!(exe.is_some_and(|exe| exe.contains("python3")), "{found:?}");
         }
+        let files: Vec<_> = events
+            .iter()
+            .filter_map(|event| match &event.kind {
+                EventKind::File(file) => Some(file),
+                _ => None,
+            })
+            .collect();
+        ensure!(files.len() == expected, "{attack}: {files:#?}");
+        ensure!(
+            files.iter().all(|file| file.path.ends_with("tree/src/f7.c") && file.process.is_some()),
+            "{files:#?}"
+        );
     }
     Ok(())
 }

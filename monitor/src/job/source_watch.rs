@@ -13,7 +13,7 @@ use crate::watch::attribution::ProcfsSensor;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, fstat};
-use portcullis_common::event::Process;
+use portcullis_common::event::{self, Process};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -24,6 +24,9 @@ use std::time::Instant;
 
 /// A rest of this many times the work follows each batch.
 const REST: u32 = 4;
+
+/// Overwritten files of a job that have an event each. A job that overwrites more is told of as such, once.
+const EVENT_LIMIT: usize = 10_000;
 
 /// What a watch needs of its job.
 #[derive(Debug)]
@@ -76,6 +79,7 @@ fn watch(
 ) -> io::Result<()> {
     let mut sources = SourceFiles::default();
     let mut has_lost = false;
+    let mut overwritten = 0_usize;
     loop {
         let mut waiting = [
             PollFd::new(files.as_fd(), PollFlags::POLLIN),
@@ -90,7 +94,21 @@ fn watch(
         for written in files.take()? {
             match written {
                 FileEvent::File { file, pid } => {
-                    judge(watched, workspace, &mut sources, &file, pid);
+                    if judge(
+                        watched,
+                        workspace,
+                        &mut sources,
+                        &file,
+                        pid,
+                        overwritten < EVENT_LIMIT,
+                    ) {
+                        overwritten += 1;
+                        if overwritten == EVENT_LIMIT {
+                            failed(format!(
+                                "{EVENT_LIMIT} source files were overwritten; more have no event of their own"
+                            ));
+                        }
+                    }
                 }
                 FileEvent::Lost if has_lost => {}
                 FileEvent::Lost => {
@@ -106,20 +124,35 @@ fn watch(
     }
 }
 
-fn judge(watched: &Watched, workspace: &Path, sources: &mut SourceFiles, file: &OwnedFd, pid: u32) {
-    let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { return };
+/// Judges one write; says whether it is the first to a file that was checked out. Then it is a finding, and an event with
+/// `has_event`.
+fn judge(
+    watched: &Watched,
+    workspace: &Path,
+    sources: &mut SourceFiles,
+    file: &OwnedFd,
+    pid: u32,
+    has_event: bool,
+) -> bool {
+    let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
+        return false;
+    };
     if !path.starts_with(workspace) {
-        return;
+        return false;
     }
-    let Ok(facts) = fstat(file) else { return };
+    let Ok(facts) = fstat(file) else { return false };
     let write = Write {
         file: (facts.st_dev, facts.st_ino),
         path: plain(path),
         writer: writer(watched, pid),
     };
-    if let Some(finding) = sources.add(&write) {
-        watched.responder.answer(finding);
+    let Some(finding) = sources.add(&write) else { return false };
+    if has_event {
+        let path = write.path.to_string_lossy().into_owned();
+        watched.responder.recorder().file(event::FileEvent { path, process: write.writer });
     }
+    watched.responder.answer(finding);
+    true
 }
 
 /// Without the mark of a file that was renamed or removed since.

@@ -1,44 +1,16 @@
 // What people do with the dashboard, in a browser against a real server: `node suite.mjs SERVER TOKEN`. Each part says its
 // name; the first that fails ends it with what was seen.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { Browser } from "./browser.mjs";
-import { Api, HOSTILE, jobId, seed } from "./seed.mjs";
+import { neverAsked, part, until, violations } from "./harness.mjs";
+import { Api, HOSTILE, seed } from "./seed.mjs";
+import * as forms from "./suite_forms.mjs";
+import * as integrations from "./suite_integrations.mjs";
+import * as keyboard from "./suite_keyboard.mjs";
+import * as more from "./suite_more.mjs";
 
 const [server, token] = process.argv.slice(2);
 const admin = new Api(server, token);
-const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
-
-/** The violations that axe finds. Its script is put in by the debugger, because the page's policy lets no script in. */
-async function violations(page) {
-  await page.evaluate(AXE);
-  const found = await page.evaluate((tags) => window.axe.run(document, { runOnly: { type: "tag", values: tags }, resultTypes: ["violations"] }), TAGS);
-  return found.violations.map((one) => `${one.id}: ${one.nodes.slice(0, 3).map((node) => `${node.html.slice(0, 160)} (${node.failureSummary.slice(0, 200)})`).join(" | ")}`);
-}
-
-async function part(name, run) {
-  const start = Date.now();
-  try {
-    await run();
-  } catch (error) {
-    console.error(`FAILED ${name}`);
-    throw error;
-  }
-  console.log(`${name}: ${Date.now() - start} ms`);
-}
-
-async function until(what, look) {
-  const end = Date.now() + Number(process.env.PORTCULLIS_TEST_PATIENCE_SECONDS ?? 20) * 1000;
-  for (;;) {
-    const found = await look();
-    if (found) return found;
-    if (Date.now() > end) throw new Error(`waited in vain for ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-}
-
 const filled = await (async () => {
   const empty = await Browser.start(server);
   await part("empty pages say what to do next", async () => {

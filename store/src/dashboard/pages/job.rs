@@ -50,7 +50,7 @@ pub(super) enum Tab {
 pub(super) struct Head {
     pub(super) job: JobRecord,
     pub(super) tab: Tab,
-    github: Option<String>,
+    github: Option<super::runs::GitHubRun>,
 }
 
 impl Head {
