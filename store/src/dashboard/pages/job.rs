@@ -59,6 +59,12 @@ impl Head {
         let github = super::runs::github(&context.server_url, &context.repository, context.run_id);
         Self { job, tab, github }
     }
+
+    /// Whether Lockdown Mode killed the job, by its report.
+    fn is_killed(&self) -> bool {
+        let report = self.job.report.as_ref();
+        report.is_some_and(|report| report.detections.iter().any(|found| found.is_lockdown))
+    }
 }
 
 /// A call, as a row.
