@@ -206,7 +206,7 @@ async fn heartbeat(
     if !is_name(&said.version) || said.kernel.as_deref().is_some_and(|kernel| !is_name(kernel)) {
         return Err(ApiError::bad_request("a version has 1 to 100 visible characters in one line"));
     }
-    store.database.note_heartbeat(id, &said).await?;
+    store.database.note_heartbeat(id, &said, now().as_millisecond()).await?;
     Ok(Done)
 }
 

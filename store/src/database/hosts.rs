@@ -266,7 +266,12 @@ impl Database {
     ///
     /// # Errors
     /// When the database can't be used.
-    pub async fn note_heartbeat(&self, id: &str, said: &Heartbeat) -> Result<(), DatabaseError> {
+    pub async fn note_heartbeat(
+        &self,
+        id: &str,
+        said: &Heartbeat,
+        now_ms: i64,
+    ) -> Result<(), DatabaseError> {
         const SQL: &str = "SELECT version, kernel FROM hosts WHERE id = $1";
         let known: Option<(Option<String>, Option<String>)> =
             read!(self, |pool| sqlx::query_as(SQL).bind(id).fetch_optional(pool).await?);
@@ -276,12 +281,15 @@ impl Database {
             return Ok(());
         }
         transaction!(self, |transaction| {
-            sqlx::query("UPDATE hosts SET version = $2, kernel = $3 WHERE id = $1")
-                .bind(id)
-                .bind(said.version.as_str())
-                .bind(said.kernel.as_deref())
-                .execute(&mut *transaction)
-                .await?;
+            sqlx::query(
+                "UPDATE hosts SET version = $2, kernel = $3, last_seen_ms = $4 WHERE id = $1",
+            )
+            .bind(id)
+            .bind(said.version.as_str())
+            .bind(said.kernel.as_deref())
+            .bind(now_ms)
+            .execute(&mut *transaction)
+            .await?;
         });
         Ok(())
     }

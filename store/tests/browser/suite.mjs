@@ -29,7 +29,7 @@ const filled = await (async () => {
 })();
 
 const detections = (await admin.get("/detections")).items;
-const lockdown = detections.find((detection) => detection.is_lockdown);
+const lockdown = detections.find((detection) => detection.is_lockdown && detection.evidence.includes("203.0.113.66:4444"));
 const hosts = (await admin.get("/hosts")).items;
 const baseline = "source=repository&repository=octo%2Fhello";
 const optional = async (path) => fetch(`${server}/api/v1${path}`, { headers: { authorization: `Bearer ${token}` } }).then((answer) => answer.ok);
@@ -76,7 +76,7 @@ const themes = ["light", "dark"].map((theme) =>
       assert.equal(await browser.open(path), 200, path);
       assert.deepEqual(await violations(browser.page), [], `${theme} ${path}`);
       assert.equal(await browser.page.evaluate(() => window.hacked), undefined, path);
-      assert.equal(await browser.page.locator("main script, main img, main iframe, main [onerror], main [onload]").count(), 0, `${path}: no markup of a job's`);
+      assert.deepEqual(await browser.page.evaluate(forms.foreign), [], `${path}: no markup of a job's`);
       // In the window of a desk, and of a phone.
       for (const width of theme === "dark" ? [1280, 390] : [1280]) {
         await browser.page.setViewportSize({ width, height: 860 });
