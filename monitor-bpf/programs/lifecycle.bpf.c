@@ -1,5 +1,6 @@
 /* What processes of jobs come, execute, go, and leave their job's cgroup. */
 #include "shared.h"
+#include "containers.h"
 
 char LICENSE[] SEC("license") = "GPL";
 

@@ -6,7 +6,7 @@ mod life;
 use anyhow::{Context, Result, ensure};
 use life::{Gate, assert_gapless, assert_nothing_left, detections, postures, shown};
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, Event, FeatureState, RecordedDetection,
+    DetectionEvent, DetectionType, Event, EventKind, FeatureState, RecordedDetection,
 };
 use portcullis_common::policy::LockdownDetection;
 use portcullis_tests::job::StepKind;
@@ -274,6 +274,18 @@ sleep 0.3
                 && found.evidence.contains("tree/src/f8.c");
             ensure!(told, "{found:?}");
         }
+        let files: Vec<_> = events
+            .iter()
+            .filter_map(|event| match &event.kind {
+                EventKind::File(file) => Some(file),
+                _ => None,
+            })
+            .collect();
+        ensure!(files.len() == expected, "{attack}: {files:#?}");
+        for (file, name) in files.iter().zip(["f7.c", "f8.c"]) {
+            ensure!(file.path.ends_with(&format!("tree/src/{name}")), "{files:#?}");
+        }
+        ensure!(files.first().is_none_or(|file| file.process.is_some()), "{files:#?}");
     }
     Ok(())
 }

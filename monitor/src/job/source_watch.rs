@@ -6,6 +6,7 @@
 //! meanwhile is lost and told.
 
 use crate::caller::{ProcFs, Worker};
+use crate::detect::Finding;
 use crate::detect::source_overwritten::{SourceFiles, Write};
 use crate::respond::Responder;
 use crate::sys::fanotify::{FileEvent, FileEvents};
@@ -14,7 +15,7 @@ use crate::watch::attribution::ProcfsSensor;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, fstat};
-use portcullis_common::event::Process;
+use portcullis_common::event::{self, Process};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,6 +27,9 @@ use std::time::Instant;
 
 /// A rest of this many times the work follows each batch.
 const REST: u32 = 4;
+
+/// Overwritten files of a job that have an event each. A job that overwrites more is told of as such, once.
+const EVENT_LIMIT: usize = 10_000;
 
 /// What a watch needs of its job.
 #[derive(Debug)]
@@ -83,13 +87,7 @@ fn watch(
     failed: &impl Fn(String),
 ) -> io::Result<()> {
     let mut sources = SourceFiles::default();
-    let mut has_lost = false;
-    let mut lost = || {
-        if !has_lost {
-            failed("so many files were written at once that not all writes were looked at: overwritten source files may have gone unnoticed".to_owned());
-        }
-        has_lost = true;
-    };
+    let mut told = Told::default();
     loop {
         let mut waiting = vec![
             PollFd::new(watched.worker.as_fd(), PollFlags::POLLIN),
@@ -107,17 +105,21 @@ fn watch(
         for written in files.take()? {
             match written {
                 FileEvent::File { file, pid } => {
-                    judge(watched, workspace, &mut sources, &file, pid);
+                    let write = write_to(watched, workspace, &file, pid);
+                    let found = write.and_then(|write| Some((sources.add(&write)?, write)));
+                    told.tell(watched, found, failed);
                 }
-                FileEvent::Lost => lost(),
+                FileEvent::Lost => told.lost(failed),
             }
         }
         for rename in renamed {
             match rename {
                 Rename::To { path, pid } => {
-                    judge_rename(watched, workspace, &mut sources, path, pid);
+                    let write = rename_to(watched, workspace, path, pid);
+                    let found = write.and_then(|write| Some((sources.add_rename(&write)?, write)));
+                    told.tell(watched, found, failed);
                 }
-                Rename::Lost => lost(),
+                Rename::Lost => told.lost(failed),
             }
         }
         if has_exited {
@@ -127,37 +129,61 @@ fn watch(
     }
 }
 
-fn judge(watched: &Watched, workspace: &Path, sources: &mut SourceFiles, file: &OwnedFd, pid: u32) {
-    let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { return };
-    if !path.starts_with(workspace) {
-        return;
-    }
-    let Ok(facts) = fstat(file) else { return };
-    let write = Write {
-        file: (facts.st_dev, facts.st_ino),
-        path: plain(path),
-        writer: writer(watched, pid),
-    };
-    if let Some(finding) = sources.add(&write) {
+/// What was told of a job so far.
+#[derive(Debug, Default)]
+struct Told {
+    overwritten: usize,
+    has_lost: bool,
+}
+
+impl Told {
+    /// A finding, and an event as long as there are not too many.
+    fn tell(
+        &mut self,
+        watched: &Watched,
+        found: Option<(Finding, Write)>,
+        failed: &impl Fn(String),
+    ) {
+        let Some((finding, write)) = found else { return };
+        if self.overwritten < EVENT_LIMIT {
+            let path = write.path.to_string_lossy().into_owned();
+            watched.responder.recorder().file(event::FileEvent { path, process: write.writer });
+            self.overwritten += 1;
+            if self.overwritten == EVENT_LIMIT {
+                failed(format!(
+                    "{EVENT_LIMIT} source files were overwritten; more have no event of their own"
+                ));
+            }
+        }
         watched.responder.answer(finding);
+    }
+
+    fn lost(&mut self, failed: &impl Fn(String)) {
+        if !self.has_lost {
+            failed("so many files were written at once that not all writes were looked at: overwritten source files may have gone unnoticed".to_owned());
+        }
+        self.has_lost = true;
     }
 }
 
-fn judge_rename(
-    watched: &Watched,
-    workspace: &Path,
-    sources: &mut SourceFiles,
-    path: PathBuf,
-    pid: u32,
-) {
+/// A write to an open file, when it is one of the workspace.
+fn write_to(watched: &Watched, workspace: &Path, file: &OwnedFd, pid: u32) -> Option<Write> {
+    let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
     if !path.starts_with(workspace) {
-        return;
+        return None;
     }
-    let Ok(facts) = fs::symlink_metadata(&path) else { return };
-    let write = Write { file: (facts.dev(), facts.ino()), path, writer: writer(watched, pid) };
-    if let Some(finding) = sources.add_rename(&write) {
-        watched.responder.answer(finding);
+    let facts = fstat(file).ok()?;
+    let file = (facts.st_dev, facts.st_ino);
+    Some(Write { file, path: plain(path), writer: writer(watched, pid) })
+}
+
+/// A file that has got the name of another one, when that is in the workspace.
+fn rename_to(watched: &Watched, workspace: &Path, path: PathBuf, pid: u32) -> Option<Write> {
+    if !path.starts_with(workspace) {
+        return None;
     }
+    let facts = fs::symlink_metadata(&path).ok()?;
+    Some(Write { file: (facts.dev(), facts.ino()), path, writer: writer(watched, pid) })
 }
 
 /// Without the mark of a file that was renamed or removed since.

@@ -132,7 +132,7 @@ fn is_of(lead: &Lead, passed: Passed) -> bool {
 }
 
 /// Whether a process is stopped by a signal, and not by a tracer.
-fn is_stopped(pid: u32) -> bool {
+pub(super) fn is_stopped(pid: u32) -> bool {
     let stat = procfs::process::Process::new(pid.cast_signed()).and_then(|process| process.stat());
     stat.is_ok_and(|stat| stat.state == 'T')
 }
