@@ -103,7 +103,9 @@ fn find_privileged(is_hidden: bool, how: &str) -> Result<()> {
     for (number, (options, word)) in PRIVILEGED.iter().enumerate() {
         let socket = docker.host_variable().trim_start_matches("unix://");
         let options = options.replace("SOCKET", socket);
-        let run = format!("docker run -d --rm --name box-{number} {options} {IMAGE} sleep 1000");
+        // A container that runs is told once, by whoever sees it first: what only the engine knows of is never started.
+        let verb = if is_hidden { "run -d" } else { "create" };
+        let run = format!("docker {verb} --name box-{number} {options} {IMAGE} sleep 1000");
         let ran = puppet.run(&run)?;
         ensure!(ran.succeeded(), "{options}: {ran:?}\n{}", docker.log());
         let id = ran.output.trim().get(..12).unwrap_or_default().to_owned();
