@@ -4,8 +4,8 @@
 use super::engine::Engine;
 use super::facts::describe;
 use super::identity::{Description, in_words};
-use super::ownership::{Owner, View, owner};
 use super::judging::{callers, is_caller};
+use super::ownership::{Owner, View, owner};
 use super::{Containers, WatchedJob};
 use crate::detect::privileged_container::json::Json;
 use crate::detect::privileged_container::request::{

@@ -37,11 +37,11 @@ impl Sockets {
         let mut concerns = false;
         while let Ok(events) = self.inotify.read_events() {
             for event in events {
-                let path = self.watched.get(&event.wd).zip(event.name).map(|(at, name)| at.join(name));
+                let path =
+                    self.watched.get(&event.wd).zip(event.name).map(|(at, name)| at.join(name));
                 concerns |= path.is_none_or(|path| {
-                    fs::symlink_metadata(path).is_ok_and(|metadata| {
-                        metadata.file_type().is_socket() || metadata.is_dir()
-                    })
+                    fs::symlink_metadata(path)
+                        .is_ok_and(|metadata| metadata.file_type().is_socket() || metadata.is_dir())
                 });
             }
         }

@@ -75,7 +75,8 @@ impl Containers {
             return;
         }
         if let Some(sensors) = sensors {
-            sensors.observe_containers(Arc::<Asked>::clone(&self.asked) as Arc<dyn ContainerObserver>);
+            sensors
+                .observe_containers(Arc::<Asked>::clone(&self.asked) as Arc<dyn ContainerObserver>);
             match watch(&sensors, &jobs) {
                 Ok(()) => {
                     *source = Source::Kernel(sensors);
@@ -103,10 +104,7 @@ fn watch(sensors: &KernelSensors, jobs: &[Arc<WatchedJob>]) -> Result<(), String
         .collect();
     // With several runners, containers of daemons can be anybody's: those of a cluster's other pods must not wait for us.
     let is_holding_all = jobs.iter().all(|job| job.scope() == EnforcementScope::Host);
-    sensors
-        .containers()
-        .begin(&host, &mounts, is_holding_all)
-        .map_err(|error| with_causes(&error))
+    sensors.containers().begin(&host, &mounts, is_holding_all).map_err(|error| with_causes(&error))
 }
 
 fn connector(asked: &Arc<Asked>) -> Result<Source, String> {
@@ -117,7 +115,5 @@ fn connector(asked: &Arc<Asked>) -> Result<Source, String> {
             asked.executed(pid);
         }
     });
-    reader
-        .map(|reader| Source::Connector { _reader: reader })
-        .map_err(|error| with_causes(&error))
+    reader.map(|reader| Source::Connector { _reader: reader }).map_err(|error| with_causes(&error))
 }

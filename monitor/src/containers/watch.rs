@@ -6,12 +6,12 @@
 //! look at all processes every now and then ([`super::source`]), for what becomes a container without executing anything.
 
 use super::Containers;
+use super::WatchedJob;
 use super::asked::{Program, Work};
 use super::groups::Groups;
 use super::judging::{Judge, Judged};
 use super::sockets::Sockets;
 use super::source::Pace;
-use super::WatchedJob;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -158,8 +158,10 @@ impl Watcher {
         } else if self.groups.is_none() {
             let root = self.containers.hierarchy.as_ref().map(|all| all.mount_point().to_owned());
             self.groups = root.and_then(|root| {
-                Groups::watch(root)
-                    .inspect_err(|error| tracing::warn!(%error, "new cgroups are not noticed at once"))
+                Groups::watch(&root)
+                    .inspect_err(
+                        |error| tracing::warn!(%error, "new cgroups are not noticed at once"),
+                    )
                     .ok()
             });
         }
@@ -176,7 +178,9 @@ impl Watcher {
             wanting.iter().flat_map(|keep_up| keep_up.directories()).collect();
         if self.sockets.as_ref().is_none_or(|(watched, _)| *watched != directories) {
             self.sockets = Sockets::watch(&directories)
-                .inspect_err(|error| tracing::warn!(%error, "engines' sockets are not noticed at once"))
+                .inspect_err(
+                    |error| tracing::warn!(%error, "engines' sockets are not noticed at once"),
+                )
                 .ok()
                 .map(|sockets| (directories, sockets));
         } else if !is_asked && self.kept_up.elapsed() < SOCKETS {

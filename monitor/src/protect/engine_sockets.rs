@@ -175,8 +175,10 @@ impl EngineSockets {
     pub fn directories(&self) -> Vec<PathBuf> {
         let usual = USUAL_SOCKETS.iter().map(|path| self.root.join(path.trim_start_matches('/')));
         let all = usual.chain(self.record.sockets.iter().cloned());
-        all.filter_map(|path| path.ancestors().skip(1).find(|above| above.is_dir()).map(PathBuf::from))
-            .collect()
+        all.filter_map(|path| {
+            path.ancestors().skip(1).find(|above| above.is_dir()).map(PathBuf::from)
+        })
+        .collect()
     }
 
     /// The sockets that were closed.

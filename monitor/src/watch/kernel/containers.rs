@@ -3,7 +3,7 @@
 use super::{KernelSensors, Shared, wake};
 use crate::caller::{ProcFs, ProcessKey};
 use portcullis_monitor_bpf::ContainerWatch;
-use portcullis_monitor_bpf::event::{ContainerKey, Contained, Subject};
+use portcullis_monitor_bpf::event::{Contained, ContainerKey, Subject};
 use std::fmt;
 use std::sync::Arc;
 
