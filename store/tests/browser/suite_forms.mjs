@@ -46,13 +46,19 @@ export async function everyField(browser, paths) {
   const { page } = browser;
   const done = new Set();
   for (const path of paths) {
+    // Many pages have the same forms: it is looked at first which of this page are new.
+    await browser.open(path);
+    let isFresh = true;
     for (const [text, everything] of [[LONG, true], [SHORT, false]]) {
       for (let index = 0; ; index += 1) {
-        await browser.open(path);
+        if (!isFresh) await browser.open(path);
         if (index >= (await page.locator("main form, dialog form").count())) break;
+        isFresh = false;
         const form = await page.evaluate(fill, [index, text, everything]);
-        // The same form stands on several pages.
-        if (form === null || done.has(`${everything} ${form}`)) continue;
+        if (form === null || done.has(`${everything} ${form}`)) {
+          isFresh = true;
+          continue;
+        }
         done.add(`${everything} ${form}`);
         const isAnswer = (response) => response.request().isNavigationRequest() && (response.status() < 300 || response.status() >= 400);
         const [answer] = await Promise.all([page.waitForResponse(isAnswer), page.evaluate(send, index)]);
