@@ -145,6 +145,20 @@ impl PolicyServer {
         serde_json::from_str(&text).with_context(|| text.clone())
     }
 
+    /// Makes an integration, and has the server tell it that this is a test.
+    ///
+    /// # Errors
+    /// When it is refused, or does not take the test.
+    pub fn integrate(&self, name: &str, target: &Value, selection: &Value) -> Result<()> {
+        let file = self.directory.join("integration.json");
+        let body = serde_json::json!({ "name": name, "target": target, "selection": selection });
+        fs::write(&file, body.to_string())?;
+        self.command(&["integration", "create", &file.display().to_string()])?;
+        let tested = self.command(&["integration", "test", name])?;
+        ensure!(tested.contains("works"), "{tested}");
+        Ok(())
+    }
+
     /// Enrols the runner host in the cluster `prod-linux`, and tells its monitor where the store is. Returns what the
     /// command on the runner host wrote.
     ///

@@ -58,10 +58,14 @@ pub fn network_event(
         Path::Input => Direction::Inbound,
     };
     // A name that opened nothing here must not stand beside a call that was stopped: it would say that the call went
-    // to that name, and an address has many.
+    // to that name, and an address has many. Audit tells the name that was asked for, also one that opens other ports
+    // there: a policy that is to allow the call has to name it.
+    let opens = |name: &NamedAddress| {
+        name.opened.as_ref().is_some_and(|opened| opened.covers(&protocol, port))
+    };
     let name = match prefix.kind {
-        RuleKind::Allowed => name.filter(|name| name.opened.is_some()),
-        RuleKind::WouldBlock => name.filter(|name| name.opened.is_none()),
+        RuleKind::Allowed => name.filter(opens),
+        RuleKind::WouldBlock => name.filter(|name| !opens(name)),
         RuleKind::Blocked
         | RuleKind::Denied
         | RuleKind::Inbound
@@ -105,6 +109,7 @@ pub fn network_event(
 pub fn dns_event(
     observation: &DnsObservation,
     process: Option<Process>,
+    container: Option<String>,
     reference: &PolicyReference,
 ) -> DnsEvent {
     let outcome: &DnsOutcome = &observation.outcome;
@@ -118,6 +123,7 @@ pub fn dns_event(
         response_code: outcome.response_code.to_owned(),
         count: 1,
         process,
+        container,
         policy: reference.clone(),
     }
 }

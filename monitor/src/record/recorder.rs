@@ -68,6 +68,7 @@ struct DnsKey {
     name: Box<str>,
     query_type: u32,
     process: Option<u32>,
+    container: Option<u32>,
     rule: u32,
 }
 
@@ -78,6 +79,7 @@ impl DnsKey {
             name: event.name.as_str().into(),
             query_type: texts.number(&event.query_type),
             process: process_number(event.process.as_ref(), texts),
+            container: event.container.as_ref().map(|container| texts.number(container)),
             rule: texts.number(&event.rule),
         }
     }

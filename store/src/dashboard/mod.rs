@@ -25,6 +25,7 @@ pub(crate) use assets::is_built;
 use crate::api::access::{Called, address_of};
 use crate::api::rate::RateLimits;
 use crate::api::{ApiError, MAX_BODY_BYTES};
+use crate::identity::sign_in::Confirmation;
 use crate::service::Store;
 use api_client::ApiClient;
 use axum::Router;
@@ -39,6 +40,7 @@ use fields::Fields;
 use layout::Theme;
 use page::{OpenPage, Page, PageError, PageResult, see_other};
 use portcullis_common::store_api::Role;
+use session::Session;
 use sign_in::Provider;
 use std::sync::Arc;
 use tower_http::compression::CompressionLayer;
@@ -304,7 +306,20 @@ async fn admit(
     let (open, form) = open(Arc::clone(&dashboard), Request::from_parts(parts, body))
         .await
         .map_err(|error| early(Err(error)))?;
-    let Some(session) = open.session().await.map_err(|error| early(Err(error)))? else {
+    // A browser that is to show a page; not a script of one, and not a form.
+    let is_shown = is_get
+        && !is_part
+        && open.headers.get("sec-fetch-dest").is_none_or(|value| value == "document");
+    let session = open.session().await.map_err(|error| early(Err(error)))?;
+    if let Some(session) = &session
+        && session.confirmation != Confirmation::Fresh
+        && is_shown
+        && let Some(away) = openid_connect::confirm(&open, session, &whole).await
+    {
+        return Err(early(away));
+    }
+    let goes_on = |session: &Session| session.confirmation != Confirmation::Overdue;
+    let Some(session) = session.filter(goes_on) else {
         let next: String = url::form_urlencoded::byte_serialize(whole.as_bytes()).collect();
         let to = if is_get && !is_part && whole != "/" {
             format!("{}?next={next}", sign_in::PATH)
