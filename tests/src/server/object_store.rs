@@ -2,7 +2,7 @@
 
 use crate::patience::wait_for;
 use crate::world::{Process, World};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::Stdio;
 
