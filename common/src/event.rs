@@ -185,6 +185,9 @@ pub struct DnsEvent {
     /// Who asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
+    /// The container that asked, when one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// The policy responsible.
     pub policy: PolicyReference,
 }

@@ -13,6 +13,7 @@ enum event_kind {
     EVENT_HELD = 9,        /* a process that may be a shell has read its input, and was stopped until the monitor lets it go on */
     EVENT_SIGNAL = 10,     /* a process of a job sent a signal to the monitor; followed by a `struct sent_signal` */
     EVENT_PORT = 8,        /* a process of a job connected a UDP socket; followed by a `struct port` */
+    EVENT_CONTAINED = 11,  /* a program is executed in a container in a new way; followed by a `struct contained` */
 };
 
 /* The beginning of each event. Times are nanoseconds since boot, suspended time included (CLOCK_BOOTTIME); process ids are
@@ -63,6 +64,22 @@ enum access_way {
 
 struct sent_signal {
     u32 number;
+    u32 pad;
+};
+
+/* What a container is for one of its programs: programs for which all of this is the same are judged once. */
+struct container {
+    u64 mount_namespace;  /* a number that no other gets as long as the machine runs */
+    u64 cgroup;
+    u64 root;             /* the inode of its root directory */
+    u64 permitted, inheritable, bounding;
+    u32 root_device;
+    u32 shared;           /* bits: which namespaces are the host's, and how it is confined */
+};
+
+struct contained {
+    struct container container;
+    u32 is_held;          /* it was stopped before its first instruction, until the monitor lets it go on */
     u32 pad;
 };
 

@@ -27,12 +27,27 @@ struct hlist_node { struct hlist_node *next; };
 struct hlist_head { struct hlist_node *first; };
 
 struct ns_common { unsigned int inum; };
+struct ns_common___numbered { u64 ns_id; }; /* from 6.18 on */
 struct pid_namespace { struct ns_common ns; };
+struct uts_namespace { struct ns_common ns; };
+struct ipc_namespace { struct ns_common ns; };
+struct cgroup_namespace { struct ns_common ns; };
+struct net { struct ns_common ns; };
+struct mnt_namespace { struct ns_common ns; };
+struct mnt_namespace___counted { u64 seq; }; /* before 6.18 */
+struct nsproxy {
+    struct uts_namespace *uts_ns;
+    struct ipc_namespace *ipc_ns;
+    struct mnt_namespace *mnt_ns;
+    struct pid_namespace *pid_ns_for_children;
+    struct net *net_ns;
+    struct cgroup_namespace *cgroup_ns;
+};
 struct upid { int nr; struct pid_namespace *ns; };
 struct pid { unsigned int level; struct hlist_head tasks[4]; struct upid numbers[]; };
 
 struct qstr { const unsigned char *name; };
-struct super_block { unsigned long s_magic; };
+struct super_block { u32 s_dev; unsigned long s_magic; };
 struct inode {
     u16 i_mode;
     kuid_t i_uid;
@@ -58,7 +73,7 @@ struct tty_file_private { struct tty_struct *tty; };
 struct proc_inode { struct pid *pid; struct inode vfs_inode; };
 struct fdtable { unsigned int max_fds; struct file **fd; };
 struct files_struct { struct fdtable *fdt; };
-struct fs_struct { struct path pwd; };
+struct fs_struct { struct path root, pwd; };
 
 struct kernfs_node { u64 id; };
 struct cgroup;
@@ -71,7 +86,9 @@ struct mm_struct {
     struct file *exe_file;
 };
 struct signal_struct { atomic_t live; };
-struct cred { kuid_t uid, euid; };
+struct capabilities { u64 bits; };
+struct cred { kuid_t uid, euid; struct capabilities cap_inheritable, cap_permitted, cap_bset; };
+struct seccomp { int mode; };
 #if defined(__TARGET_ARCH_x86)
 struct thread_info { unsigned long flags; u32 status; };
 #else
@@ -91,6 +108,9 @@ struct task_struct {
     struct fs_struct *fs;
     struct files_struct *files;
     struct css_set *cgroups;
+    struct nsproxy *nsproxy;
+    unsigned long atomic_flags;
+    struct seccomp seccomp;
 };
 
 struct sock_common {

@@ -26,6 +26,8 @@ pub enum Event {
     Held(Subject),
     /// A process of a job sent the monitor a signal of this number.
     Signal(Subject, u32),
+    /// A program is executed in a container in a way that was not told before; see [`crate::containers`].
+    Contained(Subject, Contained),
 }
 
 /// The process that an event is about.
@@ -116,6 +118,34 @@ pub struct Port {
     pub destination: SocketAddr,
 }
 
+/// `sizeof(struct container)`.
+const CONTAINER_LENGTH: usize = 56;
+
+/// A program that is executed in a container.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Contained {
+    /// What the programs remember it by.
+    pub container: ContainerKey,
+    /// Whether it was stopped before its first instruction; whoever is told must let it go on.
+    pub is_held: bool,
+}
+
+/// One way of being in a container, as the programs in the kernel tell it from others.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct ContainerKey([u8; CONTAINER_LENGTH]);
+
+impl ContainerKey {
+    /// The number of its mount namespace, which no other gets as long as the machine runs.
+    pub fn mount_namespace(&self) -> u64 {
+        self.0.first_chunk().copied().map_or(0, u64::from_ne_bytes)
+    }
+
+    /// Its bytes, as the programs have them.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl Event {
     /// Reads one event; `None` for bytes that are none.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
@@ -153,6 +183,10 @@ impl Event {
             }
             9 => Self::Held(subject),
             10 => Self::Signal(subject, reader.u32()?),
+            11 => {
+                let container = ContainerKey(*reader.take(CONTAINER_LENGTH)?.first_chunk()?);
+                Self::Contained(subject, Contained { container, is_held: reader.u32()? != 0 })
+            }
             _ => return None,
         })
     }

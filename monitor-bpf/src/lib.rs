@@ -2,9 +2,10 @@
 //!
 //! Nothing here knows policies or decides anything; the one thing that the programs do by themselves is to end a process that
 //! wants the memory of a guarded one ([`guard`]), and to stop one that may be a shell at the end of a connection until it was
-//! judged ([`streams`]), because nobody else could in time. [`lifecycle`] tells what processes of
+//! judged ([`streams`]), and the first program of a container ([`containers`]), because nobody else could in time. [`lifecycle`] tells what processes of
 //! jobs come, execute and go, [`network`] whose a job's calls are. The programs are C (`programs/`), compiled by `build.rs`.
 
+pub mod containers;
 pub mod event;
 pub mod guard;
 pub mod lifecycle;
@@ -15,6 +16,7 @@ mod bytes;
 mod object;
 mod ring;
 
+pub use containers::{ContainerHost, ContainerWatch};
 pub use event::Event;
 pub use guard::MemoryGuard;
 pub use lifecycle::Lifecycle;

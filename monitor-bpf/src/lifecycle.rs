@@ -1,5 +1,6 @@
 //! What processes of jobs come, execute, go, and leave their job's cgroup (`programs/lifecycle.bpf.c`).
 
+use crate::containers::ContainerWatch;
 use crate::event::Event;
 use crate::object::{SensorError, attach, load, map};
 use crate::ring::{Ring, RingReader};
@@ -32,6 +33,7 @@ pub struct Lifecycle {
     pub(crate) connections_idle: MapHandle,
     pub(crate) all_connections: MapHandle,
     pub(crate) logs: MapHandle,
+    containers: ContainerWatch,
     object: Object,
 }
 
@@ -54,11 +56,17 @@ impl Lifecycle {
         }
         let object = load("lifecycle", OBJECT, |_| Ok(()))?;
         let ring = Arc::new(Ring::new(map(&object, "events")?, handle)?);
-        let programs = ["process_forks", "process_executes", "process_exits", "process_moves"];
+        let programs = [
+            "process_forks",
+            "process_executes",
+            "process_exits",
+            "process_moves",
+            "container_executes",
+        ];
         let links = programs.iter().map(|name| attach(&object, name)).collect::<Result<_, _>>()?;
         Ok(Self {
             _links: links,
-            _reader: RingReader::start(Arc::clone(&ring))?,
+            _reader: RingReader::start(Arc::clone(&ring), map(&object, "reader_waits")?)?,
             ring,
             jobs: map(&object, "jobs")?,
             workers: map(&object, "workers")?,
@@ -69,6 +77,7 @@ impl Lifecycle {
             connections_idle: map(&object, "connections_idle")?,
             all_connections: map(&object, "all_connections")?,
             logs: map(&object, "logs")?,
+            containers: ContainerWatch::new(&object)?,
             object,
         })
     }
@@ -111,6 +120,11 @@ impl Lifecycle {
     /// Hands over everything that has happened until now.
     pub fn drain(&self) {
         self.ring.drain();
+    }
+
+    /// What is told of containers.
+    pub fn containers(&self) -> &ContainerWatch {
+        &self.containers
     }
 
     /// How many events there was no room for.

@@ -77,6 +77,14 @@ impl PolicyServer {
         &self.directory
     }
 
+    /// The admin's token.
+    ///
+    /// # Errors
+    /// When its file can't be read.
+    pub fn token(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory.join("token"))?)
+    }
+
     /// Starts it and waits until it listens.
     ///
     /// # Errors

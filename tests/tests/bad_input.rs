@@ -224,7 +224,12 @@ fn hostile_peers_of_the_socket_hold_nobody_up() -> Result<()> {
             break;
         }
     }
-    ensure!(worst < Duration::from_secs(5), "a hook took {worst:?}");
+    // How long it takes is the machine's matter; a hook that is held up by others ends after 30 s, and fails its job.
+    ensure!(
+        worst < portcullis_tests::patience::patience(),
+        "a hook took {worst:?}\n{}",
+        gate.monitor.log()
+    );
     puppet.run("touch \"$PUPPET/stop\"; wait")?;
     let result = puppet.finish()?;
     ensure!(result.outcome == JobOutcome::Success, "{}", result.log());

@@ -40,6 +40,20 @@ fn an_exec_is_read() {
 }
 
 #[test]
+fn a_program_in_a_container_is_read() {
+    let mut bytes = head(11);
+    for word in [7_u64, 1_234, 2, 3, 4, 5, 6] {
+        bytes.extend(word.to_ne_bytes());
+    }
+    bytes.extend([1_u32, 0].map(u32::to_ne_bytes).concat());
+    let Some(Event::Contained(subject, contained)) = Event::parse(&bytes) else { panic!("none") };
+    assert_eq!((subject.pid, contained.is_held), (77, true));
+    assert_eq!(contained.container.mount_namespace(), 7);
+    assert_eq!(contained.container.bytes(), &bytes[48..104]);
+    assert_eq!(Event::parse(&bytes[..100]), None);
+}
+
+#[test]
 fn an_access_and_a_port_are_read() {
     let mut bytes = head(6);
     for word in [42_u32, 3, 310, 1] {

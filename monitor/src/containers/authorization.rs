@@ -9,7 +9,7 @@
 
 use super::callers::callers;
 use super::events::on_host;
-use super::watch::is_caller;
+use super::judging::is_caller;
 use super::{Containers, WatchedJob, facts};
 use crate::caller::{ProcFs, ProcessTable};
 use crate::detect::privileged_container::request::EngineCall;

@@ -14,6 +14,10 @@ use tokio::time::timeout;
 /// How long an engine may take to answer. Somebody's packet or event waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often an engine is asked that does not answer, and the pause in between: together a minute and more.
+const ATTEMPTS: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// The largest answer that is read: the description of a container has some 10 KiB.
 const LARGEST_ANSWER: usize = 4 << 20;
 
@@ -105,15 +109,33 @@ impl Engine {
         }
     }
 
-    /// What happens to containers from now on.
+    /// As [`Engine::container`], again and again while the engine is too busy to answer. `None` when it has no such container,
+    /// or does not answer at all.
+    pub async fn container_in_the_end(&self, id: &str) -> Option<Json> {
+        for _ in 0..ATTEMPTS {
+            match self.container(id).await {
+                Ok(json) => return Some(json),
+                Err(EngineError::Status(status)) if (400..500).contains(&status) => return None,
+                Err(EngineError::Absent(_)) => return None,
+                Err(error) => tracing::debug!(%error, id, "an engine is asked again"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        tracing::warn!(id, "an engine does not say what a container is");
+        None
+    }
+
+    /// What happens to containers, from `since` on: seconds since 1970. What happened before now is told first, as far as the
+    /// engine remembers it.
     ///
     /// # Errors
     /// See [`EngineError`].
-    pub async fn events(&self) -> Result<Events, EngineError> {
+    pub async fn events(&self, since: i64) -> Result<Events, EngineError> {
         // {"type":["container"]}
-        let path = "/events?filters=%7B%22type%22%3A%5B%22container%22%5D%7D";
+        let path =
+            format!("/events?since={since}&filters=%7B%22type%22%3A%5B%22container%22%5D%7D");
         let response =
-            timeout(PATIENCE, self.get(path)).await.map_err(|_| EngineError::TimedOut)??;
+            timeout(PATIENCE, self.get(&path)).await.map_err(|_| EngineError::TimedOut)??;
         if !response.status().is_success() {
             return Err(EngineError::Status(response.status().as_u16()));
         }

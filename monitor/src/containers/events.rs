@@ -4,8 +4,8 @@
 use super::engine::Engine;
 use super::facts::describe;
 use super::identity::{Description, in_words};
+use super::judging::{callers, is_caller};
 use super::ownership::{Owner, View, owner};
-use super::watch::{callers, is_caller};
 use super::{Containers, WatchedJob};
 use crate::detect::privileged_container::json::Json;
 use crate::detect::privileged_container::request::{
@@ -17,22 +17,41 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Pause between two attempts to reach an engine: it may be started later, or again.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// For how many seconds events may be on their way. What is told twice is answered once.
+const OVERLAP: i64 = 5;
+
+/// Events that are looked into at a time. The engine drops the events of whoever does not read them.
+const AT_A_TIME: usize = 64;
+
 /// Listens to an engine for as long as the monitor lives, while there are jobs.
 pub(super) async fn listen(containers: Arc<Containers>, engine: Engine) {
+    let under_way = Arc::new(Semaphore::new(AT_A_TIME));
+    // What happened while nobody listened is told when somebody listens again.
+    let mut heard = 0;
     loop {
         let came = containers.job_came.notified();
         if containers.jobs().is_empty() {
             came.await;
         }
+        let first = containers.jobs().iter().map(|job| job.started.as_second()).min();
         if engine.is_there()
-            && let Ok(mut events) = engine.events().await
+            && let Some(first) = first
+            && let Ok(mut events) = engine.events(first.max(heard)).await
         {
             while let Some(event) = events.next().await {
-                happened(&containers, &engine, &event).await;
+                heard = jiff::Timestamp::now().as_second() - OVERLAP;
+                // Never closed.
+                let Ok(permit) = Arc::clone(&under_way).acquire_owned().await else { return };
+                let (containers, engine) = (Arc::clone(&containers), engine.clone());
+                tokio::spawn(async move {
+                    happened(&containers, &engine, &event).await;
+                    drop(permit);
+                });
             }
         }
         tokio::time::sleep(PAUSE).await;
@@ -46,12 +65,12 @@ async fn happened(containers: &Arc<Containers>, engine: &Engine, event: &Json) {
     if !is_made && !is_started && !action.starts_with("exec_") {
         return;
     }
-    containers.waker.wake();
+    containers.asked.something_happened();
     if !is_made && !is_started {
         return;
     }
     let Some(id) = event.texts(&["Actor", "ID"]).first().copied() else { return };
-    let Ok(json) = engine.container(id).await else { return };
+    let Some(json) = engine.container_in_the_end(id).await else { return };
     let description = containers.remember(Description::from_json(&json));
     let words = in_words(Some(id), Some(&description));
     for address in addresses(&json) {
@@ -94,7 +113,7 @@ fn judge(containers: &Containers, json: &Json, description: &Description) {
     let views: Vec<View> = jobs
         .iter()
         .map(|job| View {
-            in_group: false,
+            is_its_own: false,
             is_younger: description.created.is_none_or(|created| created >= job.started),
             is_caller: is_caller(job, callers.as_deref()),
             is_restarted: false,

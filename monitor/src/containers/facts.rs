@@ -2,6 +2,7 @@
 
 use crate::caller::{ProcFs, ProcessKey, ProcessTable};
 use crate::detect::privileged_container::{ContainerFacts, HostPath, PathKind};
+use portcullis_monitor_bpf::ContainerHost;
 use procfs::process::Process;
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,6 +18,9 @@ const DEVICE_LIMIT: usize = 4_096;
 
 /// The most ancestors that are followed.
 const ANCESTOR_LIMIT: usize = 256;
+
+/// How often a chain of ancestors is followed that changes meanwhile.
+const ATTEMPTS: usize = 5;
 
 /// The major number of memory devices, and the minor numbers of those that show the host's memory and ports
 /// (`Documentation/admin-guide/devices.txt`).
@@ -54,6 +58,11 @@ impl Namespaces {
     }
 }
 
+/// The number in the name of a namespace: that of `mnt:[4026531841]`.
+pub fn number_of(namespace: &str) -> Option<u32> {
+    namespace.split_once('[')?.1.strip_suffix(']')?.parse().ok()
+}
+
 /// The mount namespace of a process alone, which is looked at first.
 pub fn mount_namespace(pid: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
@@ -88,6 +97,25 @@ impl Reference {
     pub fn namespaces(&self) -> &Namespaces {
         &self.namespaces
     }
+
+    /// The host as the sensors in the kernel are told it.
+    pub fn container_host(&self) -> Option<ContainerHost> {
+        let number = |kind| number_of(self.namespaces.name(kind));
+        let (device, root) = self.root;
+        let half = |number: u64| u32::try_from(number).ok();
+        Some(ContainerHost {
+            root,
+            root_device: (
+                half(nix::sys::stat::major(device))?,
+                half(nix::sys::stat::minor(device))?,
+            ),
+            pid: number("pid")?,
+            network: number("net")?,
+            ipc: number("ipc")?,
+            uts: number("uts")?,
+            cgroup: number("cgroup")?,
+        })
+    }
 }
 
 /// A process in a container.
@@ -104,10 +132,12 @@ pub struct Contained {
 /// How far a process in foreign namespaces is.
 #[derive(Clone, Debug)]
 pub enum Seen {
-    /// It is in no container, or gone.
+    /// It went away while it was looked at.
+    Gone,
+    /// It is in no container.
     Outside,
-    /// A runtime is still making its container.
-    InTheMaking,
+    /// It may be a runtime that is still making its container.
+    InTheMaking(Contained),
     /// It is in one.
     Contained(Contained),
 }
@@ -116,12 +146,13 @@ pub enum Seen {
 /// in a cgroup or a namespace that its job is not in. A program that root started by `chroot` or `unshare --mount` within
 /// its job is what it was before: root.
 pub fn look(pid: u32, reference: &Reference, job_group: Option<&Path>) -> Seen {
-    let Some(key) = ProcFs.key(pid) else { return Seen::Outside };
-    let Some(namespaces) = Namespaces::of(pid) else { return Seen::Outside };
+    let (Some(key), Some(namespaces)) = (ProcFs.key(pid), Namespaces::of(pid)) else {
+        return Seen::Gone;
+    };
     if namespaces.shares(&reference.namespaces, "mnt") {
         return Seen::Outside;
     }
-    let Some(cgroup) = cgroup_of(pid) else { return Seen::Outside };
+    let Some(cgroup) = cgroup_of(pid) else { return Seen::Gone };
     let in_group = job_group.is_some_and(|group| cgroup.starts_with(group));
     let has_own = ["pid", "net", "ipc", "uts", "cgroup"]
         .iter()
@@ -129,26 +160,25 @@ pub fn look(pid: u32, reference: &Reference, job_group: Option<&Path>) -> Seen {
     if in_group && !has_own {
         return Seen::Outside;
     }
-    if root_of(pid).is_none_or(|root| root == reference.root) {
+    // Kernel threads execute nothing, nor does what has ended.
+    let Some(root) = root_of(pid).filter(|_| fs::read_link(format!("/proc/{pid}/exe")).is_ok())
+    else {
+        return Seen::Outside;
+    };
+    if root == reference.root {
         // Before a runtime has changed the root, or nothing that is called a container here.
-        return if has_own { Seen::InTheMaking } else { Seen::Outside };
+        return Seen::Outside;
     }
-    if !is_own_program(pid) && !has_parent_inside(pid, &namespaces) {
-        return Seen::InTheMaking;
+    let is_inside = is_own_program(pid) || has_parent_inside(pid, &namespaces);
+    let contained = Contained { key, namespaces, cgroup };
+    if is_inside {
+        Seen::Contained(contained)
+    } else if has_own {
+        Seen::InTheMaking(contained)
+    } else {
+        // A part of an engine that unpacks an image within its root directory.
+        Seen::Outside
     }
-    Seen::Contained(Contained { key, namespaces, cgroup })
-}
-
-/// A process whose container is in the making for so long that it is taken as it is.
-pub fn as_it_is(pid: u32, reference: &Reference) -> Option<Contained> {
-    if root_of(pid)? == reference.root {
-        return None;
-    }
-    Some(Contained {
-        key: ProcFs.key(pid)?,
-        namespaces: Namespaces::of(pid)?,
-        cgroup: cgroup_of(pid)?,
-    })
 }
 
 /// The facts about a process that was found in a container. `id` is the container's, as far as its cgroup tells.
@@ -193,6 +223,11 @@ pub fn fingerprint(contained: &Contained) -> Option<String> {
 
 /// Whoever made the container that the process is in: its first ancestor in another mount namespace, a runtime's shim.
 fn maker(pid: u32) -> Option<u32> {
+    // An ancestor that ends just now is found at the second attempt to have handed its children on.
+    (0..ATTEMPTS).find_map(|_| maker_now(pid))
+}
+
+fn maker_now(pid: u32) -> Option<u32> {
     let inside = mount_namespace(pid)?;
     let mut current = pid;
     for _ in 0..ANCESTOR_LIMIT {
@@ -454,5 +489,8 @@ mod tests {
     fn this_process_is_in_no_container_of_its_own() {
         let reference = Reference::of(std::process::id()).unwrap();
         assert!(matches!(look(std::process::id(), &reference, None), Seen::Outside));
+        assert!(matches!(look(u32::MAX, &reference, None), Seen::Gone));
+        let host = reference.container_host().unwrap();
+        assert!(host.pid != 0 && host.pid != host.network, "{host:?}");
     }
 }

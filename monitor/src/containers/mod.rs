@@ -1,19 +1,25 @@
 //! The containers of this host while jobs run: whose they are, how they are called, and what of the host they have.
 //!
 //! Containers are made by daemons, outside of any job's cgroup. [`watch`] finds their processes as the kernel shows them,
-//! whatever engine made them; [`events`] listens to Docker engines; [`authorization`] is asked by a Docker engine before it
+//! whatever engine made them, and [`judging`] judges them; [`events`] listens to Docker engines; [`authorization`] is asked by a Docker engine before it
 //! does what it was asked. All three gather facts for [`crate::detect::privileged_container`] and hand findings to the
 //! responder of the job that [`ownership`] names.
 
+mod asked;
 pub mod authorization;
 pub mod callers;
 pub mod engine;
 pub mod events;
 pub mod facts;
+mod groups;
 pub mod identity;
+mod judging;
 pub mod killing;
+mod known;
 pub mod names;
 pub mod ownership;
+mod sockets;
+mod source;
 pub mod watch;
 
 use crate::caller::ProcessKey;
@@ -24,6 +30,7 @@ use crate::detect::privileged_container::{JobOwn, Privilege};
 use crate::respond::Responder;
 use crate::respond::containers::KnownContainers;
 use crate::watch::bounded::BoundedCache;
+use crate::watch::kernel::KernelSensors;
 use engine::Engine;
 use facts::Reference;
 use identity::Description;
@@ -31,6 +38,7 @@ use jiff::Timestamp;
 use names::Names;
 use nix::unistd::{Uid, User};
 use portcullis_common::event::EnforcementScope;
+use portcullis_monitor_bpf::event::ContainerKey;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,6 +66,8 @@ pub struct WatchedJob {
     pub own: JobOwn,
     /// Its cgroup.
     pub group: Option<CgroupIdentity>,
+    /// Its token in the kernel's sensors, where there are any.
+    pub token: Option<u64>,
     /// When it was bound.
     pub started: Timestamp,
     /// Whether only its own traffic and containers are its.
@@ -68,8 +78,8 @@ pub struct WatchedJob {
     pub responder: Arc<Responder>,
     /// The containers that are known to be its.
     pub containers: Arc<killing::EngineContainers>,
-    /// Called whenever processes are looked at.
-    pub keep_up: KeepUp,
+    /// What is done for it when engines open sockets.
+    pub keep_up: Option<KeepUp>,
 }
 
 impl WatchedJob {
@@ -81,6 +91,7 @@ impl WatchedJob {
             uid,
             executable,
             group,
+            token,
             started,
             scope,
             responder,
@@ -94,6 +105,7 @@ impl WatchedJob {
             id,
             worker,
             group,
+            token,
             started,
             responder,
             containers,
@@ -130,6 +142,8 @@ pub struct JobParts {
     pub executable: PathBuf,
     /// The job's cgroup.
     pub group: Option<CgroupIdentity>,
+    /// The job's token in the kernel's sensors, where there are any.
+    pub token: Option<u64>,
     /// When it was bound.
     pub started: Timestamp,
     /// Whose traffic is the job's.
@@ -138,17 +152,31 @@ pub struct JobParts {
     pub responder: Arc<Responder>,
     /// The job's containers.
     pub containers: Arc<killing::EngineContainers>,
-    /// Called whenever processes are looked at.
-    pub keep_up: KeepUp,
+    /// What is done for it when engines open sockets.
+    pub keep_up: Option<KeepUp>,
 }
 
-/// What is done for a job whenever processes are looked at.
-pub struct KeepUp(Box<dyn Fn() + Send + Sync>);
+/// What is done for a job when engines open sockets.
+pub struct KeepUp {
+    work: Box<dyn Fn() + Send + Sync>,
+    directories: Box<dyn Fn() -> Vec<PathBuf> + Send + Sync>,
+}
 
 impl KeepUp {
-    /// Calls `work`.
-    pub fn new(work: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(Box::new(work))
+    /// Calls `work` when something happens to a socket in one of `directories`, and every few seconds.
+    pub fn new(
+        work: impl Fn() + Send + Sync + 'static,
+        directories: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static,
+    ) -> Self {
+        Self { work: Box::new(work), directories: Box::new(directories) }
+    }
+
+    fn run(&self) {
+        (self.work)();
+    }
+
+    fn directories(&self) -> Vec<PathBuf> {
+        (self.directories)()
     }
 }
 
@@ -197,7 +225,11 @@ pub struct Containers {
     descriptions: Mutex<BoundedCache<String, Arc<Description>>>,
     findings: Mutex<BoundedCache<KnownFinding, ()>>,
     names: Names,
-    waker: watch::Waker,
+    asked: Arc<asked::Asked>,
+    /// Who tells of containers.
+    source: Mutex<source::Source>,
+    /// Since when this monitor runs.
+    since: Timestamp,
     /// The cgroups of the machine's own services, which are not judged.
     services: RwLock<Vec<PathBuf>>,
 }
@@ -214,7 +246,9 @@ impl Containers {
             descriptions: Mutex::new(BoundedCache::new(REMEMBERED_CONTAINERS)),
             findings: Mutex::new(BoundedCache::new(REMEMBERED_FINDINGS)),
             names: Names::default(),
-            waker: watch::Waker::default(),
+            asked: Arc::default(),
+            source: Mutex::default(),
+            since: Timestamp::now(),
             services: RwLock::default(),
         }
     }
@@ -231,12 +265,21 @@ impl Containers {
         watch::start(Arc::clone(self))
     }
 
-    /// Looks after the containers of a job, too. `services` are the cgroups of the machine's own services.
-    pub fn add(&self, job: Arc<WatchedJob>, services: Vec<PathBuf>) {
+    /// Looks after the containers of a job, too: of what it starts from now on nothing is missed. `services` are the cgroups of
+    /// the machine's own services, `sensors` those in the kernel where there are any.
+    pub fn add(
+        &self,
+        job: Arc<WatchedJob>,
+        services: Vec<PathBuf>,
+        sensors: Option<&Arc<KernelSensors>>,
+    ) {
         *self.services.write().unwrap_or_else(PoisonError::into_inner) = services;
+        // The monitor that bound it may have died while a process of its was stopped.
+        let is_taken_over = job.started < self.since;
         self.lock_jobs().insert(job.id.clone(), job);
+        self.follow(sensors);
         self.job_came.notify_waiters();
-        self.waker.wake();
+        self.asked.look_at_all(is_taken_over);
     }
 
     /// The containers of a job that was bound at `started`.
@@ -252,12 +295,24 @@ impl Containers {
     /// The job has ended.
     pub fn remove(&self, id: &str) {
         self.lock_jobs().remove(id);
+        self.follow(None);
+        self.asked.something_happened();
     }
 
     /// The job of this id judges its own traffic only, from now on.
     pub fn narrow(&self, id: &str) {
         if let Some(job) = self.lock_jobs().get(id) {
             job.narrow();
+        }
+        self.follow(None);
+    }
+
+    /// A program in a container could not be judged: the next one like it is told.
+    fn forget(&self, container: &ContainerKey) {
+        if let source::Source::Kernel(sensors) =
+            &*self.source.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            sensors.containers().forget(container);
         }
     }
 

@@ -34,13 +34,16 @@ pub(super) struct Names {
 #[derive(Debug)]
 struct State {
     known: BoundedCache<IpAddr, (String, Instant)>,
+    /// Addresses that no container had when it was looked.
+    absent: BoundedCache<IpAddr, Instant>,
     looked: Option<Instant>,
 }
 
 impl Default for Names {
     fn default() -> Self {
         let known = BoundedCache::new(REMEMBERED_ADDRESSES);
-        Self { state: Mutex::new(State { known, looked: None }) }
+        let absent = BoundedCache::new(REMEMBERED_ADDRESSES);
+        Self { state: Mutex::new(State { known, absent, looked: None }) }
     }
 }
 
@@ -51,12 +54,20 @@ impl Names {
         state.known.insert(address, (name, Instant::now()));
     }
 
+    /// Notes that no container has the address.
+    fn note_absent(&self, address: IpAddr) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.absent.insert(address, Instant::now());
+    }
+
     /// The name, and whether it is time to look again.
     fn find(&self, address: IpAddr) -> (Option<String>, bool) {
         let now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let known = state.known.get(&address).cloned();
-        let is_fresh = known.as_ref().is_some_and(|(_, seen)| now.duration_since(*seen) < FRESH);
+        let seen = known.as_ref().map(|(_, seen)| *seen);
+        let seen = seen.or_else(|| state.absent.get(&address).copied());
+        let is_fresh = seen.is_some_and(|seen| now.duration_since(seen) < FRESH);
         let may_look = state.looked.is_none_or(|looked| now.duration_since(looked) >= PAUSE);
         if !is_fresh && may_look {
             state.looked = Some(now);
@@ -73,7 +84,11 @@ impl Containers {
             return known;
         }
         self.look_at_addresses();
-        self.names.find(address).0.or(known)
+        let found = self.names.find(address).0;
+        if found.is_none() {
+            self.names.note_absent(address);
+        }
+        found.or(known)
     }
 
     /// Looks into every network namespace that a container's process is in.

@@ -9,8 +9,8 @@ use portcullis_common::event::EnforcementScope;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct View {
-    /// The container's cgroup is the job's, or below it.
-    pub in_group: bool,
+    /// The container's cgroup is the job's, or below it, or its processes descend from the job's.
+    pub is_its_own: bool,
     /// It was started since the job was bound.
     pub is_younger: bool,
     /// A process of the job is connected to the engine now.
@@ -34,7 +34,7 @@ pub enum Owner {
 
 /// Whose the container is, from the views of all running jobs.
 pub fn owner(views: &[View]) -> Owner {
-    if let Some(index) = views.iter().position(|view| view.in_group) {
+    if let Some(index) = views.iter().position(|view| view.is_its_own) {
         return Owner::Job(index);
     }
     let candidates: Vec<usize> = views
@@ -65,7 +65,7 @@ mod tests {
     use portcullis_common::event::EnforcementScope::{Host, Job};
 
     const VIEW: View = View {
-        in_group: false,
+        is_its_own: false,
         is_younger: true,
         is_caller: false,
         is_restarted: false,
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(owner(&[VIEW, VIEW]), Owner::Unknown);
         assert_eq!(owner(&[View { is_younger: false, ..caller }, VIEW]), Owner::Unknown);
         assert_eq!(owner(&[View { is_younger: false, ..VIEW }; 2]), Owner::Nobody);
-        assert_eq!(owner(&[caller, View { in_group: true, ..VIEW }]), Owner::Job(1));
+        assert_eq!(owner(&[caller, View { is_its_own: true, ..VIEW }]), Owner::Job(1));
         assert_eq!(owner(&[]), Owner::Nobody);
     }
 }

@@ -104,13 +104,12 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
         tracing::error!(job.id = job.id(), error = %error, "the job's report could not be written");
     }
 
-    if let Err(error) = job.table.remove() {
+    if let Err(error) = job.remove_rules() {
         tracing::error!(job.id = job.id(), error = %with_causes(&error), "the job's rules could not be removed");
     }
     if let Err(error) = host.service_manager.forget(job.table.name().as_str()) {
         tracing::error!(job.id = job.id(), error = %error, "systemd could not be told to close the socket of the job's rules");
     }
-    host.own_ports.remove(job.table.port_id());
     *job.packets.lock().unwrap_or_else(PoisonError::into_inner) = None;
     if let Some(Err(error)) = job.group.as_ref().map(crate::cgroup::JobCgroup::remove) {
         tracing::warn!(job.id = job.id(), error = %with_causes(&error), "the job's cgroup could not be removed");

@@ -41,6 +41,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -216,7 +217,6 @@ pub fn enforce(
         closed.open();
     }
     let table = Arc::new(installed?);
-    host.own_ports.add(table.port_id());
     late_table.set(Arc::clone(&table));
     forget_dns_flows_meanwhile(namespace, &state.id);
     let mut features =
@@ -235,6 +235,7 @@ pub fn enforce(
         detectors: Mutex::default(),
         target: Mutex::new(target),
         table,
+        has_no_rules: AtomicBool::new(false),
         book,
         resolver: Mutex::new(Some(resolver)),
         dns_sink,
@@ -264,7 +265,9 @@ fn put_in_kernel(
     let is_kept = kept.is_some();
     let table = match (rules, kept) {
         (Rules::New, _) => InstalledTable::install(namespace.as_fd(), value),
-        (Rules::LeftByEarlierMonitor, Some(socket)) => InstalledTable::resume(socket, value),
+        (Rules::LeftByEarlierMonitor, Some(socket)) => {
+            InstalledTable::resume(namespace.as_fd(), socket, value)
+        }
         (Rules::LeftByEarlierMonitor, None) => {
             InstalledTable::adopt(namespace.as_fd(), &value.name, value)
         }

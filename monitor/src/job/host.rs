@@ -7,7 +7,7 @@ use crate::config::{Config, ConfigError, Paths, SensorBackend};
 use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
 use crate::egress::target::{CgroupId, OwnerMode};
-use crate::nftables::{OwnPorts, Probed, probe};
+use crate::nftables::{Probed, probe};
 use crate::service_manager::ServiceManager;
 use crate::store::{ServedStore, keep_header};
 use crate::watch::backend::Sensors;
@@ -35,8 +35,6 @@ pub struct Host {
     pub kernel: Probed,
     /// Who did what.
     pub sensors: Sensors,
-    /// The netlink ports of our own tables: changes by them are no tampering.
-    pub own_ports: OwnPorts,
     /// Who started the monitor, and keeps sockets over its restarts.
     pub service_manager: ServiceManager,
     /// The last known good policies.
@@ -88,7 +86,6 @@ impl Host {
             sensors: Sensors::load(config.sensors.backend),
             kernel: probe().map_err(HostError::Probe)?.without(&config.kernel.without),
             service_manager,
-            own_ports: OwnPorts::default(),
             monitor_group: monitor_group.map(|group| group.identity),
             hierarchy,
             store: OnceLock::new(),

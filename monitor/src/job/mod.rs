@@ -50,6 +50,7 @@ use portcullis_common::wire::{JobStatus, Started};
 use sink::DnsSink;
 use state::JobState;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -70,6 +71,8 @@ pub struct Job {
     /// Everything measured that the rules depend on; the rules are made again of it when the scope is narrowed.
     target: Mutex<EnforcementTarget>,
     table: Arc<InstalledTable>,
+    /// The job is over and its rules are removed. Changes with `target` locked.
+    has_no_rules: AtomicBool,
     book: Arc<grant_book::GrantBook>,
     resolver: Mutex<Option<Resolver>>,
     dns_sink: Arc<DnsSink>,
@@ -122,23 +125,37 @@ impl Job {
 
     /// The job as the watcher of containers sees it; `None` when its Worker is gone.
     fn watched(self: &Arc<Self>) -> Option<WatchedJob> {
-        let job = Arc::downgrade(self);
         WatchedJob::new(JobParts {
-            keep_up: KeepUp::new(move || {
-                if let Some(job) = job.upgrade() {
-                    job.renew_engine_sockets();
-                }
-            }),
+            keep_up: self.keep_up(),
             id: self.state.id.clone(),
             worker: self.state.worker,
             uid: self.state.uid,
             executable: self.worker.executable().to_owned(),
             group: self.state.cgroup.clone(),
+            token: self.sensors.watched.as_ref().map(|watched| watched.token()),
             started: self.state.started,
             scope: self.scope(),
             responder: Arc::clone(&self.responder),
             containers: Arc::clone(&self.containers),
         })
+    }
+
+    /// What is done when engines open sockets, where they are closed to the job.
+    fn keep_up(self: &Arc<Self>) -> Option<KeepUp> {
+        self.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?;
+        let (renewed, watched) = (Arc::downgrade(self), Arc::downgrade(self));
+        let renew = move || {
+            if let Some(job) = renewed.upgrade() {
+                job.renew_engine_sockets();
+            }
+        };
+        let directories = move || {
+            let job = watched.upgrade();
+            let sockets = job.as_ref().map(|job| job.engine_sockets.lock());
+            let sockets = sockets.map(|sockets| sockets.unwrap_or_else(PoisonError::into_inner));
+            sockets.and_then(|sockets| Some(sockets.as_ref()?.directories())).unwrap_or_default()
+        };
+        Some(KeepUp::new(renew, directories))
     }
 
     /// Closes the sockets that an engine has made anew.
@@ -150,10 +167,10 @@ impl Job {
         match outcome {
             Ok(0) => {}
             Ok(_) => self.note_gap(
-                "a container engine opened a socket while the job ran; it was closed to the job within a second".to_owned(),
+                "a container engine opened a socket while the job ran; it was closed to the job when it was noticed".to_owned(),
             ),
             Err(error) => {
-                // Told once: it is tried again twice a second.
+                // Told once: it is tried again every few seconds.
                 let problem = format!("a container engine is open to the job: {}", with_causes(&error));
                 if !self.gaps().contains(&problem) {
                     self.note_gap(problem);
@@ -266,8 +283,8 @@ impl Job {
         self.target().scope
     }
 
-    /// Judges the job's own traffic only, from now on: another runner of this host has started a job, whose groups are
-    /// `newcomer`. By the job's user it is known only as long as no other runner has the same.
+    /// Judges the job's own traffic only, from now on: another job has started on this host, whose groups are `newcomer`. By
+    /// the job's user it is known only as long as no other runner has the same.
     ///
     /// # Errors
     /// Why it can't be done, in words; the job then still judges what it judged before.
@@ -280,6 +297,9 @@ impl Job {
             return Err("it has no cgroup, and another runner has the same user".to_owned());
         }
         let mut target = self.target();
+        if self.has_no_rules.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let runner_uid = target.runner_uid.filter(|_| !is_user_shared);
         let others = self.younger_groups(newcomer);
         let other_jobs = group_ids(&others);
@@ -303,7 +323,7 @@ impl Job {
         if is_same_scope {
             return Ok(());
         }
-        let reason = "another runner of this host started a job: only this job's own traffic is judged from now on";
+        let reason = "another job has started on this host: only this job's own traffic is judged from now on";
         self.recorder.posture(reason.to_owned(), self.posture());
         Ok(())
     }
@@ -337,7 +357,7 @@ impl Job {
     /// Why the rules could not be replaced, in words.
     pub fn follow_infrastructure(&self, infrastructure: Vec<CgroupId>) -> Result<(), String> {
         let mut target = self.target();
-        if target.infrastructure == infrastructure {
+        if target.infrastructure == infrastructure || self.has_no_rules.load(Ordering::Relaxed) {
             return Ok(());
         }
         let followed = EnforcementTarget { infrastructure, ..target.clone() };
@@ -345,6 +365,17 @@ impl Job {
         self.table.replace(&rules).map_err(|error| with_causes(&error))?;
         *target = followed;
         Ok(())
+    }
+
+    /// Takes the rules away, at the end of the job.
+    ///
+    /// # Errors
+    /// When the kernel refused.
+    fn remove_rules(&self) -> Result<(), InstallError> {
+        // Nobody replaces them meanwhile or afterwards.
+        let _target = self.target();
+        self.has_no_rules.store(true, Ordering::Relaxed);
+        self.table.remove()
     }
 
     /// Writes down what has changed since the job was bound.

@@ -109,6 +109,7 @@ pub fn network_event(
 pub fn dns_event(
     observation: &DnsObservation,
     process: Option<Process>,
+    container: Option<String>,
     reference: &PolicyReference,
 ) -> DnsEvent {
     let outcome: &DnsOutcome = &observation.outcome;
@@ -122,6 +123,7 @@ pub fn dns_event(
         response_code: outcome.response_code.to_owned(),
         count: 1,
         process,
+        container,
         policy: reference.clone(),
     }
 }

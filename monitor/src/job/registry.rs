@@ -1,6 +1,8 @@
 //! The jobs of this host: one binding for each Worker, the first one wins.
 
 mod adoption;
+mod status_desk;
+mod succession;
 mod unenforced;
 
 use super::Job;
@@ -23,10 +25,11 @@ use portcullis_common::job_context::JobContext;
 use portcullis_common::wire::{
     Answer, Call, Explained, IdTokenRequest, Refusal, RefusalKind, Status,
 };
+use status_desk::StatusDesk;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::runtime::Handle;
 use unenforced::{Failure, Unenforced};
@@ -41,10 +44,13 @@ pub struct Registry {
     host: Arc<Host>,
     runtime: Handle,
     jobs: Arc<Mutex<HashMap<String, Arc<Job>>>>,
+    /// A job has ended and is none of `jobs` any more.
+    job_ended: Arc<Condvar>,
     /// Jobs that run although nothing is in force, because the failure mode is `audit`.
     unenforced: Arc<Mutex<Vec<Arc<Unenforced>>>>,
     /// Held while a Worker is being bound, so that two calls of the same Worker can't both be the first.
     binding: Mutex<()>,
+    status_desk: StatusDesk,
 }
 
 impl Registry {
@@ -54,8 +60,10 @@ impl Registry {
             host,
             runtime,
             jobs: Arc::default(),
+            job_ended: Arc::default(),
             unenforced: Arc::default(),
             binding: Mutex::default(),
+            status_desk: StatusDesk::default(),
         }
     }
 
@@ -87,10 +95,12 @@ impl Registry {
         }
         // Who calls is looked at twice: before the store is asked, so that nobody but a runner's job makes this host ask, and
         // under the lock, which is not held meanwhile, for a store that is slow must not hold up the other runners.
-        if let Err(answer) = self.unbound(caller, &context) {
-            return answer;
-        }
+        let candidate = match self.unbound(caller, &context) {
+            Ok(candidate) => candidate,
+            Err(answer) => return answer,
+        };
         let asked = self.host.resolve(&context, id_token, id_token_request);
+        self.await_predecessors(&candidate);
         let _binding = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
         let candidate = match self.unbound(caller, &context) {
             Ok(candidate) => candidate,
@@ -235,9 +245,14 @@ impl Registry {
     }
 
     /// Jobs that were bound when theirs was the only runner, or the only one of its user, judge more than their own
-    /// traffic; now there is another one, whose group is younger than theirs and none of their making.
+    /// traffic; now there is another one, whose group is younger than theirs and none of their making. A newcomer that is
+    /// its runner's only one meets nobody but predecessors whose end takes too long.
     fn keep_jobs_apart(&self, newcomer: &JobState) -> Result<(), String> {
-        let jobs: Vec<_> = self.jobs().values().cloned().collect();
+        let meets = |job: &Job| {
+            newcomer.scope == EnforcementScope::Job
+                || job.state().network_namespace == newcomer.network_namespace
+        };
+        let jobs: Vec<_> = self.jobs().values().filter(|job| meets(job)).cloned().collect();
         let groups = self.groups_of(newcomer);
         for job in jobs {
             job.narrow_scope(&self.host.paths.jobs(), &groups).map_err(|problem| {
@@ -261,9 +276,7 @@ impl Registry {
 
     /// Keeps the running jobs and the new one apart, and writes the new one's state down.
     fn prepare(&self, state: &JobState) -> Result<(), String> {
-        if state.scope == EnforcementScope::Job {
-            self.keep_jobs_apart(state)?;
-        }
+        self.keep_jobs_apart(state)?;
         state
             .save(&self.host.paths.jobs())
             .map(drop)
@@ -275,13 +288,15 @@ impl Registry {
         self.jobs().insert(job.id().to_owned(), Arc::clone(&job));
         if let Some(watched) = job.watched() {
             let services = self.host.infrastructure_paths();
-            self.host.containers.add(Arc::new(watched), services);
+            let sensors = self.host.sensors.kernel().ok();
+            self.host.containers.add(Arc::new(watched), services, sensors);
         }
-        let jobs = Arc::clone(&self.jobs);
+        let (jobs, job_ended) = (Arc::clone(&self.jobs), Arc::clone(&self.job_ended));
         let containers = Arc::clone(&self.host.containers);
         let forget = move |job: &Job| {
             containers.remove(job.id());
             jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(job.id());
+            job_ended.notify_all();
         };
         self.runtime.spawn(run(Arc::clone(&self.host), job, notices, forget));
     }
@@ -314,14 +329,14 @@ impl Registry {
         Answer::Finished { report: Box::new(report), markdown }
     }
 
-    fn status(&self) -> Answer {
+    fn status(&self) -> Status {
         let jobs: Vec<_> = self.jobs().values().cloned().collect();
         let mut jobs: Vec<_> = jobs.iter().map(|job| job.status()).collect();
         jobs.sort_by(|a, b| a.id.cmp(&b.id));
         if jobs.iter().any(|job| job.grants >= MANY_GRANTS) {
             memory::give_back();
         }
-        Answer::Status(Status { jobs, infrastructure: self.host.infrastructure_units() })
+        Status { jobs, infrastructure: self.host.infrastructure_units() }
     }
 
     fn explain(&self, context: &JobContext) -> Answer {
@@ -346,7 +361,7 @@ impl Requests for Registry {
                 self.start_job(caller, context, id_token, id_token_request.as_ref())
             }
             Call::FinishJob {} => self.finish_job(caller),
-            Call::Status {} => self.status(),
+            Call::Status {} => Answer::Status(self.status_desk.answer(|| self.status())),
             Call::Explain { context } => self.explain(&context),
         }
     }

@@ -49,7 +49,7 @@ pub async fn run(
             return finish(host, job, on_end).await;
         }
     };
-    let mut tampering = match Tampering::watch(&host, &job) {
+    let mut tampering = match Tampering::watch(&job) {
         Ok(tampering) => Some(tampering),
         Err(problem) => {
             job.note_gap(format!(
@@ -138,10 +138,10 @@ struct Tampering {
 }
 
 impl Tampering {
-    fn watch(host: &Host, job: &Job) -> Result<Self, String> {
+    fn watch(job: &Job) -> Result<Self, String> {
         let namespace = job.worker.network_namespace().map_err(|error| with_causes(&error))?;
-        let watcher = ChangeWatcher::open(namespace.as_fd(), host.own_ports.clone())
-            .map_err(|error| with_causes(&error))?;
+        let watcher =
+            ChangeWatcher::open(namespace.as_fd()).map_err(|error| with_causes(&error))?;
         let readable = watcher
             .as_fd()
             .try_clone_to_owned()

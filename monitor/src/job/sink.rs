@@ -105,13 +105,17 @@ impl EventContext {
             .as_deref()
             .cloned()
             .or_else(|| self.asker(observation.client, observation.transport));
+        // What no process of this network asked came from a container's.
+        let address = observation.client.ip().to_canonical();
+        let container = (process.is_none() && !address.is_loopback())
+            .then(|| self.containers.name_of(address))
+            .flatten();
+        let mut event = dns_event(observation, process, container, &self.reference);
         if is_no_call(outcome) && outcome.verdict == Verdict::Blocked {
             // Recorded as what it is, but no call of the job was stopped.
-            let mut event = dns_event(observation, process, &self.reference);
             event.verdict = Verdict::Allowed;
-            return self.recorder.dns(event);
         }
-        self.recorder.dns(dns_event(observation, process, &self.reference));
+        self.recorder.dns(event);
     }
 
     fn detection(&self, detection: &DnsDetection) {

@@ -40,17 +40,12 @@ pub struct Counter {
 /// calls [`Self::remove`].
 pub struct InstalledTable {
     state: Mutex<State>,
-    port_id: u32,
 }
 
 impl fmt::Debug for InstalledTable {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = &self.state().rules.name;
-        formatter
-            .debug_struct("InstalledTable")
-            .field("name", name)
-            .field("port_id", &self.port_id)
-            .finish_non_exhaustive()
+        formatter.debug_struct("InstalledTable").field("name", name).finish_non_exhaustive()
     }
 }
 
@@ -114,13 +109,17 @@ impl InstalledTable {
         Ok(adopted)
     }
 
-    /// Goes on with the socket of an earlier monitor ([`Self::socket`]), which still owns the tables; live grants and
-    /// counters stay.
+    /// Goes on with the socket that an earlier monitor had in the same network namespace ([`Self::socket`]), which still owns
+    /// the tables; live grants and counters stay.
     ///
     /// # Errors
     /// When `rules` are not in force; what was there before still is.
-    pub fn resume(socket: OwnedFd, rules: &RuleSet) -> Result<Self, InstallError> {
-        let socket = NetfilterSocket::resume(socket).map_err(InstallError::Socket)?;
+    pub fn resume(
+        namespace: BorrowedFd<'_>,
+        socket: OwnedFd,
+        rules: &RuleSet,
+    ) -> Result<Self, InstallError> {
+        let socket = NetfilterSocket::resume(socket, namespace).map_err(InstallError::Socket)?;
         let resumed = Self::new(socket, rules);
         resumed.state().replace_tables(&rules.name, rules, Keep::Everything)?;
         Ok(resumed)
@@ -146,8 +145,13 @@ impl InstalledTable {
     ///
     /// # Errors
     /// When the kernel refused.
-    pub fn remove_kept(socket: OwnedFd, name: &TableName) -> Result<(), InstallError> {
-        let mut socket = NetfilterSocket::resume(socket).map_err(InstallError::Socket)?;
+    pub fn remove_kept(
+        namespace: BorrowedFd<'_>,
+        socket: OwnedFd,
+        name: &TableName,
+    ) -> Result<(), InstallError> {
+        let mut socket =
+            NetfilterSocket::resume(socket, namespace).map_err(InstallError::Socket)?;
         for family in [TableFamily::Inet, TableFamily::Netdev] {
             remove_table(&mut socket, family, name)?;
         }
@@ -155,9 +159,8 @@ impl InstalledTable {
     }
 
     fn new(socket: NetfilterSocket, rules: &RuleSet) -> Self {
-        let port_id = socket.port_id();
         let state = State { socket, rules: rules.clone(), ledger: Ledger::default() };
-        Self { state: Mutex::new(state), port_id }
+        Self { state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -268,9 +271,9 @@ impl InstalledTable {
         Ok(())
     }
 
-    /// Our netlink port id: changes with it are ours ([`super::ChangeWatcher`]).
+    /// Our netlink port id, by which the kernel names the owner of the tables.
     pub fn port_id(&self) -> u32 {
-        self.port_id
+        self.state().socket.port_id()
     }
 
     /// The name of the tables.
@@ -307,6 +310,7 @@ fn remove_table(
 ) -> Result<(), InstallError> {
     let mut batch = Batch::new();
     delete_table(&mut batch, family, name.as_str());
+    socket.removes(name.as_str());
     match socket.apply(batch) {
         Err(refused) if refused.source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => Ok(other?),

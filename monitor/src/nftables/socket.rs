@@ -1,9 +1,11 @@
 //! A netlink socket to netfilter: transactions and dumps, one at a time.
 
+use super::own_sockets::{OwnSocket, namespace_here, namespace_of};
 use super::wire::{
     Attributes, HEADER_BYTES, Message, Parsed, add_flags, kernel, malformed, messages,
     write_message,
 };
+use crate::caller::table::NetworkNamespaceId;
 use crate::sys::namespace::in_network_namespace;
 use crate::sys::netlink::socket_from;
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -79,7 +81,10 @@ impl Batch {
 #[derive(Debug)]
 pub(super) struct NetfilterSocket {
     socket: Socket,
-    port_id: u32,
+    /// Changes by this socket are ours.
+    own: OwnSocket,
+    /// Where it was opened.
+    namespace: NetworkNamespaceId,
     buffer: Vec<u8>,
 }
 
@@ -94,31 +99,44 @@ impl NetfilterSocket {
         Self::set_up(Socket::new(NETLINK_NETFILTER)?)
     }
 
-    /// Goes on with a socket that was open before.
-    pub(super) fn resume(descriptor: OwnedFd) -> io::Result<Self> {
+    /// Goes on with a socket that was opened in `namespace` before.
+    pub(super) fn resume(descriptor: OwnedFd, namespace: BorrowedFd<'_>) -> io::Result<Self> {
+        let namespace = namespace_of(namespace)?;
         let socket = socket_from(descriptor);
         let mut address = SocketAddr::new(0, 0);
         socket.get_address(&mut address)?;
-        let port_id = address.port_number();
-        let mut resumed = Self { socket, port_id, buffer: Vec::with_capacity(RECEIVE_BYTES) };
+        let own = OwnSocket::register(namespace, address.port_number());
+        let buffer = Vec::with_capacity(RECEIVE_BYTES);
+        let mut resumed = Self { socket, own, namespace, buffer };
         // Answers to what the earlier monitor asked last.
         resumed.drain();
         Ok(resumed)
     }
 
     fn set_up(mut socket: Socket) -> io::Result<Self> {
-        let port_id = socket.bind_auto()?.port_number();
+        let namespace = namespace_here()?;
+        let own = OwnSocket::register(namespace, socket.bind_auto()?.port_number());
         setsockopt(&socket, SndBufForce, &BUFFER_BYTES)?;
         setsockopt(&socket, RcvBufForce, &BUFFER_BYTES)?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
-        Ok(Self { socket, port_id, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self { socket, own, namespace, buffer: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
-    /// Our port id: changes that carry it are ours.
+    /// Our port id, by which the kernel names the owner of a table.
     pub(super) fn port_id(&self) -> u32 {
-        self.port_id
+        self.own.port_id()
+    }
+
+    /// The socket is about to remove `table`.
+    pub(super) fn removes(&self, table: &str) {
+        self.own.removes(table);
+    }
+
+    /// The network namespace that it was opened in.
+    pub(super) fn namespace(&self) -> NetworkNamespaceId {
+        self.namespace
     }
 
     pub(super) fn socket(&self) -> &Socket {

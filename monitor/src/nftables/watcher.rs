@@ -1,37 +1,16 @@
 //! Who else changes the packet filter.
 
+use super::own_sockets::is_ours;
 use super::socket::NetfilterSocket;
 use super::wire::{Message, kernel, messages};
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// The most actions that one change lists; more are counted.
 const MAX_ACTIONS: usize = 64;
 
 /// The longest name in bytes that is kept of an object that somebody else made.
 const MAX_NAME_BYTES: usize = 256;
-
-/// The port ids of our own sockets, shared between a watcher and those who install tables.
-#[derive(Clone, Debug, Default)]
-pub struct OwnPorts(Arc<Mutex<HashSet<u32>>>);
-
-impl OwnPorts {
-    /// Changes by this port are ours.
-    pub fn add(&self, port_id: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(port_id);
-    }
-
-    /// The port belongs to somebody else from now on.
-    pub fn remove(&self, port_id: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&port_id);
-    }
-
-    fn contains(&self, port_id: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&port_id)
-    }
-}
 
 /// What was done to an object.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -96,11 +75,10 @@ pub enum Notice {
     Lost,
 }
 
-/// Sees every change of the packet filter in one network namespace.
+/// Sees every change of the packet filter in one network namespace that this process has not made itself.
 #[derive(Debug)]
 pub struct ChangeWatcher {
     socket: NetfilterSocket,
-    own: OwnPorts,
     /// The actions of the transaction that is not complete; the kernel tells one after the other.
     pending: Change,
 }
@@ -110,11 +88,11 @@ impl ChangeWatcher {
     ///
     /// # Errors
     /// When no netlink socket can be opened there (needs `CAP_NET_ADMIN`).
-    pub fn open(namespace: BorrowedFd<'_>, own: OwnPorts) -> io::Result<Self> {
+    pub fn open(namespace: BorrowedFd<'_>) -> io::Result<Self> {
         let socket = NetfilterSocket::open(namespace)?;
         socket.socket().add_membership(kernel::NFNLGRP_NFTABLES)?;
         socket.socket().set_non_blocking(true)?;
-        Ok(Self { socket, own, pending: Change::default() })
+        Ok(Self { socket, pending: Change::default() })
     }
 
     /// Takes what has happened since the last call; empty when nothing has. Never blocks: wait until the descriptor
@@ -137,9 +115,7 @@ impl ChangeWatcher {
             }
             for message in messages(self.socket.received()) {
                 let message = message?;
-                if message.kind >> 8 != kernel::NFNL_SUBSYS_NFTABLES
-                    || self.own.contains(message.port_id)
-                {
+                if message.kind >> 8 != kernel::NFNL_SUBSYS_NFTABLES {
                     continue;
                 }
                 if message.kind & 0xff == kernel::NEWGEN {
@@ -151,6 +127,11 @@ impl ChangeWatcher {
                         notices.push(Notice::Changed(change));
                     }
                 } else if let Some(action) = action(&message)? {
+                    let is_deletion = action.kind == ActionKind::Deleted;
+                    let namespace = self.socket.namespace();
+                    if is_ours(namespace, message.port_id, &action.table, is_deletion) {
+                        continue;
+                    }
                     if self.pending.actions.len() < MAX_ACTIONS {
                         self.pending.actions.push(action);
                     } else {

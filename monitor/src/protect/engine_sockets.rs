@@ -170,6 +170,17 @@ impl EngineSockets {
         }
     }
 
+    /// Where engines make sockets: the usual directories, or of one that is not there what is above it, and those of the
+    /// sockets that were closed.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let usual = USUAL_SOCKETS.iter().map(|path| self.root.join(path.trim_start_matches('/')));
+        let all = usual.chain(self.record.sockets.iter().cloned());
+        all.filter_map(|path| {
+            path.ancestors().skip(1).find(|above| above.is_dir()).map(PathBuf::from)
+        })
+        .collect()
+    }
+
     /// The sockets that were closed.
     pub fn sockets(&self) -> impl Iterator<Item = &Path> {
         self.record.sockets.iter().map(PathBuf::as_path)

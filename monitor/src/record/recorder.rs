@@ -8,8 +8,8 @@ use super::summary::{ReportHeader, Summary};
 use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, DnsEvent, EventKind, JobEvent, JobStage, NetworkEvent, Posture,
-    PostureEvent, Process, ProcessEvent, Verdict,
+    DetectionEvent, DetectionType, DnsEvent, EventKind, FileEvent, JobEvent, JobStage,
+    NetworkEvent, Posture, PostureEvent, Process, ProcessEvent, Verdict,
 };
 use portcullis_common::report::Report;
 use std::io;
@@ -68,6 +68,7 @@ struct DnsKey {
     name: Box<str>,
     query_type: u32,
     process: Option<u32>,
+    container: Option<u32>,
     rule: u32,
 }
 
@@ -78,6 +79,7 @@ impl DnsKey {
             name: event.name.as_str().into(),
             query_type: texts.number(&event.query_type),
             process: process_number(event.process.as_ref(), texts),
+            container: event.container.as_ref().map(|container| texts.number(container)),
             rule: texts.number(&event.rule),
         }
     }
@@ -174,6 +176,11 @@ impl Recorder {
         if noted != Noted::Repeat {
             state.write(EventKind::Process(ProcessEvent { process, count: 1 }));
         }
+    }
+
+    /// A source file of the job was overwritten; who tells it bounds how many there are.
+    pub fn file(&self, event: FileEvent) {
+        self.lock().write(EventKind::File(event));
     }
 
     /// A detection. Of each type the first ones are written, and then how many more there were; one that the job was killed

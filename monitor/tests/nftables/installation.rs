@@ -10,8 +10,8 @@ use portcullis_monitor::egress::grant::GrantError;
 use portcullis_monitor::egress::plan::rule_set;
 use portcullis_monitor::egress::target::{EnforcementTarget, KernelSupport, OwnerMode};
 use portcullis_monitor::nftables::{
-    ActionKind, ChangeWatcher, InstallError, InstalledTable, Notice, ObjectKind, OwnPorts,
-    forget_dns_flows, probe,
+    ActionKind, ChangeWatcher, InstallError, InstalledTable, Notice, ObjectKind, forget_dns_flows,
+    probe,
 };
 use std::time::{Duration, Instant};
 
@@ -130,10 +130,8 @@ fn tampering_with_a_table_without_an_owner_is_found_and_seen() {
     ] {
         let target =
             EnforcementTarget { owner: OwnerMode::None, table: table(), ..host_target(&world) };
-        let own = OwnPorts::default();
-        let mut watcher = ChangeWatcher::open(world.host.fd(), own.clone()).unwrap();
+        let mut watcher = ChangeWatcher::open(world.host.fd()).unwrap();
         let installed = install(&world, &policy, &target);
-        own.add(installed.port_id());
         installed.add_grants(&[grant(EVIL4, Protocol::Tcp, 443, MINUTE)]).unwrap();
         assert_eq!(watcher.take().unwrap(), [], "our own changes are no news");
         let command = tampering.replace("NAME", installed.name().as_str());
@@ -148,13 +146,19 @@ fn tampering_with_a_table_without_an_owner_is_found_and_seen() {
         assert!(change.pid.is_some());
         assert!(change.actions.iter().any(|action| action.table == installed.name().as_str()));
         installed.remove().unwrap();
+        drop(installed);
+        assert_eq!(
+            watcher.take().unwrap(),
+            [],
+            "{tampering}: the end of our own table, told when its socket is closed already"
+        );
     }
 }
 
 #[test]
 fn the_watcher_tells_what_was_done_and_that_it_lost_something() {
     let world = World::new();
-    let mut watcher = ChangeWatcher::open(world.host.fd(), OwnPorts::default()).unwrap();
+    let mut watcher = ChangeWatcher::open(world.host.fd()).unwrap();
     world.host.run(
         "nft 'add table ip x; add chain ip x y; add rule ip x y accept'; nft delete table ip x",
     );
@@ -266,7 +270,7 @@ fn a_socket_kept_elsewhere_goes_on_owning_the_tables() {
     installed.add_grants(&[grant(OK4, Protocol::Tcp, 443, MINUTE)]).unwrap();
     let (port, kept) = (installed.port_id(), installed.socket().unwrap());
     drop(installed);
-    let resumed = InstalledTable::resume(kept, &rules).unwrap();
+    let resumed = InstalledTable::resume(world.host.fd(), kept, &rules).unwrap();
     assert_eq!(resumed.port_id(), port);
     assert_eq!(resumed.list_grants().unwrap().len(), 1);
     drop(resumed);

@@ -182,6 +182,29 @@ fn jobs_in_one_namespace_are_judged_apart() {
     assert!(one.ask(&format!("tcp {} free", at(EVIL4, 443))).starts_with("ok"));
 }
 
+/// A job that is ending, and the next one of the same runner, whose user is the same.
+#[test]
+fn a_user_tells_only_what_no_other_jobs_group_does() {
+    let world = World::new();
+    world.serve(443);
+    let (ending, next) = (Cgroup::new(), Cgroup::new());
+    let allow_ok = policy(EgressMode::Block, &["198.51.100.10:443", "[2001:db8:a::10]:443"], &[]);
+    let allow_evil = policy(EgressMode::Block, &["203.0.113.66:443", "[2001:db8::66]:443"], &[]);
+    let mut first = job_target(&world, &ending);
+    first.runner_uid = Some(1002);
+    first.other_jobs = vec![next.id()];
+    let mut second = job_target(&world, &next);
+    second.runner_uid = Some(1002);
+    let (first, second) =
+        (install(&world, &allow_ok, &first), install(&world, &allow_evil, &second));
+    let mut of_next = Agent::new(&world.host, Some(&next), 1002);
+    for (ok, evil) in [(OK4, EVIL4), (OK6, EVIL6)] {
+        assert!(of_next.ask(&format!("tcp {} next", at(evil, 443))).starts_with("ok"));
+        assert!(of_next.ask(&format!("tcp {} next", at(ok, 443))).contains("TimedOut"));
+    }
+    assert_eq!((counter(&first, "blocked"), counter(&second, "allowed")), (0, 2));
+}
+
 /// Whatever a daemon starts in a group of its own once the job runs, unless it is another job's or the machine's own.
 #[test]
 fn groups_younger_than_the_job_are_judged_like_it() {

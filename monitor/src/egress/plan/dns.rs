@@ -26,7 +26,7 @@ impl Plan<'_> {
         owner.extend(self.infrastructure_rules());
         match self.target.scope {
             EnforcementScope::Job => {
-                owner.extend(self.owners().map(|owner| owner.goto("dns_redirect")));
+                owner.extend(self.owned(|owner| owner.goto("dns_redirect"), RuleBuilder::accept));
                 owner.extend(self.started_for_the_job("dns_redirect"));
             }
             EnforcementScope::Host => owner.push(rule().goto("dns_redirect")),

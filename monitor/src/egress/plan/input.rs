@@ -45,7 +45,7 @@ impl Plan<'_> {
         rules.extend(self.accept_from_containers());
         match self.target.scope {
             EnforcementScope::Job => {
-                rules.extend(self.owners().map(|owner| owner.goto("inbound_input")));
+                rules.extend(self.owned(|owner| owner.goto("inbound_input"), RuleBuilder::accept));
                 rules.extend(self.started_for_the_job("inbound_input"));
             }
             EnforcementScope::Host => rules.extend(self.host_rules()),

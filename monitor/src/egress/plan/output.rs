@@ -42,13 +42,13 @@ impl Plan<'_> {
                 .goto("resolver")
         }));
         for port in &self.target.closed_ports {
-            rules.extend(self.owners().map(|owner| {
-                owner
-                    .leaves_by_loopback()
-                    .transport(protocol::TCP)
-                    .destination_port(*port)
-                    .goto("denied_output")
-            }));
+            let to_engine = |owner: RuleBuilder| {
+                owner.leaves_by_loopback().transport(protocol::TCP).destination_port(*port)
+            };
+            rules.extend(self.owned(
+                |owner| to_engine(owner).goto("denied_output"),
+                |other| to_engine(other).accept(),
+            ));
         }
         rules.push(rule().leaves_by_loopback().accept());
         rules.extend(self.infrastructure_rules());
@@ -56,7 +56,7 @@ impl Plan<'_> {
         rules.extend(self.resolver_answers());
         match self.target.scope {
             EnforcementScope::Job => {
-                rules.extend(self.owners().map(|owner| owner.goto("judge_output")));
+                rules.extend(self.owned(|owner| owner.goto("judge_output"), RuleBuilder::accept));
                 // Another job's table may have redirected a query of what nobody owns to that job's resolver; the packet
                 // still has its old way out.
                 for (family, loopback) in [
@@ -101,7 +101,7 @@ impl Plan<'_> {
 
     /// Who may ask the job's resolver: in scope `job` only the job.
     fn resolver_rules(&self) -> Vec<Rule> {
-        let foreign = || rule().count(counters::FOREIGN_RESOLVER).drop();
+        let foreign = |other: RuleBuilder| other.count(counters::FOREIGN_RESOLVER).drop();
         // A redirected query still has its old way out; nothing else reaches this host's own address but by loopback.
         let outside = rule()
             .leaves_otherwise()
@@ -112,9 +112,9 @@ impl Plan<'_> {
             EnforcementScope::Host => vec![outside, rule().accept()],
             EnforcementScope::Job => {
                 let mut rules = vec![outside];
-                rules.extend(self.owners().map(RuleBuilder::accept));
-                rules.extend(self.in_younger_groups(RuleBuilder::accept, foreign));
-                rules.push(foreign());
+                rules.extend(self.owned(RuleBuilder::accept, foreign));
+                rules.extend(self.in_younger_groups(RuleBuilder::accept));
+                rules.push(foreign(rule()));
                 rules
             }
         }
@@ -172,34 +172,32 @@ impl Plan<'_> {
             .collect()
     }
 
-    /// The beginnings of rules about the job's sockets in scope `job`.
-    pub(super) fn owners(&self) -> impl Iterator<Item = RuleBuilder> {
-        let cgroup = self.target.job_cgroup.map(|cgroup| rule().cgroup(cgroup));
-        let user = self.target.runner_uid.map(|uid| rule().user(uid));
-        cgroup.into_iter().chain(user)
+    /// Rules about the job's sockets in scope `job`, by group and by user, `theirs` about those of other jobs: the group
+    /// comes first, and a user tells only what no job's group does. An earlier job of the same runner has the same user.
+    pub(super) fn owned(
+        &self,
+        ours: impl Fn(RuleBuilder) -> Rule,
+        theirs: impl Fn(RuleBuilder) -> Rule,
+    ) -> Vec<Rule> {
+        let cgroup = self.target.job_cgroup.map(|cgroup| ours(rule().cgroup(cgroup)));
+        let others = self
+            .other_jobs
+            .keys()
+            .map(|level| theirs(rule().cgroup_in(*level, &other_jobs_set(*level))));
+        let user = self.target.runner_uid.map(|uid| ours(rule().user(uid)));
+        cgroup.into_iter().chain(others).chain(user).collect()
     }
 
     /// Sends what daemons started since the job began, for whomever, to `chain`, in scope `job`: a container in the host's
     /// network, a transient unit. Whose it is can't be told, so each running job judges it, and it may do what all of
-    /// them may.
+    /// them may. Comes after [`Self::owned`], which has sorted out what other jobs' groups do.
     pub(super) fn started_for_the_job(&self, chain: &str) -> Vec<Rule> {
-        self.in_younger_groups(|younger| younger.goto(chain), || rule().accept())
+        self.in_younger_groups(|younger| younger.goto(chain))
     }
 
-    /// Rules about sockets in groups that are younger than the job's: `theirs` for other runners' jobs first.
-    fn in_younger_groups(
-        &self,
-        judge: impl Fn(RuleBuilder) -> Rule,
-        theirs: impl Fn() -> Rule,
-    ) -> Vec<Rule> {
+    /// Rules about sockets in groups that are younger than the job's.
+    fn in_younger_groups(&self, judge: impl Fn(RuleBuilder) -> Rule) -> Vec<Rule> {
         let Some(own) = self.target.job_cgroup else { return Vec::new() };
-        let others = self.other_jobs.keys().map(|level| {
-            let Rule(verdict) = theirs();
-            let found = rule().cgroup_in(*level, &other_jobs_set(*level));
-            verdict.into_iter().fold(found, RuleBuilder::with).done()
-        });
-        let younger =
-            (1..=MAX_GROUP_LEVEL).map(|level| judge(rule().cgroup_younger_than(level, own)));
-        others.chain(younger).collect()
+        (1..=MAX_GROUP_LEVEL).map(|level| judge(rule().cgroup_younger_than(level, own))).collect()
     }
 }

@@ -141,8 +141,11 @@ fn end_left_behind(host: &Host, state: &JobState, reason: &str) {
     if let Some(table) = table_name(&state.id)
         && let Some(socket) = host.service_manager.take(table.as_str())
     {
-        let removed =
-            InstalledTable::remove_kept(socket, &table).map_err(|error| with_causes(&error));
+        // Without anybody in the namespace the socket is all that keeps it; with that the rules go, too.
+        let removed = namespace.as_ref().map_or(Ok(()), |namespace| {
+            InstalledTable::remove_kept(namespace.as_fd(), socket, &table)
+                .map_err(|error| with_causes(&error))
+        });
         let forgotten =
             host.service_manager.forget(table.as_str()).map_err(|error| error.to_string());
         if let Err(problem) = removed.and(forgotten) {

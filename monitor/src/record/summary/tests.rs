@@ -51,6 +51,7 @@ fn dns(query_type: &str, count: u64) -> EventKind {
         response_code: "NXDOMAIN".to_owned(),
         count,
         process: None,
+        container: None,
         policy: policy(),
     })
 }

@@ -4,12 +4,14 @@
 //! is guarded. What needs an answer (somebody reached for memory, a process left its cgroup) goes to the job's
 //! [`KernelObserver`] on a thread of its own, because an answer takes longer than the kernel's ring buffer can wait.
 
+mod containers;
 mod guarded;
 mod hooks;
 mod images;
 mod sensor;
 mod streams;
 
+pub use containers::{ContainedProgram, ContainerObserver, wake_stopped};
 pub use guarded::Guarded;
 pub use sensor::BpfSensor;
 pub use streams::JobStreams;
@@ -33,7 +35,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 /// Findings that wait for their answer.
@@ -92,6 +94,8 @@ struct Shared {
     findings: SyncSender<Finding>,
     /// Findings that there was no room for.
     lost_findings: AtomicU64,
+    /// Who is told of containers.
+    containers: OnceLock<Arc<dyn ContainerObserver>>,
 }
 
 /// What needs an answer.
@@ -143,6 +147,7 @@ impl KernelSensors {
             observers: Mutex::default(),
             findings,
             lost_findings: AtomicU64::new(0),
+            containers: OnceLock::new(),
         });
         let answering = Arc::downgrade(&shared);
         thread::Builder::new()
@@ -374,6 +379,7 @@ impl Shared {
             }
             Event::Signal(subject, number) => self.find(Finding::Signal(subject, number)),
             Event::Stopped(pid) => wake(pid),
+            Event::Contained(subject, contained) => self.contained(&subject, contained),
             Event::Held(subject) => {
                 let key = ProcessKey { pid: subject.pid, start_time: subject.start_ticks() };
                 if let Some(observer) = self.observer(subject.job) {
