@@ -12,6 +12,7 @@ use crate::result::Row;
 use crate::statistics::Samples;
 use anyhow::{Context, Result};
 use client::Request;
+use portcullis_common::job_context::JobContext;
 use serde_json::{Value, json};
 use server::{Backend, Server, admin};
 use std::fmt::Write as _;
@@ -46,11 +47,7 @@ pub(crate) fn resolve(found: Found<'_>) -> Result<()> {
     let resolve = |number: usize| {
         let repository =
             format!("org-{}/repository-{}", number % 100, number % (POLICIES * TARGETS));
-        let context = json!({
-            "repository": repository, "repository_owner": format!("org-{}", number % 100),
-            "workflow_ref": format!("{repository}/.github/workflows/ci.yml@refs/heads/main"), "workflow": "CI", "job": "build",
-            "run_id": 7, "run_attempt": 1, "server_url": "https://github.com", "runner_name": "runner-1",
-        });
+        let context = context(&repository, 7);
         credential.json(
             "POST",
             "/api/v1/resolve",
@@ -91,6 +88,22 @@ pub(crate) fn resolve(found: Found<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What a job of a repository says of itself.
+fn context(repository: &str, run_id: u64) -> JobContext {
+    JobContext {
+        repository: repository.to_owned(),
+        repository_owner: repository.split('/').next().unwrap_or_default().to_owned(),
+        workflow_ref: format!("{repository}/.github/workflows/ci.yml@refs/heads/main"),
+        workflow: "CI".to_owned(),
+        job: "build".to_owned(),
+        run_id,
+        run_attempt: 1,
+        server_url: "https://github.com".to_owned(),
+        runner_name: "runner-1".to_owned(),
+        ..JobContext::default()
+    }
+}
+
 fn policy(number: usize) -> String {
     let mut text = format!(
         "---\nname: policy-{number}\negress-policy: block\nallowed-endpoints:\n  - github.com:443\n  - \"*.npmjs.org:443\"\n  - registry-{number}.example.com:443\nattach:\n"
@@ -122,11 +135,7 @@ pub(crate) fn intake(found: Found<'_>) -> Result<()> {
             let new = json!({
                 "id": id, "target": "prod", "identity": "asserted", "mode": "block", "started_at": "2026-01-01T00:00:00Z",
                 "policy": { "name": "p", "version": "1", "scope": "cluster" },
-                "context": {
-                    "repository": format!("octo/repository-{job}"), "repository_owner": "octo", "workflow": "CI", "job": "build",
-                    "workflow_ref": format!("octo/repository-{job}/.github/workflows/ci.yml@refs/heads/main"),
-                    "run_id": job + 1, "run_attempt": 1, "server_url": "https://github.com", "runner_name": "runner-1",
-                },
+                "context": context(&format!("octo/repository-{job}"), job as u64 + 1),
             });
             server.ask(&credential.json("POST", "/api/v1/jobs", &new))?;
             jobs.push(
@@ -195,52 +204,122 @@ fn stored() -> (usize, usize) {
 /// Pages that are read of each kind.
 const PAGES: usize = 300;
 
-/// The page of a job's calls, its stopped calls, and destinations of an organization, with ten million events stored.
+/// What is asked for each of many jobs: what it is, and its address behind `/api/v1/jobs/ID/` or `/jobs/ID`.
+const OF_JOBS: [(&str, &str); 4] = [
+    ("a job's calls", "network-events?limit=100"),
+    ("a job's calls, far behind", "network-events?limit=100&cursor=800"),
+    ("a job's stopped calls", "network-events?limit=100&status=blocked"),
+    ("a job's processes", "process-tree"),
+];
+
+/// What is asked again and again.
+const LISTS: [(&str, &str); 6] = [
+    ("runs, the newest", "runs?limit=100"),
+    ("an organization's destinations", "destinations?organization=org-3&limit=100"),
+    (
+        "a cluster's destinations, of a month",
+        "destinations?cluster=cluster-1&limit=100&since=MONTH",
+    ),
+    ("all destinations", "destinations?limit=100"),
+    ("baselines of jobs with their states", "baselines/states?source=job&limit=100"),
+    ("the summary of a day", "summary?hours=24"),
+];
+
+/// The dashboard's pages; `JOB` and `RUN` stand for those of many runs.
+const PAGES_OF_DASHBOARD: [&str; 24] = [
+    "/",
+    "/runs",
+    "/runs?blocked=true",
+    "/runs?detections=true",
+    "/runs?repository=org-3%2Fgenerated-3",
+    "/runs?cluster=cluster-1",
+    "/runs/RUN",
+    "/jobs/JOB",
+    "/jobs/JOB?status=blocked",
+    "/jobs/JOB/timeline.json",
+    "/jobs/JOB/processes",
+    "/jobs/JOB/files",
+    "/jobs/JOB/detections",
+    "/jobs/JOB/posture",
+    "/detections",
+    "/destinations",
+    "/destinations?scope=organization&target=org-3",
+    "/destinations?days=30",
+    "/baselines",
+    "/baselines/of?source=organization&organization=org-3",
+    "/policies",
+    "/runners",
+    "/suppressions",
+    "/audit-log",
+];
+
+/// What the API and the dashboard answer with ten million events stored, on both databases.
 pub(crate) fn pages(found: Found<'_>) -> Result<()> {
-    let server = Server::start_with_events(JOBS, CALLS)?;
+    for (backend, name) in [(Backend::Sqlite, "SQLite"), (Backend::Postgres, "PostgreSQL")] {
+        let server = Server::start_with_events(backend, JOBS, CALLS)?;
+        pages_of(&server, name, found)?;
+    }
+    Ok(())
+}
+
+fn pages_of(server: &Server, name: &str, found: Found<'_>) -> Result<()> {
     let admin = admin();
-    let mut jobs: Vec<String> = Vec::new();
+    let mut jobs: Vec<(usize, String)> = Vec::new();
     // Runs are numbered from a million on; every 33rd is looked at.
     for run in (0..JOBS).step_by(JOBS / PAGES) {
-        let answer = server.ask(&admin.get(&format!("/api/v1/runs/{}", 1_000_000 + run)))?;
+        let number = 1_000_000 + run;
+        let answer = server.ask(&admin.get(&format!("/api/v1/runs/{number}")))?;
         let run: Value = serde_json::from_str(&answer)?;
-        jobs.push(run["job_records"][0]["id"].as_str().context("a run without a job")?.to_owned());
+        let id = run["job_records"][0]["id"].as_str().context("a run without a job")?;
+        jobs.push((number, id.to_owned()));
     }
-    for (what, query) in [
-        ("calls", "network-events?limit=100"),
-        ("stopped calls", "network-events?limit=100&status=blocked"),
-        ("processes", "process-tree"),
-    ] {
-        let requests: Vec<Request> =
-            jobs.iter().map(|id| admin.get(&format!("/api/v1/jobs/{id}/{query}"))).collect();
-        let times = server.times(&requests)?;
+    let mut measure = |what: String, requests: &[Request], limit: f64| -> Result<f64> {
+        let times = server.times(requests)?;
         let detail = format!(
-            "{} jobs, p50 {:.1} ms, p99 {:.1} ms",
+            "{} answers, p50 {:.1} ms, p99 {:.1} ms",
             times.len(),
             times.median(),
             times.percentile(99)
         );
-        let what = format!("page of a job's {what}, 10 million events, p95");
-        found(Row::at_most(what, times.percentile(95), 50.0, " ms").with(&detail))?;
-    }
-    for (what, path) in [
-        ("runs, the newest", "runs?limit=100"),
-        ("an organization's destinations", "destinations?organization=org-3&limit=100"),
-        ("baselines of jobs with their states", "baselines/states?source=job&limit=100"),
-    ] {
+        let p95 = times.percentile(95);
+        let what = format!("{what}, 10 million events, {name}, p95");
+        found(Row::at_most(what, p95, limit, " ms").with(&detail))?;
+        Ok(p95)
+    };
+    for (what, query) in OF_JOBS {
         let requests: Vec<Request> =
-            (0..50).map(|_| admin.get(&format!("/api/v1/{path}"))).collect();
-        let times = server.times(&requests)?;
-        let detail = format!("p50 {:.1} ms", times.median());
-        found(
-            Row::at_most(
-                format!("page of {what}, 10 million events, p95"),
-                times.percentile(95),
-                50.0,
-                " ms",
-            )
-            .with(&detail),
-        )?;
+            jobs.iter().map(|(_, id)| admin.get(&format!("/api/v1/jobs/{id}/{query}"))).collect();
+        measure(format!("API: {what}"), &requests, 50.0)?;
     }
-    Ok(())
+    let month = (jiff::Timestamp::now() - Duration::from_hours(30 * 24)).to_string();
+    for (what, path) in LISTS {
+        let path = path.replace("MONTH", &month);
+        let requests = vec![admin.get(&format!("/api/v1/{path}")); 50];
+        measure(format!("API: {what}"), &requests, 50.0)?;
+    }
+    let person = server.sign_in()?;
+    let mut slowest = (0.0, "");
+    for page in PAGES_OF_DASHBOARD {
+        let many = if page.contains("JOB") || page.contains("RUN") { jobs.len() } else { 50 };
+        let requests: Vec<Request> = jobs
+            .iter()
+            .take(many)
+            .map(|(run, id)| {
+                person.get(&page.replace("JOB", id).replace("RUN", &format!("{run}-1")))
+            })
+            .collect();
+        let p95 = measure(format!("dashboard: `{page}`"), &requests, 100.0)?;
+        if p95 > slowest.0 {
+            slowest = (p95, page);
+        }
+    }
+    let what = format!("dashboard: the slowest page, 10 million events, {name}, p95");
+    found(Row::at_most(what, slowest.0, 100.0, " ms").with(slowest.1))?;
+    let most = server.resident_mebibytes("VmHWM")?;
+    found(Row::at_most(
+        format!("server, resident memory, the most while its pages are read, {name}"),
+        most,
+        300.0,
+        " MiB",
+    ))
 }

@@ -9,9 +9,14 @@ use std::net::{SocketAddr, TcpStream};
 #[derive(Clone, Debug)]
 pub(super) struct Request(Vec<u8>);
 
-/// Somebody with a token.
+/// Somebody with a token, or with a session of the dashboard.
 #[derive(Clone, Debug)]
-pub(super) struct Caller(pub(super) String);
+pub(super) enum Caller {
+    /// Says a token.
+    Token(String),
+    /// Has a cookie.
+    Session(String),
+}
 
 impl Caller {
     /// A request without a body.
@@ -32,13 +37,26 @@ impl Caller {
     fn request(&self, method: &str, path: &str, kind: &str, body: &str) -> Request {
         let kind =
             if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
+        let who = match self {
+            Self::Token(token) => format!("authorization: Bearer {token}"),
+            Self::Session(cookie) => format!("cookie: {cookie}"),
+        };
         let text = format!(
-            "{method} {path} HTTP/1.1\r\nhost: store\r\nauthorization: Bearer {}\r\n{kind}content-length: {}\r\n\r\n{body}",
-            self.0,
+            "{method} {path} HTTP/1.1\r\nhost: store\r\n{who}\r\n{kind}content-length: {}\r\n\r\n{body}",
             body.len()
         );
         Request(text.into_bytes())
     }
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    /// Its status.
+    pub(super) status: u16,
+    /// Name and value of the cookie that it sets.
+    pub(super) cookie: Option<String>,
+    body: Vec<u8>,
 }
 
 /// A connection.
@@ -57,15 +75,30 @@ impl Connection {
 
     /// Sends a request and returns the body of the answer, if it is one of success.
     pub(super) fn ask(&mut self, request: &Request) -> Result<Vec<u8>> {
+        let answer = self.exchange(request)?;
+        ensure!(
+            (200..300).contains(&answer.status),
+            "status {}: {}",
+            answer.status,
+            String::from_utf8_lossy(&answer.body)
+        );
+        Ok(answer.body)
+    }
+
+    /// Sends a request and returns the answer.
+    pub(super) fn exchange(&mut self, request: &Request) -> Result<Answer> {
         self.stream.get_mut().write_all(&request.0)?;
         let mut line = String::new();
         self.stream.read_line(&mut line)?;
         let status: u16 =
             line.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-        let (mut length, mut chunked) = (0_usize, false);
+        let (mut length, mut chunked, mut cookie) = (0_usize, false, None);
         loop {
             line.clear();
             self.stream.read_line(&mut line)?;
+            if let Some(value) = line.strip_prefix("set-cookie: ") {
+                cookie = value.split(';').next().map(str::to_owned);
+            }
             let header = line.trim_end().to_ascii_lowercase();
             if header.is_empty() {
                 break;
@@ -96,11 +129,6 @@ impl Connection {
             body.resize(length, 0);
             self.stream.read_exact(&mut body)?;
         }
-        ensure!(
-            (200..300).contains(&status),
-            "status {status}: {}",
-            String::from_utf8_lossy(&body)
-        );
-        Ok(body)
+        Ok(Answer { status, cookie, body })
     }
 }

@@ -31,6 +31,9 @@ mod postgres;
 )]
 mod small_disk;
 
+/// Names a file of SQLite with the events already, for looking at one thing again and again.
+const EVENTS: &str = "PORTCULLIS_BENCH_EVENTS";
+
 /// The token of the admin.
 const TOKEN: &str = "measured-measured-measured-measured";
 
@@ -62,7 +65,7 @@ impl Drop for Server {
 
 /// The admin.
 pub(super) fn admin() -> Caller {
-    Caller(TOKEN.to_owned())
+    Caller::Token(TOKEN.to_owned())
 }
 
 fn program() -> Result<PathBuf> {
@@ -76,19 +79,17 @@ fn program() -> Result<PathBuf> {
 impl Server {
     /// An empty store.
     pub(super) fn start(backend: Backend) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let postgres = (backend == Backend::Postgres).then(postgres::Postgres::start);
-        let database = match &postgres {
-            Some(postgres) => postgres.url(),
-            None => format!("sqlite:{}", directory.path().join("store.db").display()),
-        };
+        let (directory, postgres, database) = Self::database(backend)?;
         Self::serve(directory, postgres, &database)
     }
 
-    /// A store on SQLite with so many jobs of so many calls.
-    pub(super) fn start_with_events(jobs: usize, calls: usize) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let database = format!("sqlite:{}", directory.path().join("store.db").display());
+    /// A store with so many jobs of so many calls.
+    pub(super) fn start_with_events(backend: Backend, jobs: usize, calls: usize) -> Result<Self> {
+        if let Some(kept) = std::env::var_os(EVENTS).filter(|_| backend == Backend::Sqlite) {
+            let database = format!("sqlite:{}", kept.display());
+            return Self::serve(tempfile::tempdir()?, None, &database);
+        }
+        let (directory, postgres, database) = Self::database(backend)?;
         let status = Command::new(program()?)
             .args(["generate-events", "--database", &database])
             .args(["--jobs", &jobs.to_string(), "--events-of-job", &calls.to_string()])
@@ -96,7 +97,18 @@ impl Server {
         if !status.success() {
             bail!("no events were generated: {status}");
         }
-        Self::serve(directory, None, &database)
+        Self::serve(directory, postgres, &database)
+    }
+
+    /// An empty database, and where it is.
+    fn database(backend: Backend) -> Result<(TempDir, Option<postgres::Postgres>, String)> {
+        let directory = tempfile::tempdir()?;
+        let postgres = (backend == Backend::Postgres).then(postgres::Postgres::start_as_it_comes);
+        let database = match &postgres {
+            Some(postgres) => postgres.url(),
+            None => format!("sqlite:{}", directory.path().join("store.db").display()),
+        };
+        Ok((directory, postgres, database))
     }
 
     fn serve(
@@ -152,11 +164,18 @@ impl Server {
         let enrolment = json!({ "cluster": "prod" });
         let made = self.ask(&admin().json("POST", "/api/v1/enrolments", &enrolment))?;
         let made: Value = serde_json::from_str(&made)?;
-        let secret = Caller(made["secret"].as_str().context("no secret")?.to_owned());
+        let secret = Caller::Token(made["secret"].as_str().context("no secret")?.to_owned());
         let host = json!({ "host_name": "runner-1" });
         let enrolled: Value =
             serde_json::from_str(&self.ask(&secret.json("POST", "/api/v1/enrol", &host))?)?;
-        Ok(Caller(enrolled["credential"].as_str().context("no credential")?.to_owned()))
+        Ok(Caller::Token(enrolled["credential"].as_str().context("no credential")?.to_owned()))
+    }
+
+    /// A person with a session of the dashboard.
+    pub(super) fn sign_in(&self) -> Result<Caller> {
+        let request = admin().text("POST", "/sign-in", &format!("token={TOKEN}&next=%2F"));
+        let answer = Connection::open(self.address)?.exchange(&request)?;
+        Ok(Caller::Session(answer.cookie.context("nobody was signed in")?))
     }
 
     /// Asks once.

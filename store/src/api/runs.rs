@@ -311,14 +311,14 @@ struct DestinationParams {
     status: Option<Verdict>,
     /// Only endpoints that have this text in them.
     endpoint: Option<String>,
-    /// Only jobs that began at this time or later, RFC 3339.
+    /// Only what was called at this time or later, RFC 3339; calls and runs are counted from the beginning.
     since: Option<Timestamp>,
 }
 
 impl DestinationParams {
     /// Where just what is asked for is added up.
     fn added_up(&self) -> AddedUp {
-        if self.workflow.is_some() || self.since.is_some() {
+        if self.workflow.is_some() {
             return AddedUp::Nowhere;
         }
         let asked = (
@@ -359,6 +359,7 @@ async fn destinations(
     let endpoints = EndpointFilter {
         verdict: params.status,
         containing: params.endpoint.clone(),
+        since_us: params.since.map(Timestamp::as_microsecond),
         after,
         ..EndpointFilter::default()
     };
@@ -379,7 +380,6 @@ async fn destinations(
         repository: lower(params.repository),
         cluster: params.cluster,
         workflow: params.workflow,
-        since_ms: params.since.map(Timestamp::as_millisecond),
         endpoints,
     };
     let items = store.database.destinations(&filter, asked(limit)).await?;

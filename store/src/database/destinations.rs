@@ -34,8 +34,6 @@ pub struct DestinationFilter {
     pub cluster: Option<String>,
     /// Only of this workflow.
     pub workflow: Option<String>,
-    /// Only jobs that began at this time or later, in milliseconds.
-    pub since_ms: Option<i64>,
     /// Which of them.
     pub endpoints: EndpointFilter,
 }
@@ -43,7 +41,7 @@ pub struct DestinationFilter {
 /// A destination: endpoint, verdict, calls, runs, first and last time in microseconds.
 type Row = (String, i16, i64, i64, i64, i64);
 
-/// Adds the conditions of an [`EndpointFilter`] that single rows meet or not.
+/// Adds the conditions of an [`EndpointFilter`] that are met by rows, added up or not.
 macro_rules! and_endpoints {
     ($query:expr, $filter:expr) => {
         if $filter.reached_only {
@@ -53,14 +51,17 @@ macro_rules! and_endpoints {
         if let Some(text) = &$filter.containing {
             $query.push(" AND endpoint LIKE ").push_bind(containing(text)).push(" ESCAPE '!'");
         }
-        if let Some(since) = $filter.since_us {
-            $query.push(" AND last_us >= ").push_bind(since);
-        }
         if let Some((endpoint, verdict)) = $filter.after.clone() {
             $query.push(" AND (endpoint, verdict) > (").push_bind(endpoint);
             $query.push(", ").push_bind(verdict).push(")");
         }
     };
+}
+
+/// The repository that a workflow lies in: `octo/hello` of `octo/hello/.github/workflows/ci.yml`.
+pub(super) fn repository_of(workflow: &str) -> Option<String> {
+    let (end, _) = workflow.match_indices('/').nth(1)?;
+    workflow.get(..end).map(str::to_ascii_lowercase)
 }
 
 fn summary(row: Row) -> Result<DestinationSummary, DatabaseError> {
@@ -91,16 +92,16 @@ impl Database {
                  FROM destinations JOIN jobs ON jobs.key = destinations.job WHERE 1 = 1",
             );
             and_equal!(query, "organization", filter.organization.clone());
-            and_equal!(query, "repository", filter.repository.clone());
+            // A workflow's repository leads to its jobs by an index.
+            let of_workflow = filter.workflow.as_deref().and_then(repository_of);
+            and_equal!(query, "repository", filter.repository.clone().or(of_workflow));
             and_equal!(query, "cluster", filter.cluster.clone());
             and_equal!(query, "workflow_path", filter.workflow.clone());
-            if let Some(since) = filter.since_ms {
-                query.push(" AND started_ms >= ").push_bind(since);
-            }
             and_endpoints!(query, filter.endpoints);
-            query.push(" GROUP BY endpoint, verdict");
+            query.push(" GROUP BY endpoint, verdict HAVING MAX(last_us) >= ");
+            query.push_bind(filter.endpoints.since_us.unwrap_or(i64::MIN));
             if let Some(runs) = filter.endpoints.min_runs {
-                query.push(" HAVING COUNT(DISTINCT run) >= ").push_bind(i64::from(runs));
+                query.push(" AND COUNT(DISTINCT run) >= ").push_bind(i64::from(runs));
             }
             query.push(" ORDER BY endpoint, verdict LIMIT ").push_bind(i64::from(limit));
             query.build_query_as().fetch_all(pool).await?
@@ -135,9 +136,11 @@ impl Database {
                 query.push(" AND runs >= ").push_bind(i64::from(runs));
             }
             and_endpoints!(query, filter);
-            if baseline.is_none() {
-                query.push(" GROUP BY endpoint, verdict");
-            }
+            query.push(match baseline {
+                Some(_) => " AND last_us >= ",
+                None => " GROUP BY endpoint, verdict HAVING MAX(last_us) >= ",
+            });
+            query.push_bind(filter.since_us.unwrap_or(i64::MIN));
             query.push(" ORDER BY endpoint, verdict LIMIT ").push_bind(i64::from(limit));
             query.build_query_as().fetch_all(pool).await?
         });

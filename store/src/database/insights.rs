@@ -105,8 +105,8 @@ impl Database {
         Ok((unsigned(runs), unsigned(lockdowns)))
     }
 
-    /// Endpoints that were called by jobs that began at a time or later and by none before, the most called first: endpoint,
-    /// verdict, calls, runs, first and last time in microseconds.
+    /// Endpoints that were called for the first time at a time or later, the most called first: endpoint, verdict, calls, runs,
+    /// first and last time in microseconds. Baselines of organizations know; they keep what was called before retention.
     ///
     /// # Errors
     /// When the database can't be used.
@@ -115,13 +115,12 @@ impl Database {
         since_ms: i64,
         limit: u32,
     ) -> Result<Vec<(String, i16, i64, i64, i64, i64)>, DatabaseError> {
-        const SQL: &str = "SELECT d.endpoint, MAX(d.verdict), CAST(SUM(d.calls) AS BIGINT), COUNT(DISTINCT j.run), \
-            MIN(d.first_us), MAX(d.last_us) FROM jobs j JOIN destinations d ON d.job = j.key WHERE j.started_ms >= $1 \
-            AND NOT EXISTS (SELECT 1 FROM destinations o JOIN jobs old ON old.key = o.job \
-                WHERE o.endpoint = d.endpoint AND old.started_ms < $1) \
-            GROUP BY d.endpoint ORDER BY 3 DESC, 1 LIMIT $2";
+        const SQL: &str = "SELECT endpoint, MAX(verdict), CAST(SUM(calls) AS BIGINT), CAST(SUM(runs) AS BIGINT), \
+            MIN(first_us), MAX(last_us) FROM baseline_endpoints WHERE baseline IN (SELECT key FROM baselines WHERE source = 3) \
+            GROUP BY endpoint HAVING MIN(first_us) >= $1 ORDER BY 3 DESC, 1 LIMIT $2";
+        let since_us = since_ms.saturating_mul(1000);
         Ok(read!(self, |pool| {
-            sqlx::query_as(SQL).bind(since_ms).bind(i64::from(limit)).fetch_all(pool).await?
+            sqlx::query_as(SQL).bind(since_us).bind(i64::from(limit)).fetch_all(pool).await?
         }))
     }
 

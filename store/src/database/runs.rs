@@ -1,6 +1,7 @@
 //! Reading runs and their jobs.
 
 use super::audit::time_of;
+use super::destinations::repository_of;
 use super::values::{and_equal, from_word};
 use super::{Database, DatabaseError, read, signed, unsigned};
 use portcullis_common::event::PolicyReference;
@@ -80,7 +81,9 @@ impl Database {
                  FROM (SELECT * FROM runs WHERE key < ",
             );
             query.push_bind(filter.before.unwrap_or(i64::MAX));
-            and_equal!(query, "repository", filter.repository.clone());
+            // A workflow's repository leads to its runs by an index.
+            let of_workflow = filter.workflow.as_deref().and_then(repository_of);
+            and_equal!(query, "repository", filter.repository.clone().or(of_workflow));
             and_equal!(query, "organization", filter.organization.clone());
             and_equal!(query, "workflow_path", filter.workflow.clone());
             and_equal!(query, "run_id", filter.run_id.map(signed));

@@ -178,7 +178,9 @@ async fn jobs_of_one_run_learn_together(world: World) {
     assert_eq!(runs(&format!("{JOB}&min_runs=2")).await, [(4, 10)]);
     assert_eq!(runs(&format!("{JOB}&endpoint=new")).await, [(1, 4)]);
     // Destinations add up the same, whether a baseline has them or not.
-    for query in ["", "organization=octo", "organization=octo&since=2020-01-01T00:00:00Z"] {
+    let of_jobs = "workflow=octo/hello/.github/workflows/ci.yml&since=2020-01-01T00:00:00Z";
+    for query in ["", "organization=octo", "organization=octo&since=2020-01-01T00:00:00Z", of_jobs]
+    {
         let page = server.get(&format!("/destinations?{query}")).await.expect(200);
         assert_eq!(
             (page["items"][0]["runs"].as_u64(), page["items"][0]["calls"].as_u64()),

@@ -391,7 +391,10 @@ async fn a_session_follows_the_provider_and_the_configuration(world: World) {
     let part = fresh.url("/runs");
     let part = send(browser.client.get(part).header(COOKIE, &cookie).header("hx-request", "true"));
     assert_eq!(part.await.status, 401);
+    // A server that was refused does not ask again at once.
+    fresh.stop().await;
     issuer.set_down(false);
+    let fresh = world.start_with(configuration(&world, &issuer, true)).await;
     browser.confirm(&fresh, "/runs").await;
     assert_eq!(browser.get(&fresh, "/runs").await.status, 200);
     fresh.stop().await;

@@ -16,7 +16,12 @@ pub struct Postgres {
     child: Child,
     /// Its data lies there, when it is to be bounded.
     disk: Option<SmallDisk>,
+    settings: &'static [&'static str],
 }
+
+/// What makes a server cheap whose data nobody needs after the test.
+const SMALL: &[&str] =
+    &["fsync=off", "shared_buffers=16MB", "min_wal_size=2MB", "max_wal_size=8MB"];
 
 /// The directory of the newest version that is installed.
 fn programs() -> PathBuf {
@@ -48,12 +53,17 @@ fn as_postgres(program: &str, disk: Option<&SmallDisk>) -> Command {
 
 impl Postgres {
     pub fn start() -> Self {
-        Self::start_on(None)
+        Self::start_on(None, SMALL)
+    }
+
+    /// One with PostgreSQL's own settings, whose data is on disk when it says so: for measuring.
+    pub fn start_as_it_comes() -> Self {
+        Self::start_on(None, &[])
     }
 
     /// One whose data has a disk of this many bytes.
     pub fn start_on_small_disk(bytes: u64) -> Self {
-        Self::start_on(Some(bytes))
+        Self::start_on(Some(bytes), SMALL)
     }
 
     /// Its disk, if it has one of its own.
@@ -61,7 +71,7 @@ impl Postgres {
         self.disk.as_ref()
     }
 
-    fn start_on(bytes: Option<u64>) -> Self {
+    fn start_on(bytes: Option<u64>, settings: &'static [&'static str]) -> Self {
         let directory = tempfile::Builder::new().prefix("portcullis-pg-").tempdir().unwrap();
         let user = nix::unistd::User::from_name("postgres").unwrap().expect("no user postgres");
         chown(directory.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
@@ -80,19 +90,18 @@ impl Postgres {
                 "--username=postgres",
                 "--locale=C",
                 "--encoding=UTF8",
-                "--wal-segsize",
-                LOG_SEGMENT_MIB,
             ])
+            .args(settings.first().map(|_| format!("--wal-segsize={LOG_SEGMENT_MIB}")))
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let child = Self::run(&directory, disk.as_ref());
-        let postgres = Self { directory, child, disk };
+        let child = Self::run(&directory, disk.as_ref(), settings);
+        let postgres = Self { directory, child, disk, settings };
         postgres.wait();
         postgres
     }
 
-    fn run(directory: &TempDir, disk: Option<&SmallDisk>) -> Child {
+    fn run(directory: &TempDir, disk: Option<&SmallDisk>, settings: &[&str]) -> Child {
         let log = fs::File::options()
             .create(true)
             .append(true)
@@ -103,8 +112,8 @@ impl Postgres {
             .arg(directory.path().join("data"))
             .arg("-k")
             .arg(directory.path())
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB"])
-            .args(["-c", "min_wal_size=2MB", "-c", "max_wal_size=8MB"])
+            .args(["-c", "listen_addresses="])
+            .args(settings.iter().flat_map(|setting| ["-c", setting]))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -134,13 +143,13 @@ impl Postgres {
             Some(disk) => drop(disk.command("rm").arg("-f").arg(pid_file).status()),
             None => drop(fs::remove_file(pid_file)),
         }
-        self.child = Self::run(&self.directory, self.disk.as_ref());
+        self.child = Self::run(&self.directory, self.disk.as_ref(), self.settings);
         // It gives up while the children of the killed one are still there.
         let deadline = Instant::now() + Duration::from_mins(1);
         while !self.has_come() {
             assert!(Instant::now() < deadline, "PostgreSQL does not come again: {}", self.log());
             if self.child.try_wait().unwrap().is_some() {
-                self.child = Self::run(&self.directory, self.disk.as_ref());
+                self.child = Self::run(&self.directory, self.disk.as_ref(), self.settings);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
