@@ -163,11 +163,13 @@ impl Drop for AuditRules {
         let control = self.control.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut outcome = Ok(());
         for rule in rules() {
-            outcome = outcome.and(change(control, AUDIT_DEL_RULE, &rule));
+            let removed = change(control, AUDIT_DEL_RULE, &rule);
+            outcome = outcome.and(removed);
         }
         if self.is_ours {
-            outcome = outcome.and(enable(control, false));
-            outcome = outcome.and(change(control, AUDIT_ADD_RULE, &resting()));
+            let (disabled, resting) =
+                (enable(control, false), change(control, AUDIT_ADD_RULE, &resting()));
+            outcome = outcome.and(disabled).and(resting);
         }
         if let Err(error) = outcome {
             tracing::warn!(%error, "rules of the audit subsystem could not be taken back; `auditctl -D -k portcullis` does");

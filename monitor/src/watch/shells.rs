@@ -210,7 +210,7 @@ pub fn is_program(pid: u32, name: &str) -> bool {
         return from.join(name.trim_start_matches('/')).is_file();
     }
     let find = |directory: &&str| root.join(directory).join(name).is_file();
-    !name.starts_with('.') && PROGRAM_DIRECTORIES.iter().any(|directory| find(&directory))
+    !name.starts_with('.') && PROGRAM_DIRECTORIES.iter().any(find)
 }
 
 /// Whether a process was forked and has not executed anything since: it has the program of its parent, at the same
