@@ -64,12 +64,7 @@ struct Lists {
     denied: Covering,
 }
 
-fn allowed(
-    policy: &EffectivePolicy,
-    lists: &Lists,
-    index: usize,
-    rule: &Rule,
-) -> Vec<LintFinding> {
+fn allowed(policy: &EffectivePolicy, lists: &Lists, index: usize, rule: &Rule) -> Vec<LintFinding> {
     let mut findings = Vec::new();
     let text = Some(&*rule.text);
     let place = if *rule.policy == *policy.name {

@@ -16,10 +16,7 @@ fn a_sign_in_that_nobody_could_use_is_refused() {
         ("issuer = \"http://login.test\"\n[sign-in.roles]\nops = \"admin\"\n", "https://"),
         ("issuer = \"https://login.test\"\n[sign-in.roles]\n", "nobody could sign in"),
         ("issuer = \"https://login.test\"\n[sign-in.roles]\nops = \"runner\"\n", "for hosts"),
-        (
-            "issuer = \"https://login.test\"\n[sign-in.roles]\nops = \"root\"\n",
-            "unknown variant",
-        ),
+        ("issuer = \"https://login.test\"\n[sign-in.roles]\nops = \"root\"\n", "unknown variant"),
         ("issuer = \"https://login.test\"\n", "roles"),
         (
             "issuer = \"https://login.test\"\nconfirm-minutes = 0\n[sign-in.roles]\nops = \"admin\"\n",
@@ -42,15 +39,13 @@ fn the_documented_example_is_read() {
 #[test]
 fn what_is_shown_elsewhere_is_read_too() {
     let guide = include_str!("../../../docs/store.md");
-    let blocks =
-        guide.split("```toml store\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let blocks = guide.split("```toml store\n").skip(1).filter_map(|rest| rest.split("```").next());
     let manifest = include_str!("../../../deploy/kubernetes/store/configuration.yaml");
     let manifest: serde_json::Value = serde_saphyr::from_str(manifest).unwrap();
     let manifest = manifest["data"]["store.toml"].as_str().unwrap().to_owned();
     let installed = include_str!("../../../deploy/store.toml").to_owned();
     // Lines that are commented out are there to be used.
-    let is_key =
-        |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    let is_key = |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     let is_setting = |line: &&str| {
         line.starts_with('[') || line.split_once(" = ").is_some_and(|(name, _)| is_key(name))
     };
@@ -87,8 +82,7 @@ fn documented_parts_are_read() {
 
 #[test]
 fn tokens_never_cross_the_network_in_the_clear() {
-    let open =
-        Configuration { listen: "0.0.0.0:80".parse().unwrap(), ..Configuration::default() };
+    let open = Configuration { listen: "0.0.0.0:80".parse().unwrap(), ..Configuration::default() };
     let error = open.check().unwrap_err().to_string();
     assert!(error.contains("[tls]"), "{error}");
     Configuration::default().check().unwrap();

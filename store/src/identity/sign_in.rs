@@ -214,9 +214,9 @@ impl SignIn {
 
     /// Whether what a browser brings back belongs to a confirmation that it began itself.
     pub fn is_confirmation(&self, cookie: Option<&str>, answered: &Answered) -> bool {
-        cookie.and_then(|cookie| self.sealer.open(cookie).ok()).is_some_and(|attempt| {
-            attempt.confirms.is_some() && attempt.is_answered_by(answered)
-        })
+        cookie
+            .and_then(|cookie| self.sealer.open(cookie).ok())
+            .is_some_and(|attempt| attempt.confirms.is_some() && attempt.is_answered_by(answered))
     }
 
     /// What a person of this provider may do now, and how their session stands; `None` when they may do nothing any more.

@@ -102,7 +102,11 @@ async fn every_earlier_version_with_data(world: World) {
         if version >= 5 {
             let states = server.get("/baselines/states?source=job").await.expect(200);
             let learned = &states["items"][0];
-            assert_eq!((&learned["runs"], &learned["endpoints"]), (&json!(2), &json!(2)), "{states}");
+            assert_eq!(
+                (&learned["runs"], &learned["endpoints"]),
+                (&json!(2), &json!(2)),
+                "{states}"
+            );
         }
         if version >= 7 {
             assert_sessions(&server, version).await;

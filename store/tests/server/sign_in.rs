@@ -351,7 +351,8 @@ async fn wait(world: &World, minutes: i64) {
 
 async fn a_session_follows_the_provider_and_the_configuration(world: World) {
     let (server, issuer) = with_provider(&world).await;
-    let groups = |groups: Value| json!({ "sub": "1", "email": "ada@example.com", "groups": groups });
+    let groups =
+        |groups: Value| json!({ "sub": "1", "email": "ada@example.com", "groups": groups });
     issuer.set_person(groups(json!(["security", "of no role"])));
     let mut browser = Browser::new();
     browser.sign_in(&server, "%2Fruns").await;
@@ -375,7 +376,10 @@ async fn a_session_follows_the_provider_and_the_configuration(world: World) {
     assert_eq!(session_of(&server, &browser).await, Some(("ada@example.com".into(), Role::Viewer)));
     assert_eq!(issuer.confirmations(), 1);
     let entry = &recorded(&server).await[0];
-    assert_eq!((&entry["action"], &entry["detail"]), (&json!("session.change"), &json!("viewer, was admin")));
+    assert_eq!(
+        (&entry["action"], &entry["detail"]),
+        (&json!("session.change"), &json!("viewer, was admin"))
+    );
 
     // The provider is away: for a while pages are shown, then nothing is.
     issuer.set_down(true);

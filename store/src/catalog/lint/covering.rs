@@ -45,8 +45,7 @@ impl Covering {
             let range = endpoint.ports;
             let ports = Ports { range, index, farthest: (range.last(), index) };
             let next = new.ports.len();
-            let host =
-                *new.hosts.entry((endpoint.protocol, endpoint.host.clone())).or_insert(next);
+            let host = *new.hosts.entry((endpoint.protocol, endpoint.host.clone())).or_insert(next);
             if host == next {
                 new.ports.push(Vec::new());
             }
@@ -192,8 +191,18 @@ mod tests {
     /// All combinations of some hosts, protocols and ports, so that there is much to cover.
     fn endpoints() -> Vec<Endpoint> {
         let hosts = [
-            "a.test", "*.a.test", "x.a.test", "*.x.a.test", "y.x.a.test", "b.test", "0.0.0.0/0",
-            "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "[2001:db8::]/32", "[2001:db8::7]",
+            "a.test",
+            "*.a.test",
+            "x.a.test",
+            "*.x.a.test",
+            "y.x.a.test",
+            "b.test",
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "10.1.2.3",
+            "[2001:db8::]/32",
+            "[2001:db8::7]",
         ];
         let mut texts = String::new();
         for host in hosts {

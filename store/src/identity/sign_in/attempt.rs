@@ -298,10 +298,7 @@ mod tests {
             "https://store.test/cb",
             "openid",
         );
-        assert!(
-            asked.as_str().contains("prompt=none&login_hint=ada%40example.com&"),
-            "{asked}"
-        );
+        assert!(asked.as_str().contains("prompt=none&login_hint=ada%40example.com&"), "{asked}");
         // RFC 7636, 4.1: 43 to 128 unreserved characters.
         assert_eq!(attempt.verifier.len(), 43);
     }
