@@ -161,17 +161,13 @@ impl AuditRules {
 impl Drop for AuditRules {
     fn drop(&mut self) {
         let control = self.control.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut outcome = Ok(());
-        for rule in rules() {
-            let removed = change(control, AUDIT_DEL_RULE, &rule);
-            outcome = outcome.and(removed);
-        }
+        let mut outcomes: Vec<io::Result<()>> =
+            rules().iter().map(|rule| change(control, AUDIT_DEL_RULE, rule)).collect();
         if self.is_ours {
-            let (disabled, resting) =
-                (enable(control, false), change(control, AUDIT_ADD_RULE, &resting()));
-            outcome = outcome.and(disabled).and(resting);
+            outcomes.push(enable(control, false));
+            outcomes.push(change(control, AUDIT_ADD_RULE, &resting()));
         }
-        if let Err(error) = outcome {
+        if let Some(error) = outcomes.into_iter().find_map(Result::err) {
             tracing::warn!(%error, "rules of the audit subsystem could not be taken back; `auditctl -D -k portcullis` does");
         }
     }

@@ -209,8 +209,8 @@ pub fn is_program(pid: u32, name: &str) -> bool {
         let from = if name.starts_with('/') { root } else { format!("/proc/{pid}/cwd").into() };
         return from.join(name.trim_start_matches('/')).is_file();
     }
-    let find = |directory: &&str| root.join(directory).join(name).is_file();
-    !name.starts_with('.') && PROGRAM_DIRECTORIES.iter().any(find)
+    let is_there = |directory: &str| root.join(directory).join(name).is_file();
+    !name.starts_with('.') && PROGRAM_DIRECTORIES.iter().any(|directory| is_there(directory))
 }
 
 /// Whether a process was forked and has not executed anything since: it has the program of its parent, at the same
