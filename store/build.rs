@@ -25,18 +25,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let wish = std::env::var("PORTCULLIS_DASHBOARD").unwrap_or_default();
     let built = if wish == "off" { Err("PORTCULLIS_DASHBOARD is off".into()) } else { build(&out) };
     let code = match built {
-        Ok(assets) => format!("Some(&[\n{assets}])"),
+        Ok(assets) => format!("Ok(&[\n{assets}])"),
         Err(error) if wish == "required" => return Err(error),
         Err(error) => {
+            let reason = error.to_string().replace('\n', " ");
             println!(
-                "cargo::warning=portcullis is built WITHOUT its dashboard: {}. Install Node.js 20 or newer with npm and build again; PORTCULLIS_DASHBOARD=required makes this an error.",
-                error.to_string().replace('\n', " ")
+                "cargo::warning=portcullis is built WITHOUT its dashboard: {reason}. Install Node.js 20 or newer with npm and build again; PORTCULLIS_DASHBOARD=required makes this an error."
             );
-            "None".to_owned()
+            format!("Err({reason:?})")
         }
     };
-    let code =
-        format!("/// What the build made.\npub(super) static BUILT: Option<&[Asset]> = {code};\n");
+    let code = format!(
+        "/// What the build made, or why it made nothing.\npub(super) static BUILT: Result<&[Asset], &str> = {code};\n"
+    );
     fs::write(out.join("dashboard_assets.rs"), code)?;
     Ok(())
 }

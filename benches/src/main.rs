@@ -17,7 +17,7 @@ use std::io::{self, Write};
 #[command(name = "portcullis-benches")]
 struct Options {
     /// Which ones: pre-job, rules, connections, throughput, names, monitor, main-job, sensors (or one of sensors-processes,
-    /// sensors-calls, sensors-shells, sensors-kill, sensors-kill-many), store-resolve, store-intake, store-pages. All when
+    /// sensors-calls, sensors-shells, sensors-kill, sensors-kill-many), store-resolve, store-intake, store-pages, dashboard. All when
     /// none is named.
     only: Vec<String>,
 }
@@ -27,7 +27,7 @@ type Found<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
 
 type Measurement = (&'static str, fn(Found<'_>) -> Result<()>);
 
-const MEASUREMENTS: [Measurement; 15] = [
+const MEASUREMENTS: [Measurement; 16] = [
     ("pre-job", measure::pre_job),
     ("rules", measure::rules),
     ("connections", measure::connections),
@@ -43,6 +43,7 @@ const MEASUREMENTS: [Measurement; 15] = [
     ("store-resolve", store::resolve),
     ("store-intake", store::intake),
     ("store-pages", store::pages),
+    ("dashboard", store::dashboard::pages),
 ];
 
 /// `sensors` are all whose names begin so.

@@ -4,6 +4,7 @@
 //! server to the same client in turn, say what an answer costs beyond being answered.
 
 mod client;
+pub(crate) mod dashboard;
 mod server;
 
 use crate::Found;
@@ -183,6 +184,13 @@ fn events(id: &str, before: usize) -> String {
 /// Jobs of the store whose pages are read, and calls of each: together ten million.
 const JOBS: usize = 10_000;
 const CALLS: usize = 1000;
+
+/// Jobs and calls of each that are stored before pages are read. `PORTCULLIS_BENCH_JOBS` asks for fewer jobs, to try a
+/// measurement out.
+fn stored() -> (usize, usize) {
+    let wish = std::env::var("PORTCULLIS_BENCH_JOBS").ok().and_then(|text| text.parse().ok());
+    (wish.unwrap_or(JOBS), CALLS)
+}
 
 /// Pages that are read of each kind.
 const PAGES: usize = 300;

@@ -18,6 +18,7 @@ enum call {
     CALL_CONNECT,    /* socket in the first argument */
     CALL_RECEIVE,    /* like CALL_READ, of sockets only */
     CALL_WRITE,      /* writes to the descriptor in its first argument */
+    CALL_DUPLICATE,  /* gives a descriptor of an open file, and returns it */
 };
 
 /* pidfd_open has the same number in every ABI. */
@@ -35,6 +36,8 @@ enum bytes_at {
     BYTES_MESSAGE, /* in what the `struct msghdr` in the second argument names */
 };
 
+/* Registers and threads are read as what the verifier knows them to be, without calls of helpers: every system call of the
+ * machine comes this way. */
 #if defined(__TARGET_ARCH_x86)
 
 /* TS_COMPAT: the call came by the 32-bit entry. */
@@ -44,21 +47,23 @@ enum bytes_at {
 
 static __always_inline bool is_compat(struct task_struct *task)
 {
-    return BPF_CORE_READ(task, thread_info.status) & IS_COMPAT;
+    return task->thread_info.status & IS_COMPAT;
 }
 
 static __always_inline u32 call_number(struct pt_regs *registers)
 {
-    return BPF_CORE_READ(registers, orig_ax);
+    return registers->orig_ax;
 }
 
 static __always_inline u64 argument(struct pt_regs *registers, bool compat, u32 which)
 {
-    if (which == 2)
-        return compat ? (u32)BPF_CORE_READ(registers, dx) : BPF_CORE_READ(registers, dx);
-    if (compat)
-        return (u32)(which == 0 ? BPF_CORE_READ(registers, bx) : BPF_CORE_READ(registers, cx));
-    return which == 0 ? BPF_CORE_READ(registers, di) : BPF_CORE_READ(registers, si);
+    u64 first = registers->di, second = registers->si, third = registers->dx;
+    if (compat) {
+        first = (u32)registers->bx;
+        second = (u32)registers->cx;
+        third = (u32)third;
+    }
+    return which == 0 ? first : which == 1 ? second : third;
 }
 
 static __always_inline enum call native_call(u32 number)
@@ -78,6 +83,7 @@ static __always_inline enum call native_call(u32 number)
     case 45: case 47: case 299: return CALL_RECEIVE;            /* recvfrom, recvmsg, recvmmsg */
     case 517: case 519: case 537: return CALL_RECEIVE;          /* x32: recvfrom, recvmsg, recvmmsg */
     case 1: case 20: case 44: case 46: return CALL_WRITE;       /* write, writev, sendto, sendmsg */
+    case 32: case 33: case 72: case 292: return CALL_DUPLICATE; /* dup, dup2, fcntl, dup3 */
     }
     return CALL_OTHER;
 }
@@ -108,6 +114,7 @@ static __always_inline enum call compat_call(u32 number)
     case 362: return CALL_CONNECT;
     case 102: case 371: case 372: case 337: case 417: return CALL_RECEIVE; /* socketcall is any of them */
     case 4: case 146: case 369: case 370: return CALL_WRITE;
+    case 41: case 63: case 55: case 221: case 330: return CALL_DUPLICATE;
     }
     return CALL_OTHER;
 }
@@ -119,21 +126,18 @@ static __always_inline enum call compat_call(u32 number)
 
 static __always_inline bool is_compat(struct task_struct *task)
 {
-    return BPF_CORE_READ(task, thread_info.flags) & IS_COMPAT;
+    return task->thread_info.flags & IS_COMPAT;
 }
 
 static __always_inline u32 call_number(struct pt_regs *registers)
 {
-    return BPF_CORE_READ(registers, syscallno);
+    return registers->syscallno;
 }
 
 static __always_inline u64 argument(struct pt_regs *registers, bool compat, u32 which)
 {
-    u64 value;
-    if (which == 2)
-        value = BPF_CORE_READ(registers, regs[2]);
-    else
-        value = which == 0 ? BPF_CORE_READ(registers, orig_x0) : BPF_CORE_READ(registers, regs[1]);
+    u64 first = registers->orig_x0, second = registers->regs[1], third = registers->regs[2];
+    u64 value = which == 0 ? first : which == 1 ? second : third;
     return compat ? (u32)value : value;
 }
 
@@ -151,6 +155,7 @@ static __always_inline enum call native_call(u32 number)
     case 203: return CALL_CONNECT;
     case 207: case 212: case 243: return CALL_RECEIVE;
     case 64: case 66: case 206: case 211: return CALL_WRITE;
+    case 23: case 24: case 25: return CALL_DUPLICATE; /* dup, dup3, fcntl */
     }
     return CALL_OTHER;
 }
@@ -181,6 +186,7 @@ static __always_inline enum call compat_call(u32 number)
     case 283: return CALL_CONNECT;
     case 291: case 292: case 297: case 365: return CALL_RECEIVE;
     case 4: case 146: case 290: case 296: return CALL_WRITE;
+    case 41: case 63: case 55: case 221: case 358: return CALL_DUPLICATE;
     }
     return CALL_OTHER;
 }

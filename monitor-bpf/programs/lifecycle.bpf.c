@@ -23,6 +23,21 @@ struct {
     __type(value, u64);
 } escaped SEC(".maps");
 
+/* Whether the monitor waits to be woken for every program that is executed. In a burst it does not: then it comes by itself,
+ * some hundred times a second. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, u32);
+    __type(value, u32);
+} reader_waits SEC(".maps");
+
+static __always_inline bool is_awaited(void)
+{
+    u32 zero = 0, *waits = bpf_map_lookup_elem(&reader_waits, &zero);
+    return waits && *waits;
+}
+
 struct environment_event {
     struct event event;
     u32 length;
@@ -60,6 +75,7 @@ int BPF_PROG(process_forks, struct task_struct *parent, struct task_struct *chil
         return 0;
     member->has_escaped = of_parent->has_escaped;
     member->program = of_parent->program;
+    member->user = of_parent->user;
     if (child->pid != child->tgid)
         return 0;
     /* By who really made it: `CLONE_PARENT` gives what a step starts the Worker as its parent. */
@@ -112,7 +128,11 @@ int BPF_PROG(process_executes, struct task_struct *task)
     describe(&scratch->event, EVENT_EXEC, task, member->job);
     u64 length = append_image(scratch, 0, task);
     BOUND(length, sizeof(scratch->bytes));
-    send(scratch, sizeof(scratch->event) + length, true);
+    /* What has no file and what has another user's rights is looked at while it runs. */
+    u32 user = task->cred->euid.val + 1;
+    bool is_unusual = member->user != user || !task->mm->exe_file->f_inode->i_nlink;
+    member->user = user;
+    send(scratch, sizeof(scratch->event) + length, is_unusual || is_awaited());
 
     u32 parent = scratch->event.parent;
     if (!bpf_map_lookup_elem(&workers, &parent))

@@ -44,7 +44,7 @@ struct membership {
     u32 has_escaped;
     u32 program;         /* enum program_class: what it executes */
     u32 is_step;         /* a Worker made it, and it has executed nothing yet */
-    u32 pad;
+    u32 user;            /* the effective user of what it executed last, and one; 0 when that is not known */
     u64 judged_made;     /* with how many connections of the job its streams were judged, */
     u64 judged_input;    /* and which streams it had then */
     u64 judged_output;
@@ -100,7 +100,9 @@ static __always_inline void count_lost(void)
 /* Whether the monitor is woken: for what it has to answer always, for the rest when much is waiting. */
 static __always_inline u64 wake(bool now)
 {
-    return now || bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > RING_HIGH_WATER ? BPF_RB_FORCE_WAKEUP
+    if (now)
+        return BPF_RB_FORCE_WAKEUP;
+    return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > RING_HIGH_WATER ? BPF_RB_FORCE_WAKEUP
                                                                                   : BPF_RB_NO_WAKEUP;
 }
 
@@ -152,14 +154,14 @@ static __always_inline struct membership *membership(struct task_struct *task)
 
 static __always_inline void describe(struct event *event, u32 kind, struct task_struct *task, u64 job)
 {
-    struct task_struct *parent = BPF_CORE_READ(task, real_parent);
+    struct task_struct *parent = task->real_parent;
     event->kind = kind;
-    event->process = BPF_CORE_READ(task, tgid);
+    event->process = task->tgid;
     event->time = bpf_ktime_get_boot_ns();
-    event->start = BPF_CORE_READ(task, group_leader, start_boottime);
-    event->parent = BPF_CORE_READ(parent, tgid);
-    event->parent_start = BPF_CORE_READ(parent, group_leader, start_boottime);
-    event->user = BPF_CORE_READ(task, cred, uid.val);
+    event->start = task->group_leader->start_boottime;
+    event->parent = parent->tgid;
+    event->parent_start = parent->group_leader->start_boottime;
+    event->user = task->cred->uid.val;
     event->job = job;
 }
 

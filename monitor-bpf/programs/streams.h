@@ -60,7 +60,11 @@ struct received {
     u64 job;
     u64 socket; /* by inode */
     u64 length;
+    u64 record; /* how long the last record of TLS was that holds data, without its header; 0 when there is none */
     u8 bytes[COMPARED_BYTES];
+    u64 line_length;
+    u8 line[COMPARED_BYTES]; /* the same of a program that reads byte by byte, as shells do, from the beginning of a line on */
+    u64 time;
 };
 
 struct {
@@ -77,10 +81,18 @@ struct relay {
     u64 object;
 };
 
+/* When and how many: of the very bytes, and of as many bytes as there were before they were encrypted; and how often anything
+ * else was written there: lengths are the same by chance sometimes, and not each time. */
 struct relayed {
     u64 time;
     u64 bytes;
+    u64 sealed_time;
+    u64 sealed_bytes;
+    u64 others;
 };
+
+/* How long after it was received a piece is handed on. */
+#define HANDED_ON_WITHIN 1000000000ull
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -226,16 +238,79 @@ static __always_inline u64 first_bytes(u8 *bytes, struct pt_regs *registers, u32
     return length;
 }
 
+/* The header of a record of TLS (RFC 8446, 5.1): its type, two bytes of version, two of length. */
+#define RECORD_HEADER 5
+#define RECORD_FIRST_TYPE 20
+#define RECORD_DATA 23
+/* Records in one piece that are looked at: tickets may come before the first command. */
+#define MOST_RECORDS 8
+
+/* The length of the last record with data in a piece that begins with one; 0 for none. */
+static __noinline u64 last_record(u64 address, u64 length)
+{
+    u64 found = 0, at = 0;
+    for (int number = 0; number < MOST_RECORDS; number++) {
+        u8 header[RECORD_HEADER] = {};
+        if (at + RECORD_HEADER > length || bpf_probe_read_user(header, sizeof(header), (void *)(address + at)))
+            break;
+        if (header[0] < RECORD_FIRST_TYPE || header[0] > RECORD_DATA || header[1] != 3 || header[2] > 4)
+            break;
+        u64 record = (u64)header[3] << 8 | header[4];
+        if (header[0] == RECORD_DATA)
+            found = record;
+        at += RECORD_HEADER + record;
+    }
+    return found;
+}
+
 /* A process of a job received bytes from another machine. */
 static __noinline int note_received(struct pt_regs *registers, struct inode *inode, u64 job, u64 result)
 {
-    u32 process = bpf_get_current_pid_tgid() >> 32;
-    struct received received = {.job = job, .socket = BPF_CORE_READ(inode, i_ino)};
+    u32 process = bpf_get_current_pid_tgid() >> 32, number = call_number(registers);
+    struct received received = {.job = job, .socket = BPF_CORE_READ(inode, i_ino), .time = bpf_ktime_get_boot_ns()};
     bool compat = is_compat(bpf_get_current_task_btf());
-    received.length = first_bytes(received.bytes, registers, call_number(registers), compat, result);
-    if (received.length)
-        bpf_map_update_elem(&received_by, &process, &received, BPF_ANY);
+    received.length = first_bytes(received.bytes, registers, number, compat, result);
+    if (!received.length)
+        return 0;
+    if (bytes_at(number, compat) == BYTES_DIRECT)
+        received.record = last_record(argument(registers, compat, 1), result);
+    struct received *before = bpf_map_lookup_elem(&received_by, &process);
+    /* Libraries read the header by itself, and then what it announces. */
+    if (!received.record && before && before->socket == received.socket && received.length <= before->record)
+        received.record = before->record;
+    /* The next byte of a line, or the beginning of one. */
+    u64 at = 0;
+    if (received.length == 1 && before && before->socket == received.socket) {
+        at = before->line_length;
+        barrier_var(at);
+        if (at > COMPARED_BYTES)
+            return 0;
+        if (at && before->line[(at - 1) & (COMPARED_BYTES - 1)] == '\n')
+            at = 0;
+        if (at)
+            __builtin_memcpy(received.line, before->line, sizeof(received.line));
+    }
+    if (received.length > 1)
+        __builtin_memcpy(received.line, received.bytes, sizeof(received.line));
+    else if (at < COMPARED_BYTES)
+        received.line[at & (COMPARED_BYTES - 1)] = received.bytes[0];
+    received.line_length = at + received.length < COMPARED_BYTES ? at + received.length : COMPARED_BYTES;
+    bpf_map_update_elem(&received_by, &process, &received, BPF_ANY);
     return 0;
+}
+
+/* Whether so many bytes are what was in a record of TLS (its authentication tag, with TLS 1.3 the type that is within, with
+ * AES-GCM of TLS 1.2 the nonce), or in a piece that somebody encrypts without it (nothing, a tag, and a nonce of 12 or 24). */
+static __always_inline bool was_sealed(struct received *received, u64 length)
+{
+    if (length < LEAST_PIECE)
+        return false;
+    if (received->record) {
+        u64 more = received->record - length;
+        return more == 16 || more == 17 || more == 24;
+    }
+    u64 more = received->length - length;
+    return more == 0 || more == 16 || more == 28 || more == 40;
 }
 
 /* A process writes: when it is what it received from another machine, and does not go there, it is a relay. */
@@ -257,24 +332,75 @@ static __noinline int note_relayed(struct pt_regs *registers)
     /* The third argument is the length of calls that have their bytes directly, and nothing for the others. */
     u64 asked = bytes_at(number, compat) == BYTES_DIRECT ? argument(registers, compat, 2) : 0;
     u64 length = first_bytes(bytes, registers, number, compat, asked);
-    if (!length || length > received->length || (length < received->length && length < LEAST_PIECE))
+    if (!length)
         return 0;
+    bool is_same = length == received->length || (length < received->length && length >= LEAST_PIECE);
     for (u32 at = 0; at < COMPARED_BYTES; at++) {
         if (at < length && bytes[at] != received->bytes[at])
-            return 0;
+            is_same = false;
     }
+    u64 now = bpf_ktime_get_boot_ns();
+    bool is_sealed = !is_same && now - received->time < HANDED_ON_WITHIN && was_sealed(received, length);
     struct relay key = {.socket = received->socket, .object = BPF_CORE_READ(inode, i_ino)};
     if (kind == OBJECT_MASTER) {
         struct tty_file_private *terminal = BPF_CORE_READ(file, private_data);
         key.object = IS_TERMINAL | BPF_CORE_READ(terminal, tty, index);
     }
-    struct relayed *known = bpf_map_lookup_elem(&relays, &key);
-    struct relayed relayed = {.time = bpf_ktime_get_boot_ns(), .bytes = length + (known ? known->bytes : 0)};
+    struct relayed relayed = {}, *known = bpf_map_lookup_elem(&relays, &key);
+    if (known)
+        relayed = *known;
+    bool is_new = false;
+    if (is_same) {
+        is_new = !relayed.time;
+        relayed.time = now;
+        relayed.bytes += length;
+    } else if (is_sealed) {
+        is_new = !relayed.sealed_time;
+        relayed.sealed_time = now;
+        relayed.sealed_bytes += length;
+    } else {
+        relayed.others += 1;
+    }
     bpf_map_update_elem(&relays, &key, &relayed, BPF_ANY);
     /* Whoever reads that was judged without this knowledge. */
-    if (!known)
+    if (is_new)
         count_connection(received->job);
     return 0;
+}
+
+/* A member of a job with connections that may be a shell; NULL for everybody else. */
+static __always_inline struct membership *connected_shell(struct task_struct *task, u64 *made)
+{
+    struct membership *member = bpf_task_storage_get(&members, task, 0, 0);
+    *made = member ? connections_of(member->job) : 0;
+    if (!member || !*made)
+        return NULL;
+    if (member->program == PROGRAM_UNKNOWN)
+        member->program = class_of_program(task);
+    return member->program == PROGRAM_SHELL ? member : NULL;
+}
+
+/* Stops the current process until the monitor has judged it, unless that was done with these streams; whether it was. */
+static __always_inline int hold(struct task_struct *task, struct membership *member, u64 made, u64 input, u64 outputs)
+{
+    if (member->judged_made == made && member->judged_input == input && member->judged_output == outputs)
+        return 0;
+    /* Who can't be told about must not be stopped: nobody would let it go on. */
+    struct event *told = bpf_ringbuf_reserve(&events, sizeof(*told), 0);
+    if (!told) {
+        count_lost();
+        return 0;
+    }
+    describe(told, EVENT_HELD, task, member->job);
+    member->judged_made = made;
+    member->judged_input = input;
+    member->judged_output = outputs;
+    u32 process = told->process;
+    u64 now = told->time;
+    bpf_map_update_elem(&held, &process, &now, BPF_ANY);
+    bpf_send_signal(SIGNAL_STOP);
+    bpf_ringbuf_submit(told, BPF_RB_FORCE_WAKEUP);
+    return 1;
 }
 
 /* A call that read has returned; whether the process was stopped. */
@@ -292,9 +418,8 @@ static __noinline int note_read(struct pt_regs *registers, u64 result)
         note_received(registers, read, member->job, result);
     if (kind != OBJECT_SOCKET && kind != OBJECT_PIPE && kind != OBJECT_TERMINAL)
         return 0;
-    if (member->program == PROGRAM_UNKNOWN)
-        member->program = class_of_program(task);
-    if (member->program != PROGRAM_SHELL)
+    member = connected_shell(task, &made);
+    if (!member)
         return 0;
     /* Whichever descriptor it is read by. */
     struct file *input = file_of(0);
@@ -303,25 +428,30 @@ static __noinline int note_read(struct pt_regs *registers, u64 result)
     struct inode *output = leads_away(1), *errors = leads_away(2);
     if (!output && !errors)
         return 0;
-    u64 outputs = (u64)output ^ ((u64)errors << 1);
-    if (member->judged_made == made && member->judged_input == (u64)read && member->judged_output == outputs)
+    return hold(task, member, made, (u64)read, (u64)output ^ ((u64)errors << 1));
+}
+
+/* A process has put something onto its standard output or error; whether it was stopped. A shell that reads commands from its
+ * connection by itself has its output there while it executes one, and not when it reads. What it has read is part of what it
+ * is judged by, so that it is asked about again with another line. */
+static __noinline int note_redirected(void)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    u32 process = bpf_get_current_pid_tgid() >> 32;
+    u64 made;
+    struct membership *member = connected_shell(task, &made);
+    struct file *output = member ? file_of(1) : NULL, *errors = member ? file_of(2) : NULL;
+    if (!member || !output)
         return 0;
-    /* Who can't be told about must not be stopped: nobody would let it go on. */
-    struct event *told = bpf_ringbuf_reserve(&events, sizeof(*told), 0);
-    if (!told) {
-        count_lost();
+    struct inode *inode = BPF_CORE_READ(output, f_inode), *other = errors ? BPF_CORE_READ(errors, f_inode) : NULL;
+    if (!inode || kind_of(inode) != OBJECT_SOCKET || !is_remote(output))
         return 0;
-    }
-    describe(told, EVENT_HELD, task, member->job);
-    member->judged_made = made;
-    member->judged_input = (u64)read;
-    member->judged_output = outputs;
-    u32 process = told->process;
-    u64 now = told->time;
-    bpf_map_update_elem(&held, &process, &now, BPF_ANY);
-    bpf_send_signal(SIGNAL_STOP);
-    bpf_ringbuf_submit(told, BPF_RB_FORCE_WAKEUP);
-    return 1;
+    struct received *received = bpf_map_lookup_elem(&received_by, &process);
+    bool has_read = received && received->socket == BPF_CORE_READ(inode, i_ino);
+    if (!has_read && inode != other)
+        return 0;
+    u64 input = has_read ? (u64)inode + *(u64 *)received->line : (u64)leads_away(0);
+    return input ? hold(task, member, made, input, (u64)inode ^ ((u64)other << 1)) : 0;
 }
 
 #endif

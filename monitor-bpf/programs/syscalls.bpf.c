@@ -307,6 +307,11 @@ int BPF_PROG(leaves, struct pt_regs *registers, long result)
         return 0;
     }
     struct settings *known = bpf_map_lookup_elem(&settings, &key);
+    if (call == CALL_DUPLICATE) {
+        if ((result == 1 || result == 2) && is_any_connected() && note_redirected() && known)
+            known->is_holding = 1;
+        return 0;
+    }
     if ((call == CALL_READ || call == CALL_RECEIVE) && result > 0 && is_any_connected()) {
         if (note_read(registers, result) && known)
             known->is_holding = 1;
@@ -319,7 +324,7 @@ int BPF_PROG(leaves, struct pt_regs *registers, long result)
         return 0;
     if (known->learner && known->learner == bpf_get_current_pid_tgid() >> 32)
         learn(known, file, number);
-    if (known->is_guarding && call == CALL_OPEN) {
+    if (known->is_guarding && call == CALL_OPEN && (u64)BPF_CORE_READ(file, f_op) == known->memory_operations) {
         learn_memory(known, file);
         judge_file(known, file, number);
     }

@@ -66,7 +66,7 @@ impl Lifecycle {
         let links = programs.iter().map(|name| attach(&object, name)).collect::<Result<_, _>>()?;
         Ok(Self {
             _links: links,
-            _reader: RingReader::start(Arc::clone(&ring))?,
+            _reader: RingReader::start(Arc::clone(&ring), map(&object, "reader_waits")?)?,
             ring,
             jobs: map(&object, "jobs")?,
             workers: map(&object, "workers")?,

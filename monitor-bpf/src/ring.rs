@@ -2,13 +2,15 @@
 
 use crate::event::Event;
 use crate::object::SensorError;
-use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::fmt;
-use std::io::{PipeReader, PipeWriter, pipe};
+use std::io::{PipeWriter, pipe};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// The ring; whoever wants to know what has happened so far can read it.
 #[derive(Debug)]
@@ -39,11 +41,32 @@ impl Ring {
         Ok(Self { map, buffer: Mutex::new(buffer) })
     }
 
-    /// Hands over everything that has happened until now.
-    pub(crate) fn drain(&self) {
+    /// Hands over everything that has happened until now; how many events that were.
+    pub(crate) fn drain(&self) -> i32 {
         let buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         // It fails only by what the handler returns, and ours returns 0.
-        let _ = buffer.consume();
+        buffer.consume_raw()
+    }
+}
+
+/// How long the reader waits between two looks in a burst, and how near to one another wake-ups are that begin one.
+const BATCH: Duration = Duration::from_millis(10);
+
+/// Tells the programs whether the reader wants to be woken for every program that is executed.
+#[derive(Debug)]
+struct Wakefulness {
+    map: MapHandle,
+    is_awaiting: bool,
+}
+
+impl Wakefulness {
+    fn set(&mut self, is_awaiting: bool) {
+        if self.is_awaiting != is_awaiting {
+            let value = u32::from(is_awaiting).to_ne_bytes();
+            // A reader that can't say it is woken too often, or comes by itself.
+            let _ = self.map.update(&0_u32.to_ne_bytes(), &value, MapFlags::ANY);
+            self.is_awaiting = is_awaiting;
+        }
     }
 }
 
@@ -61,29 +84,67 @@ impl fmt::Debug for RingReader {
 }
 
 impl RingReader {
-    pub(crate) fn start(ring: Arc<Ring>) -> Result<Self, SensorError> {
+    /// `waits` is the map by which the programs are told whether to wake the reader for what need not be answered at once.
+    pub(crate) fn start(ring: Arc<Ring>, waits: MapHandle) -> Result<Self, SensorError> {
         let (stopped, stop) = pipe().map_err(SensorError::Events)?;
+        let failed = |source: Errno| SensorError::Events(source.into());
+        let waiting = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        // By edges: what was written without a wake-up must not end a wait, or the reader would look after every event.
+        let edge = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, RING);
+        waiting.add(ring.map.as_fd(), edge).map_err(failed)?;
+        waiting.add(&stopped, EpollEvent::new(EpollFlags::EPOLLIN, STOPPED)).map_err(failed)?;
         let thread = Builder::new()
             .name("kernel-events".to_owned())
-            .spawn(move || read(&ring, &stopped))
+            .spawn(move || {
+                // Open for as long as it is waited for.
+                let _stopped = stopped;
+                read(&ring, &waiting, &mut Wakefulness { map: waits, is_awaiting: false });
+            })
             .map_err(SensorError::Events)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
 
-fn read(ring: &Ring, stopped: &PipeReader) {
+const RING: u64 = 0;
+const STOPPED: u64 = 1;
+
+/// Drains the ring whenever it is woken. Wake-ups that follow each other at once are a burst: until one look finds nothing,
+/// the reader then comes every [`BATCH`] by itself, and is woken only for what has to be answered.
+fn read(ring: &Ring, waiting: &Epoll, wakefulness: &mut Wakefulness) {
+    let mut events = [EpollEvent::empty(); 2];
+    let mut woken: Option<Instant> = None;
     loop {
-        ring.drain();
-        let mut waiting = [
-            PollFd::new(ring.map.as_fd(), PollFlags::POLLIN),
-            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
-        ];
-        // An interrupted wait is a wait that is over.
-        let _ = poll(&mut waiting, PollTimeout::NONE);
-        if waiting[1].any().unwrap_or(false) {
+        let drained = ring.drain();
+        let now = Instant::now();
+        if drained == 0 {
+            // What is written while the programs still think otherwise wakes nobody, so that it is looked once more.
+            let timeout = if wakefulness.is_awaiting { None } else { Some(BATCH) };
+            wakefulness.set(true);
+            if wait(waiting, &mut events, timeout) {
+                return;
+            }
+            continue;
+        }
+        if wakefulness.is_awaiting {
+            let is_burst = woken.is_some_and(|before| now.duration_since(before) < BATCH);
+            woken = Some(now);
+            wakefulness.set(!is_burst);
+        }
+        let timeout = if wakefulness.is_awaiting { None } else { Some(BATCH) };
+        if wait(waiting, &mut events, timeout) {
             return;
         }
     }
+}
+
+/// Waits for an event; whether it is the end.
+fn wait(waiting: &Epoll, events: &mut [EpollEvent; 2], timeout: Option<Duration>) -> bool {
+    let timeout = timeout.map_or(EpollTimeout::NONE, |timeout| {
+        EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::NONE)
+    });
+    // An interrupted wait is a wait that is over.
+    let count = waiting.wait(events, timeout).unwrap_or(0);
+    events.iter().take(count).any(|event| event.data() == STOPPED)
 }
 
 impl Drop for RingReader {

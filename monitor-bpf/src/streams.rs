@@ -18,6 +18,11 @@ const ALL_IDLE: u32 = 1;
 /// Where `is_holding` is in `struct settings`.
 const IS_HOLDING: usize = 6;
 
+/// Where `socket` and `line_length` are in `struct received`, and how long its line can be.
+const SOCKET_AT: usize = 8;
+const LINE_AT: usize = 96;
+const LINE_BYTES: usize = 64;
+
 /// What bytes were handed on to.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum RelayedTo {
@@ -27,12 +32,33 @@ pub enum RelayedTo {
     Terminal(u32),
 }
 
-/// Bytes of a connection that were handed on as they came.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Bytes of a connection that were handed on.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Relayed {
-    /// When it was last, in nanoseconds since boot.
+    /// As they came.
+    pub plain: Passed,
+    /// As many as there were before they were encrypted: by the length of a record of TLS, or by what encryption without TLS
+    /// adds to a piece.
+    pub sealed: Passed,
+    /// How often something else was written there.
+    pub others: u64,
+}
+
+/// What a process has received.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Received {
+    /// By which socket, by inode.
+    pub socket: u64,
+    /// The beginning of what it was: of a program that reads byte by byte, since the last line ended.
+    pub line: Vec<u8>,
+}
+
+/// When and how much.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Passed {
+    /// When it was last, in nanoseconds since boot; 0 for never.
     pub time: u64,
-    /// How many.
+    /// How many bytes.
     pub bytes: u64,
 }
 
@@ -42,6 +68,7 @@ pub struct Relayed {
 pub struct StreamGate {
     held: MapHandle,
     relays: MapHandle,
+    received: MapHandle,
     settings: MapHandle,
     made: MapHandle,
     idle: MapHandle,
@@ -61,6 +88,7 @@ impl StreamGate {
         Ok(Self {
             held: map(object, "held")?,
             relays: map(object, "relays")?,
+            received: map(object, "received_by")?,
             settings: map(object, "settings")?,
             made: map(object, "connections_made")?,
             idle: map(object, "connections_idle")?,
@@ -116,7 +144,17 @@ impl StreamGate {
         keys.filter_map(|key| key.first_chunk().copied()).map(u32::from_ne_bytes).collect()
     }
 
-    /// Whether what the connection with this inode received was handed on to `to`, byte by byte.
+    /// What a process has received last from another machine.
+    pub fn received(&self, pid: u32) -> Option<Received> {
+        let value = self.received.lookup(&pid.to_ne_bytes(), MapFlags::ANY).ok().flatten()?;
+        let socket = value.get(SOCKET_AT..).and_then(<[u8]>::first_chunk).copied()?;
+        let line = value.get(LINE_AT..LINE_AT + LINE_BYTES + 8)?;
+        let (length, line) = line.split_first_chunk()?;
+        let length = usize::try_from(u64::from_ne_bytes(*length)).ok()?.min(LINE_BYTES);
+        Some(Received { socket: u64::from_ne_bytes(socket), line: line[..length].to_vec() })
+    }
+
+    /// What the connection with this inode received and was handed on to `to`.
     pub fn relayed(&self, socket: u64, to: RelayedTo) -> Option<Relayed> {
         let object = match to {
             RelayedTo::Inode(inode) => inode,
@@ -127,7 +165,9 @@ impl StreamGate {
         key[8..].copy_from_slice(&object.to_ne_bytes());
         let value = self.relays.lookup(&key, MapFlags::ANY).ok().flatten()?;
         let mut reader = Reader(&value);
-        Some(Relayed { time: reader.u64()?, bytes: reader.u64()? })
+        let mut passed = || Some(Passed { time: reader.u64()?, bytes: reader.u64()? });
+        let (plain, sealed) = (passed()?, passed()?);
+        Some(Relayed { plain, sealed, others: reader.u64()? })
     }
 
     /// When no job has a connection, reads are not looked at at all. The common number is read first: a connection that is made

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use portcullis_common::report::Report;
 use portcullis_common::resolution::Resolution;
 use portcullis_common::store_api::{
-    Accepted, Credential, Enrol, Enrolled, NewJob, ResolveRequest, Resolved, SIGNATURE_HEADER,
+    Accepted, Credential, Enrol, Enrolled, Heartbeat, NewJob, ResolveRequest, Resolved,
+    SIGNATURE_HEADER,
 };
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder};
@@ -90,6 +91,15 @@ impl HostClient {
     /// When the store does not know the credential or can't be reached.
     pub async fn confirm(&self) -> Result<(), StoreError> {
         let request = self.authenticated(Method::GET, "host");
+        self.connection.send(request).await.map(drop)
+    }
+
+    /// Tells the store that the monitor is there, and what it is.
+    ///
+    /// # Errors
+    /// When the store refuses or can't be reached.
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
+        let request = self.authenticated(Method::POST, "host/heartbeat").json(heartbeat);
         self.connection.send(request).await.map(drop)
     }
 

@@ -26,6 +26,7 @@ pub mod job;
 pub mod namespace;
 pub mod patience;
 pub mod policy_server;
+pub mod receivers;
 pub mod server;
 pub mod stand_in;
 mod sync;

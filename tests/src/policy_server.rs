@@ -77,6 +77,14 @@ impl PolicyServer {
         &self.directory
     }
 
+    /// The admin's token.
+    ///
+    /// # Errors
+    /// When its file can't be read.
+    pub fn token(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory.join("token"))?)
+    }
+
     /// Starts it and waits until it listens.
     ///
     /// # Errors
@@ -135,6 +143,20 @@ impl PolicyServer {
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.command(&[arguments, &["--output", "json"]].concat())?;
         serde_json::from_str(&text).with_context(|| text.clone())
+    }
+
+    /// Makes an integration, and has the server tell it that this is a test.
+    ///
+    /// # Errors
+    /// When it is refused, or does not take the test.
+    pub fn integrate(&self, name: &str, target: &Value, selection: &Value) -> Result<()> {
+        let file = self.directory.join("integration.json");
+        let body = serde_json::json!({ "name": name, "target": target, "selection": selection });
+        fs::write(&file, body.to_string())?;
+        self.command(&["integration", "create", &file.display().to_string()])?;
+        let tested = self.command(&["integration", "test", name])?;
+        ensure!(tested.contains("works"), "{tested}");
+        Ok(())
     }
 
     /// Enrols the runner host in the cluster `prod-linux`, and tells its monitor where the store is. Returns what the

@@ -141,6 +141,18 @@ fn tools_with_connections_and_children() -> Result<()> {
                 "python3 - <<'END'\nimport os,socket,subprocess\ns=socket.create_connection((os.environ['P'],4444))\ns.sendall(b'GET\\n'); body=s.recv(4096); assert body\nh=subprocess.run(['sh'],input=b'echo '+body.split()[-1]+b'\\n',capture_output=True)\nassert h.stdout.split()==[b'ok'], h\nEND",
             ),
             (
+                "a program that hands a download to a shell, as long as what came",
+                "python3 - <<'END'\nimport os,socket,subprocess\ns=socket.create_connection((os.environ['P'],4444))\nfor n in range(3):\n  s.sendall(b'GET\\n'); body=s.recv(4096); assert body\n  h=subprocess.run(['sh'],input=b'echo ok #'.ljust(len(body)-1,b'x')+b'\\n',capture_output=True)\n  assert h.stdout==b'ok\\n', h\nEND",
+            ),
+            (
+                "a worker that is told something as long as what came, among other things",
+                "python3 - <<'END'\nimport os,socket,subprocess,time\ns=socket.create_connection((os.environ['P'],4444))\ns.sendall(b'GET\\n'); body=s.recv(4096); assert body\nh=subprocess.Popen(['/bin/sh'],stdin=subprocess.PIPE,stdout=subprocess.PIPE,bufsize=0)\nfor n in range(5):\n  for text in (b'echo ok', b'echo ok #'.ljust(len(body)-1,b'x')):\n    h.stdin.write(text+b'\\n'); assert h.stdout.readline()==b'ok\\n'\n    time.sleep(0.05)\nh.stdin.close()\nassert h.wait()==0\nEND",
+            ),
+            (
+                "a dialogue of the shell's own with a server that speaks first",
+                "bash -c 'exec 3<>/dev/tcp/$P/4444; for n in 1 2 3; do read -t 5 -r line <&3; { echo EHLO; cat /etc/hostname; } >&3; done; [ -n \"$line\" ]'",
+            ),
+            (
                 "expect drives a local shell",
                 "expect -c 'spawn sh; expect \"\\\\$\"; send \"echo $((6*7))\\r\"; expect \"42\"; send \"exit\\r\"; expect eof'",
             ),

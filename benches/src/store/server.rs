@@ -142,6 +142,11 @@ impl Server {
         Ok(server)
     }
 
+    /// Where it is.
+    pub(super) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// A runner host.
     pub(super) fn enrol(&self) -> Result<Caller> {
         let enrolment = json!({ "cluster": "prod" });

@@ -251,6 +251,25 @@ pub struct Host {
     /// When its credentials were revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// The version of its monitor, by the last heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The release of its kernel, by the last heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+}
+
+/// `POST /host/heartbeat`: a host's monitor says that it is there, and what it is. Fields that a store does not know are
+/// passed over, so that a newer monitor can speak to it.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub struct Heartbeat {
+    /// The monitor's version.
+    #[schemars(length(min = 1, max = 100))]
+    pub version: String,
+    /// The release of the kernel, as `uname -r` prints it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 100))]
+    pub kernel: Option<String>,
 }
 
 /// One change, or one attempt to become somebody.

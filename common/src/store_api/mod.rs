@@ -20,7 +20,7 @@ pub use baselines::{
 };
 pub use identity::{
     AuditEntry, CreateEnrolment, CreateToken, CreatedSecret, Credential, Enrol, Enrolled,
-    Enrolment, Host, PublicKey, Role, Token,
+    Enrolment, Heartbeat, Host, PublicKey, Role, Token,
 };
 pub use insights::{HostState, Summary, SummaryHour, Timeline, TimelinePart};
 pub use integrations::{

@@ -2,11 +2,14 @@
 //!
 //! What is source? Not what has a certain suffix: a compiler writes `.c` and `.js` files all day. A file is source when it
 //! was written before version control wrote its index (`.git/index.lock`), in the same working tree: that is what a checkout
-//! does, and what makes a later write a change of what was checked out. Writes by version control itself are none.
+//! does, and what makes a later write a change of what was checked out. Writes by version control itself are none. A file that
+//! another is renamed over is overwritten as well: that is how `sed -i` and most editors write.
 
 use super::{Finding, name};
 use portcullis_common::event::{DetectionType, Process, RecordedDetection};
+use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
 
 /// The most files that are remembered for a job: a large working tree has 100 000.
@@ -34,8 +37,12 @@ pub struct Write {
 pub struct SourceFiles {
     /// Written since the last index, with the working tree still unknown.
     written: HashMap<FileId, PathBuf>,
-    /// Checked out.
-    sources: HashSet<FileId>,
+    /// Checked out, and where: the number of a file that is gone is given to the next one that is made. Places are kept as a
+    /// keyed hash, for the paths of a large tree would take ten times the memory.
+    sources: HashMap<FileId, u64>,
+    /// Where anything was checked out.
+    places: HashSet<u64>,
+    keys: RandomState,
     /// Told already.
     told: HashSet<FileId>,
     /// Files that there was no room for.
@@ -54,11 +61,11 @@ impl SourceFiles {
             return None;
         }
         let is_version_control = write.writer.as_ref().is_some_and(is_version_control);
-        if self.sources.contains(&write.file) {
+        if self.sources.get(&write.file) == Some(&self.keys.hash_one(&write.path)) {
             if is_version_control || !self.told.insert(write.file) {
                 return None;
             }
-            return Some(finding(write));
+            return Some(finding(write, "wrote to"));
         }
         // Who has ended before it could be looked at may be version control: its index follows, or does not.
         if write.writer.is_none() || is_version_control {
@@ -71,6 +78,24 @@ impl SourceFiles {
         None
     }
 
+    /// Takes in that a file was renamed to `write.path` by `write.writer`. A finding for the first time that something else than
+    /// version control puts another file where one was checked out.
+    pub fn add_rename(&mut self, write: &Write) -> Option<Finding> {
+        if indexed_tree(&write.path).is_some() {
+            // The index itself comes by a rename: it was written before.
+            return None;
+        }
+        let place = self.keys.hash_one(&write.path);
+        if !self.places.contains(&place) {
+            return None;
+        }
+        self.sources.insert(write.file, place);
+        if write.writer.as_ref().is_some_and(is_version_control) || !self.told.insert(write.file) {
+            return None;
+        }
+        Some(finding(write, "renamed another file over"))
+    }
+
     /// How many files there was no room for.
     pub const fn not_remembered(&self) -> u64 {
         self.not_remembered
@@ -78,15 +103,10 @@ impl SourceFiles {
 
     /// Version control has written its index: what was written below that tree is what it has checked out.
     fn check_out(&mut self, tree: &Path) {
-        let checked_out: Vec<FileId> = self
-            .written
-            .iter()
-            .filter(|(_, path)| path.starts_with(tree))
-            .map(|(file, _)| *file)
-            .collect();
-        for file in checked_out {
-            self.written.remove(&file);
-            self.sources.insert(file);
+        for (file, path) in self.written.extract_if(|_, path| path.starts_with(tree)) {
+            let place = self.keys.hash_one(&path);
+            self.places.insert(place);
+            self.sources.insert(file, place);
         }
     }
 }
@@ -106,10 +126,10 @@ fn is_version_control(process: &Process) -> bool {
     name.is_some_and(|name| VERSION_CONTROL.contains(&name))
 }
 
-fn finding(write: &Write) -> Finding {
+fn finding(write: &Write, did: &str) -> Finding {
     let who = write.writer.as_ref().map_or_else(|| "a process that has ended".to_owned(), name);
     let evidence =
-        format!("{who} wrote to {}, which version control had checked out", write.path.display());
+        format!("{who} {did} {}, which version control had checked out", write.path.display());
     let detection = DetectionType::Recorded(RecordedDetection::SourceFileOverwritten);
     Finding::new(detection, &evidence, write.writer.clone())
 }
@@ -149,11 +169,28 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_another_is_renamed_over_is_found_once() {
+        let mut files = checked_out();
+        assert_eq!(files.add(&write(30, "src/sedX1b2", Some("/usr/bin/sed"))), None);
+        let found = files.add_rename(&write(30, "src/main.c", Some("/usr/bin/sed"))).unwrap();
+        let told = "/usr/bin/sed (pid 7) renamed another file over /work/hello/src/main.c";
+        assert!(found.evidence.contains(told), "{}", found.evidence);
+        // It is known now, and told once.
+        assert_eq!(files.add(&write(30, "src/main.c", Some("/usr/bin/tee"))), None);
+        // What version control puts there is its own; what is beside it is nobody's.
+        assert_eq!(files.add_rename(&write(31, "Makefile", Some("/usr/bin/git-lfs"))), None);
+        assert_eq!(files.add_rename(&write(32, "src/main.o", Some("/usr/bin/as"))), None);
+        assert_eq!(files.add_rename(&write(33, ".git/index", Some("/usr/bin/git"))), None);
+    }
+
+    #[test]
     fn builds_write_what_they_like_beside_it() {
         let mut files = checked_out();
         assert_eq!(files.add(&write(20, "src/generated.c", Some("/usr/bin/bison"))), None);
         assert_eq!(files.add(&write(20, "src/generated.c", Some("/usr/bin/bison"))), None);
         assert_eq!(files.add(&write(21, "build/main.o", Some("/usr/bin/as"))), None);
+        // The number of a file that was removed.
+        assert_eq!(files.add(&write(10, "build/main.d", Some("/usr/bin/cc1"))), None);
         // Another commit, in a later step.
         assert_eq!(files.add(&write(10, "src/main.c", Some("/usr/bin/git"))), None);
         assert_eq!(files.add(&write(13, ".git/config", Some("/usr/bin/vi"))), None);

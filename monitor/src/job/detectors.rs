@@ -108,9 +108,7 @@ fn run(
             sensor: Arc::clone(&sensor),
             responder: Arc::clone(&responder),
         };
-        if let Err(error) = memory_watch::start(watched, failed.clone()) {
-            problems.push(format!("who opens a runner's memory can't be told: {error}"));
-        }
+        memory_watch::start(watched, failed.clone());
     }
     let mut reader = None;
     let processes = if let Some(watched) = watched {

@@ -50,6 +50,19 @@ pub struct Opened {
     pub rule: String,
 }
 
+impl Opened {
+    /// Whether a call by a protocol, as events name it, to a port is what was opened.
+    pub fn covers(&self, protocol: &str, port: Option<u16>) -> bool {
+        match self.protocol.as_str() {
+            "icmp" => matches!(protocol, "icmp" | "icmpv6"),
+            own => {
+                own == protocol
+                    && port.is_some_and(|port| (self.first_port..=self.last_port).contains(&port))
+            }
+        }
+    }
+}
+
 /// The names of a job's addresses; kept in a file beside the job's state, so that a restarted monitor knows them.
 #[derive(Debug)]
 pub struct GrantBook {

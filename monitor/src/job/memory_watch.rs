@@ -1,9 +1,9 @@
-//! Who opens the memory of a runner, where the kernel's sensors can't be loaded: by fanotify on procfs.
+//! Who reaches for the memory of a runner, where the kernel's sensors can't be loaded: by fanotify on procfs, and by audit.
 //!
-//! It is told afterwards: the reader has the descriptor by then, and is killed before it has read much or nothing. Only the
-//! superblock of procfs that is mounted at `/proc` is watched; a new mount in another pid namespace, `ptrace` and
-//! `process_vm_readv` are not seen. Unprivileged readers are refused by the kernel, for the Worker and its Listener are not
-//! dumpable.
+//! It is told afterwards: the reader has the descriptor by then, and is killed before it has read much or nothing. Of procfs only
+//! the superblock that is mounted at `/proc` is watched. Audit tells who attaches by `ptrace` and who copies memory by
+//! `process_vm_readv`, once it is done; `pidfd_getfd`, `perf_event_open` and `io_uring` are not seen. Unprivileged readers are
+//! refused by the kernel, for the Worker and its Listener are not dumpable.
 
 use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::detect::memory_read::{
@@ -12,16 +12,26 @@ use crate::detect::memory_read::{
 use crate::respond::Responder;
 use crate::sys::fanotify::{FileEvent, FileEvents, opened_on_procfs};
 use crate::watch::attribution::ProcfsSensor;
+use crate::watch::audit::{AuditReader, Way};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use portcullis_common::event::{DetectionType, Process};
 use portcullis_common::policy::LockdownDetection;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
+
+/// Readers of which an access of each kind is remembered, so that a loop of reads is one finding.
+const REMEMBERED_READERS: usize = 4_096;
+
+/// How long a killed tracer may take to end before what it has stopped is woken.
+const TRACER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a watch needs of its job.
 #[derive(Debug)]
@@ -34,35 +44,115 @@ pub(super) struct Watched {
     pub(super) responder: Arc<Responder>,
 }
 
-/// Starts the thread; it ends with the Worker. `failed` is told when events were lost.
-///
-/// # Errors
-/// When the kernel can't tell.
-pub(super) fn start(watched: Watched, failed: impl Fn(String) + Send + 'static) -> io::Result<()> {
-    let events = opened_on_procfs()?;
-    thread::Builder::new()
-        .name("memory-opens".to_owned())
-        .spawn(move || {
-            if let Err(error) = watch(&watched, &events, &failed) {
-                failed(format!("who opens a runner's memory can't be told any more: {error}"));
+/// Starts the threads; they end with the Worker. `failed` is told what can't be noticed, and when events were lost.
+pub(super) fn start(watched: Watched, failed: impl Fn(String) + Clone + Send + 'static) {
+    let judge = Arc::new(Judge::new(watched));
+    let calls = follow_calls(Arc::clone(&judge), failed.clone());
+    if let Err(error) = &calls {
+        failed(format!("who traces a runner or copies its memory can't be told: {error}"));
+    }
+    let late = failed.clone();
+    let spawned = opened_on_procfs().and_then(|events| {
+        thread::Builder::new().name("memory-opens".to_owned()).spawn(move || {
+            if let Err(error) = watch(&judge, &events, &late) {
+                late(format!("who opens a runner's memory can't be told any more: {error}"));
+                let _ = judge.watched.worker.wait_exit(Duration::MAX);
             }
+            drop(calls);
         })
-        .map(drop)
+    });
+    if let Err(error) = spawned {
+        failed(format!("who opens a runner's memory can't be told: {error}"));
+    }
 }
 
-fn watch(watched: &Watched, events: &FileEvents, failed: &impl Fn(String)) -> io::Result<()> {
+/// What both watches of a job share.
+#[derive(Debug)]
+struct Judge {
+    watched: Watched,
+    trusted: TrustedReaders,
+    /// Who has reached for what already.
+    seen: Mutex<HashSet<(ProcessKey, u32, MemoryAccessKind)>>,
+}
+
+impl Judge {
+    fn new(watched: Watched) -> Self {
+        let own = std::process::id();
+        let trusted = TrustedReaders {
+            monitor: ProcFs.key(own).unwrap_or(ProcessKey { pid: own, start_time: 0 }),
+            worker: watched.worker.key(),
+            listener: watched.worker.listener(),
+        };
+        Self { watched, trusted, seen: Mutex::default() }
+    }
+
+    fn target(&self, pid: u32) -> Option<MemoryTarget> {
+        if pid == self.trusted.monitor.pid {
+            Some(MemoryTarget::Monitor)
+        } else if pid == self.trusted.worker.pid {
+            Some(MemoryTarget::Worker)
+        } else if self.trusted.listener.is_some_and(|listener| listener.pid == pid) {
+            Some(MemoryTarget::Listener)
+        } else {
+            None
+        }
+    }
+
+    fn judge(&self, pid: u32, target_pid: u32, kind: MemoryAccessKind) {
+        let Some(target) = self.target(target_pid) else { return };
+        let reader = ProcFs.key(pid).unwrap_or(ProcessKey { pid, start_time: 0 });
+        let inspected = self.watched.sensor.inspector().inspect(reader);
+        let process = inspected.map_or_else(
+            || Process { pid: Some(pid), ..Process::default() },
+            |process| Process::clone(&process),
+        );
+        let access = MemoryAccess {
+            reader,
+            process,
+            target,
+            target_pid,
+            kind,
+            outcome: AccessOutcome::Unknown,
+        };
+        let Some(finding) = memory_read(&access, &self.trusted) else { return };
+        let detection = DetectionType::Lockdown(LockdownDetection::RunnerWorkerMemoryRead);
+        if self.watched.responder.would_lock_down(detection) {
+            // Before anything else: it may be reading. A reader outside of the job is in no group that dies with it.
+            let _ = crate::caller::kill(reader);
+            if kind == MemoryAccessKind::Ptrace {
+                wake_after(reader, target_pid);
+            }
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= REMEMBERED_READERS {
+            seen.clear();
+        }
+        if seen.insert((reader, target_pid, kind)) {
+            drop(seen);
+            self.watched.responder.answer(finding);
+        }
+    }
+}
+
+/// What a tracer stopped stays so when the tracer is killed.
+fn wake_after(tracer: ProcessKey, target: u32) {
+    let deadline = Instant::now() + TRACER_PATIENCE;
+    while ProcFs.is_alive(tracer) && Instant::now() < deadline {
+        thread::sleep(TRACER_PATIENCE / 100);
+    }
+    let stat = procfs::process::Process::new(target.cast_signed()).and_then(|target| target.stat());
+    if stat.is_ok_and(|stat| stat.state == 'T') {
+        let _ = kill(Pid::from_raw(target.cast_signed()), Signal::SIGCONT);
+    }
+}
+
+fn watch(judge: &Judge, events: &FileEvents, failed: &impl Fn(String)) -> io::Result<()> {
     let own = std::process::id();
-    let trusted = TrustedReaders {
-        monitor: ProcFs.key(own).unwrap_or(ProcessKey { pid: own, start_time: 0 }),
-        worker: watched.worker.key(),
-        listener: watched.worker.listener(),
-    };
-    let mut seen = HashSet::new();
     let mut has_lost = false;
     loop {
         let mut waiting = [
             PollFd::new(events.as_fd(), PollFlags::POLLIN),
-            PollFd::new(watched.worker.as_fd(), PollFlags::POLLIN),
+            PollFd::new(judge.watched.worker.as_fd(), PollFlags::POLLIN),
         ];
         match poll(&mut waiting, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
@@ -72,7 +162,12 @@ fn watch(watched: &Watched, events: &FileEvents, failed: &impl Fn(String)) -> io
         for event in events.take()? {
             match event {
                 FileEvent::File { pid, .. } if pid == own => {}
-                FileEvent::File { file, pid } => judge(watched, &trusted, &mut seen, &file, pid),
+                FileEvent::File { file, pid } => {
+                    let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                    if let Some(target) = path.ok().and_then(|path| whose_memory(&path)) {
+                        judge.judge(pid, target, MemoryAccessKind::ProcMem);
+                    }
+                }
                 FileEvent::Lost if has_lost => {}
                 FileEvent::Lost => {
                     has_lost = true;
@@ -86,47 +181,35 @@ fn watch(watched: &Watched, events: &FileEvents, failed: &impl Fn(String)) -> io
     }
 }
 
-fn judge(
-    watched: &Watched,
-    trusted: &TrustedReaders,
-    seen: &mut HashSet<(ProcessKey, u32)>,
-    file: &OwnedFd,
-    pid: u32,
-) {
-    let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { return };
-    let Some(target_pid) = whose_memory(&path) else { return };
-    let target = if target_pid == trusted.monitor.pid {
-        MemoryTarget::Monitor
-    } else if target_pid == trusted.worker.pid {
-        MemoryTarget::Worker
-    } else if trusted.listener.is_some_and(|listener| listener.pid == target_pid) {
-        MemoryTarget::Listener
-    } else {
-        return;
-    };
-    let reader = ProcFs.key(pid).unwrap_or(ProcessKey { pid, start_time: 0 });
-    let inspected = watched.sensor.inspector().inspect(reader);
-    let process = inspected.map_or_else(
-        || Process { pid: Some(pid), ..Process::default() },
-        |process| Process::clone(&process),
-    );
-    let access = MemoryAccess {
-        reader,
-        process,
-        target,
-        target_pid,
-        kind: MemoryAccessKind::ProcMem,
-        outcome: AccessOutcome::Unknown,
-    };
-    let Some(finding) = memory_read(&access, trusted) else { return };
-    let detection = DetectionType::Lockdown(LockdownDetection::RunnerWorkerMemoryRead);
-    if watched.responder.would_lock_down(detection) {
-        // Before anything else: it may be reading. A reader outside of the job is in no group that dies with it.
-        let _ = crate::caller::kill(reader);
-    }
-    if seen.insert((reader, target_pid)) {
-        watched.responder.answer(finding);
-    }
+/// Judges what audit tells, until the reader is dropped.
+fn follow_calls(
+    judge: Arc<Judge>,
+    failed: impl Fn(String) + Send + 'static,
+) -> io::Result<AuditReader> {
+    let mut has_lost = false;
+    AuditReader::start(move |reach| {
+        let Some(reach) = reach else {
+            if !has_lost {
+                failed("so many calls were told by audit at once that not all were looked at: a read of the runner's memory may have gone unnoticed".to_owned());
+            }
+            has_lost = true;
+            return;
+        };
+        let (kind, target) = match reach.way {
+            Way::Ptrace => (MemoryAccessKind::Ptrace, Some(reach.into)),
+            Way::VmRead => (MemoryAccessKind::ProcessVmRead, process_of_thread(reach.into)),
+            Way::VmWrite => (MemoryAccessKind::ProcessVmWrite, process_of_thread(reach.into)),
+        };
+        if let Some(target) = target {
+            judge.judge(reach.by, target, kind);
+        }
+    })
+}
+
+/// The process of a thread.
+fn process_of_thread(thread: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 /// The process whose memory the file is: `…/PID/mem` or `…/PID/task/TID/mem` of any mount.

@@ -58,10 +58,14 @@ pub fn network_event(
         Path::Input => Direction::Inbound,
     };
     // A name that opened nothing here must not stand beside a call that was stopped: it would say that the call went
-    // to that name, and an address has many.
+    // to that name, and an address has many. Audit tells the name that was asked for, also one that opens other ports
+    // there: a policy that is to allow the call has to name it.
+    let opens = |name: &NamedAddress| {
+        name.opened.as_ref().is_some_and(|opened| opened.covers(&protocol, port))
+    };
     let name = match prefix.kind {
-        RuleKind::Allowed => name.filter(|name| name.opened.is_some()),
-        RuleKind::WouldBlock => name.filter(|name| name.opened.is_none()),
+        RuleKind::Allowed => name.filter(opens),
+        RuleKind::WouldBlock => name.filter(|name| !opens(name)),
         RuleKind::Blocked
         | RuleKind::Denied
         | RuleKind::Inbound

@@ -6,17 +6,20 @@
 //! meanwhile is lost and told.
 
 use crate::caller::{ProcFs, Worker};
+use crate::detect::Finding;
 use crate::detect::source_overwritten::{SourceFiles, Write};
 use crate::respond::Responder;
 use crate::sys::fanotify::{FileEvent, FileEvents};
+use crate::sys::renames::{Rename, Renames};
 use crate::watch::attribution::ProcfsSensor;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, fstat};
-use portcullis_common::event::Process;
+use portcullis_common::event::{self, Process};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -24,6 +27,9 @@ use std::time::Instant;
 
 /// A rest of this many times the work follows each batch.
 const REST: u32 = 4;
+
+/// Overwritten files of a job that have an event each. A job that overwrites more is told of as such, once.
+const EVENT_LIMIT: usize = 10_000;
 
 /// What a watch needs of its job.
 #[derive(Debug)]
@@ -49,10 +55,15 @@ pub fn start(
     let directory = open_workspace(&watched.worker, workspace)?;
     let path = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
     let files = FileEvents::written(directory.as_fd())?;
+    let renames = Renames::of(directory.as_fd());
+    if let Err(error) = &renames {
+        failed(format!("source files that are replaced by a rename can't be noticed: {error}"));
+    }
+    let renames = renames.ok();
     thread::Builder::new()
         .name("sources".to_owned())
         .spawn(move || {
-            if let Err(error) = watch(&watched, &path, &files, &failed) {
+            if let Err(error) = watch(&watched, &path, &files, renames.as_ref(), &failed) {
                 failed(format!("writes to source files can't be noticed any more: {error}"));
             }
         })
@@ -72,31 +83,43 @@ fn watch(
     watched: &Watched,
     workspace: &Path,
     files: &FileEvents,
+    renames: Option<&Renames>,
     failed: &impl Fn(String),
 ) -> io::Result<()> {
     let mut sources = SourceFiles::default();
-    let mut has_lost = false;
+    let mut told = Told::default();
     loop {
-        let mut waiting = [
-            PollFd::new(files.as_fd(), PollFlags::POLLIN),
+        let mut waiting = vec![
             PollFd::new(watched.worker.as_fd(), PollFlags::POLLIN),
+            PollFd::new(files.as_fd(), PollFlags::POLLIN),
         ];
+        waiting.extend(renames.map(|renames| PollFd::new(renames.as_fd(), PollFlags::POLLIN)));
         match poll(&mut waiting, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let has_exited = waiting[1].any().unwrap_or(true);
+        let has_exited = waiting[0].any().unwrap_or(true);
         let begin = Instant::now();
+        // Taken before the writes, and judged after them: what is renamed was written before, and is not checked out twice.
+        let renamed = renames.map(Renames::take).transpose()?.unwrap_or_default();
         for written in files.take()? {
             match written {
                 FileEvent::File { file, pid } => {
-                    judge(watched, workspace, &mut sources, &file, pid);
+                    let write = write_to(watched, workspace, &file, pid);
+                    let found = write.and_then(|write| Some((sources.add(&write)?, write)));
+                    told.tell(watched, found, failed);
                 }
-                FileEvent::Lost if has_lost => {}
-                FileEvent::Lost => {
-                    has_lost = true;
-                    failed("so many files were written at once that not all writes were looked at: overwritten source files may have gone unnoticed".to_owned());
+                FileEvent::Lost => told.lost(failed),
+            }
+        }
+        for rename in renamed {
+            match rename {
+                Rename::To { path, pid } => {
+                    let write = rename_to(watched, workspace, path, pid);
+                    let found = write.and_then(|write| Some((sources.add_rename(&write)?, write)));
+                    told.tell(watched, found, failed);
                 }
+                Rename::Lost => told.lost(failed),
             }
         }
         if has_exited {
@@ -106,20 +129,61 @@ fn watch(
     }
 }
 
-fn judge(watched: &Watched, workspace: &Path, sources: &mut SourceFiles, file: &OwnedFd, pid: u32) {
-    let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { return };
-    if !path.starts_with(workspace) {
-        return;
-    }
-    let Ok(facts) = fstat(file) else { return };
-    let write = Write {
-        file: (facts.st_dev, facts.st_ino),
-        path: plain(path),
-        writer: writer(watched, pid),
-    };
-    if let Some(finding) = sources.add(&write) {
+/// What was told of a job so far.
+#[derive(Debug, Default)]
+struct Told {
+    overwritten: usize,
+    has_lost: bool,
+}
+
+impl Told {
+    /// A finding, and an event as long as there are not too many.
+    fn tell(
+        &mut self,
+        watched: &Watched,
+        found: Option<(Finding, Write)>,
+        failed: &impl Fn(String),
+    ) {
+        let Some((finding, write)) = found else { return };
+        if self.overwritten < EVENT_LIMIT {
+            let path = write.path.to_string_lossy().into_owned();
+            watched.responder.recorder().file(event::FileEvent { path, process: write.writer });
+            self.overwritten += 1;
+            if self.overwritten == EVENT_LIMIT {
+                failed(format!(
+                    "{EVENT_LIMIT} source files were overwritten; more have no event of their own"
+                ));
+            }
+        }
         watched.responder.answer(finding);
     }
+
+    fn lost(&mut self, failed: &impl Fn(String)) {
+        if !self.has_lost {
+            failed("so many files were written at once that not all writes were looked at: overwritten source files may have gone unnoticed".to_owned());
+        }
+        self.has_lost = true;
+    }
+}
+
+/// A write to an open file, when it is one of the workspace.
+fn write_to(watched: &Watched, workspace: &Path, file: &OwnedFd, pid: u32) -> Option<Write> {
+    let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    if !path.starts_with(workspace) {
+        return None;
+    }
+    let facts = fstat(file).ok()?;
+    let file = (facts.st_dev, facts.st_ino);
+    Some(Write { file, path: plain(path), writer: writer(watched, pid) })
+}
+
+/// A file that has got the name of another one, when that is in the workspace.
+fn rename_to(watched: &Watched, workspace: &Path, path: PathBuf, pid: u32) -> Option<Write> {
+    if !path.starts_with(workspace) {
+        return None;
+    }
+    let facts = fs::symlink_metadata(&path).ok()?;
+    Some(Write { file: (facts.dev(), facts.ino()), path, writer: writer(watched, pid) })
 }
 
 /// Without the mark of a file that was renamed or removed since.

@@ -8,8 +8,8 @@ use super::summary::{ReportHeader, Summary};
 use crate::egress::log_prefix::RuleKind;
 use jiff::Timestamp;
 use portcullis_common::event::{
-    DetectionEvent, DetectionType, DnsEvent, EventKind, JobEvent, JobStage, NetworkEvent, Posture,
-    PostureEvent, Process, ProcessEvent, Verdict,
+    DetectionEvent, DetectionType, DnsEvent, EventKind, FileEvent, JobEvent, JobStage,
+    NetworkEvent, Posture, PostureEvent, Process, ProcessEvent, Verdict,
 };
 use portcullis_common::report::Report;
 use std::io;
@@ -176,6 +176,11 @@ impl Recorder {
         if noted != Noted::Repeat {
             state.write(EventKind::Process(ProcessEvent { process, count: 1 }));
         }
+    }
+
+    /// A source file of the job was overwritten; who tells it bounds how many there are.
+    pub fn file(&self, event: FileEvent) {
+        self.lock().write(EventKind::File(event));
     }
 
     /// A detection. Of each type the first ones are written, and then how many more there were; one that the job was killed

@@ -93,6 +93,11 @@ impl Responder {
         Self { job_id, policy, lockdown, worker, group, containers, recorder, state }
     }
 
+    /// Where answers are recorded, for what is told beside a finding.
+    pub const fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
     /// Records the finding, and kills the job before that when its policy says so. Returns what was decided. Blocks until
     /// the job is dead; findings of the same job that come meanwhile wait.
     pub fn answer(&self, finding: Finding) -> Decision {

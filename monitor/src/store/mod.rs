@@ -4,6 +4,7 @@
 //! more than its failure mode says.
 
 mod credential;
+mod heartbeat;
 mod id_token;
 mod spool;
 mod upload;
@@ -70,6 +71,7 @@ impl ServedStore {
             .map_err(|error| format!("threads for the store can't be started: {error}"))?;
         let wake = Arc::new(Notify::new());
         runtime.spawn(credential::keep_renewed(Arc::clone(&client), credential, renewed));
+        runtime.spawn(heartbeat::run(Arc::clone(&client)));
         runtime.spawn(upload::run(Arc::clone(&client), paths.spool(), Arc::clone(&wake)));
         Ok(Self {
             client,

@@ -72,11 +72,9 @@ impl FileEvents {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
                 // Of the group itself, and nothing that passes.
-                Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::EMFILE | libc::ENFILE) => {
-                    Err(error)
-                }
-                // Nothing waits; or the file of an event could not be opened for us, because its process has ended, and
-                // the kernel has let the event go.
+                Some(libc::EBADF | libc::EFAULT | libc::EMFILE | libc::ENFILE) => Err(error),
+                // Nothing waits; or the file of an event could not be opened for us, because its process has ended, or
+                // because it refuses to be opened like this (EINVAL), and the kernel has let the event go.
                 _ => Ok(Vec::new()),
             };
         };

@@ -13,5 +13,6 @@ pub mod pidfd;
 pub mod ptrace;
 #[expect(unsafe_code, reason = "the runtime can't check that a descriptor stays open")]
 pub mod readiness;
+pub(crate) mod renames;
 pub(crate) mod rtnetlink;
 pub(crate) mod statx;

@@ -79,13 +79,20 @@ pub fn fallback_features(reason: &str) -> Vec<Feature> {
             FeatureState::Degraded,
             "processes are found by procfs and sock_diag: one that ends at once may be known by its user only",
         ),
-        match crate::sys::fanotify::opened_on_procfs() {
-            Ok(_) => feature(
+        match (crate::sys::fanotify::opened_on_procfs(), super::audit::probe()) {
+            (Ok(_), Ok(())) => feature(
                 "sensor-memory",
                 FeatureState::Degraded,
-                "fanotify: who opens /proc/PID/mem of a runner is told, and ended a moment later; ptrace and process_vm_readv by root are not seen",
+                "fanotify and audit: who opens /proc/PID/mem of a runner, traces it or copies its memory by process_vm_readv is told, and ended a moment later; other mounts of procfs, pidfd_getfd, perf_event_open and io_uring by root are not seen",
             ),
-            Err(error) => feature(
+            (Ok(_), Err(error)) => feature(
+                "sensor-memory",
+                FeatureState::Degraded,
+                &format!(
+                    "fanotify: who opens /proc/PID/mem of a runner is told, and ended a moment later; ptrace and process_vm_readv by root are not seen, for audit can't be used: {error}"
+                ),
+            ),
+            (Err(error), _) => feature(
                 "sensor-memory",
                 FeatureState::Missing,
                 &format!("nobody is told who reads the memory of a runner: {error}"),

@@ -1,6 +1,7 @@
 //! Watchers: they gather facts and decide nothing.
 
 pub mod attribution;
+pub(crate) mod audit;
 pub mod backend;
 pub(crate) mod bounded;
 pub mod descriptors;

@@ -13,6 +13,7 @@ use crate::detect::reverse_shell::{Connection, Facts, Holder, Lead};
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// The most processes of a job that are looked at at once. A job can make more; then the newest are looked at.
 const PROCESS_LIMIT: usize = 2_048;
@@ -189,6 +190,21 @@ fn moved(pid: u32) -> Option<(u64, u64)> {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
     };
     Some((field("rchar:")?, field("wchar:")?))
+}
+
+/// Where programs are that can be called by their name alone.
+const PROGRAM_DIRECTORIES: [&str; 6] =
+    ["usr/bin", "bin", "usr/sbin", "sbin", "usr/local/bin", "usr/local/sbin"];
+
+/// Whether the process can execute a program by this name or path.
+pub fn is_program(pid: u32, name: &str) -> bool {
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    if name.contains('/') {
+        let from = if name.starts_with('/') { root } else { format!("/proc/{pid}/cwd").into() };
+        return from.join(name.trim_start_matches('/')).is_file();
+    }
+    let find = |directory: &&str| root.join(directory).join(name).is_file();
+    !name.starts_with('.') && PROGRAM_DIRECTORIES.iter().any(|directory| find(&directory))
 }
 
 /// Whether a process was forked and has not executed anything since: it has the program of its parent, at the same

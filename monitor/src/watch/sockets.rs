@@ -1,33 +1,25 @@
 //! The kernel's socket tables, by `NETLINK_SOCK_DIAG`: who owns a flow, which flows are alive, and cutting them.
 
+mod record;
+mod unix;
+
 use super::flow::{Flow, TCP, UDP, UDP_LITE, canonical, is_bound_for};
 use super::netlink::Connection;
 use super::packet_sockets::PacketTable;
-use super::raw_sockets::{RawSocket, RawTables};
-use crate::sys::namespace::in_network_namespace;
-use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, Nla as _};
+use super::raw_sockets::RawTables;
+use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
-use netlink_packet_sock_diag::unix::nlas::Nla as UnixNla;
-use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags as UnixStateFlags, UnixRequest};
 use netlink_packet_sock_diag::{SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use std::fs::File;
+pub use record::{SocketRecord, Traffic};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
-
-/// `INET_DIAG_CGROUP_ID` of `linux/inet_diag.h` (5.8 and newer): the inode of the cgroup that the socket was made in.
-const INET_DIAG_CGROUP_ID: u16 = 21;
-
-/// `TCP_SYN_SENT`.
-const SYN_SENT: u8 = 2;
-
-/// `TCP_LISTEN`.
-const LISTEN: u8 = 10;
+pub(crate) use unix::unix_peer_inode;
 
 /// "No cookie": any socket of the tuple (`INET_DIAG_NOCOOKIE`).
 const ANY_COOKIE: [u8; 8] = [0xff; 8];
@@ -44,109 +36,6 @@ pub enum SocketError {
     /// A socket could not be destroyed.
     #[error("the kernel did not destroy a socket; it needs CONFIG_INET_DIAG_DESTROY")]
     Destroy(#[source] io::Error),
-}
-
-/// A socket as the kernel describes it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct SocketRecord {
-    /// The IP protocol; for raw sockets the protocol that they carry.
-    pub protocol: u8,
-    /// The local side, IPv4-mapped addresses as IPv4.
-    pub local: SocketAddr,
-    /// The remote side; unspecified when the socket is not connected.
-    pub remote: SocketAddr,
-    /// The state: 1 established, 2 SYN sent, 7 closed or not connected, 10 listening.
-    pub state: u8,
-    /// The inode in `/proc/PID/fd`; 0 when no process owns the socket any more.
-    pub inode: u32,
-    /// The user that made it.
-    pub uid: u32,
-    /// The cgroup v2 that it was made in, by inode; `None` before Linux 5.8.
-    pub cgroup: Option<u64>,
-    /// The family of the socket itself and how the kernel names it; `None` for raw sockets, which it can't name.
-    name: Option<(u8, SocketId)>,
-}
-
-impl SocketRecord {
-    /// The five-tuple.
-    pub fn flow(&self) -> Flow {
-        Flow::new(self.protocol, self.local, self.remote)
-    }
-
-    /// Whether it has a peer.
-    pub fn is_connected(&self) -> bool {
-        !self.remote.ip().is_unspecified()
-    }
-
-    /// Whether it listens.
-    pub fn is_listening(&self) -> bool {
-        self.protocol == TCP && self.state == LISTEN
-    }
-
-    /// Whether it is a TCP connection attempt that has no answer yet.
-    pub fn is_connecting(&self) -> bool {
-        self.protocol == TCP && self.state == SYN_SENT
-    }
-
-    /// Reads an answer of the kernel.
-    fn from_response(protocol: u8, response: InetResponse) -> Self {
-        let header = response.header;
-        let cgroup = response.nlas.iter().find_map(|attribute| match attribute {
-            Nla::Other(attribute) if attribute.kind() == INET_DIAG_CGROUP_ID => {
-                let mut value = [0; 8];
-                if attribute.value_len() != value.len() {
-                    return None;
-                }
-                attribute.emit_value(&mut value);
-                Some(u64::from_ne_bytes(value))
-            }
-            _ => None,
-        });
-        let id = header.socket_id;
-        Self {
-            protocol,
-            local: canonical(SocketAddr::new(id.source_address, id.source_port)),
-            remote: canonical(SocketAddr::new(id.destination_address, id.destination_port)),
-            state: header.state,
-            inode: header.inode,
-            uid: header.uid,
-            cgroup,
-            name: Some((header.family, id)),
-        }
-    }
-
-    /// A raw socket.
-    fn from_raw(protocol: u8, socket: RawSocket) -> Self {
-        Self {
-            protocol,
-            local: SocketAddr::new(socket.local, 0),
-            remote: SocketAddr::new(socket.remote, 0),
-            state: socket.state,
-            inode: socket.inode,
-            uid: socket.uid,
-            cgroup: None,
-            name: None,
-        }
-    }
-}
-
-/// Bytes that a TCP connection has moved since its beginning.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Traffic {
-    /// Received.
-    pub received: u64,
-    /// Sent, and confirmed by the peer.
-    pub sent: u64,
-}
-
-impl Traffic {
-    /// From `struct tcp_info` (linux/tcp.h): `tcpi_bytes_acked` and `tcpi_bytes_received`, since Linux 4.1.
-    fn read(information: &[u8]) -> Option<Self> {
-        let field = |offset: usize| {
-            Some(u64::from_ne_bytes(*information.get(offset..)?.first_chunk::<8>()?))
-        };
-        Some(Self { sent: field(120)?, received: field(128)? })
-    }
 }
 
 /// The socket tables of one network namespace, through a held netlink socket.
@@ -333,37 +222,6 @@ impl SocketDiagnostics {
         }
     }
 
-    /// The connected Unix sockets of the network namespace: each with the inode of its other end.
-    ///
-    /// # Errors
-    /// [`SocketError::Query`].
-    pub fn unix_pairs(&self) -> Result<Vec<(u32, u32)>, SocketError> {
-        let request = UnixRequest {
-            state_flags: UnixStateFlags::all(),
-            inode: 0,
-            show_flags: ShowFlags::PEER,
-            cookie: ANY_COOKIE,
-        };
-        let mut payload = vec![0; request.buffer_len()];
-        request.emit(&mut payload);
-        let mut pairs = Vec::new();
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = connection.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &payload, |message| {
-            if let SockDiagMessage::UnixResponse(response) = message {
-                let peer = response.nlas.iter().find_map(|attribute| match attribute {
-                    UnixNla::Peer(inode) => Some(*inode),
-                    _ => None,
-                });
-                pairs.extend(peer.map(|peer| (response.header.inode, peer)));
-            }
-        });
-        match result {
-            Ok(()) => Ok(pairs),
-            Err(error) if is_absent(&error) => Ok(Vec::new()),
-            Err(error) => Err(SocketError::Query(error)),
-        }
-    }
-
     /// One request and its answer.
     fn request(
         &self,
@@ -474,35 +332,4 @@ fn request_with(
     let mut payload = vec![0; request.buffer_len()];
     request.emit(&mut payload);
     payload
-}
-
-/// The inode of the socket at the other end of `socket`, a connected Unix socket made by a process in the network
-/// namespace of `pid`; `None` when the other end is closed.
-pub(crate) fn unix_peer_inode(socket: BorrowedFd<'_>, pid: u32) -> io::Result<Option<u32>> {
-    let inode = nix::sys::stat::fstat(socket)?.st_ino;
-    let request = UnixRequest {
-        state_flags: UnixStateFlags::all(),
-        inode: u32::try_from(inode).map_err(io::Error::other)?,
-        show_flags: ShowFlags::PEER,
-        cookie: ANY_COOKIE,
-    };
-    let mut payload = vec![0; request.buffer_len()];
-    request.emit(&mut payload);
-    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    let mut connection =
-        in_network_namespace(namespace.as_fd(), || Connection::open(NETLINK_SOCK_DIAG, None))??;
-    let mut peer = None;
-    let result = connection.request(SOCK_DIAG_BY_FAMILY, 0, &payload, |message| {
-        if let SockDiagMessage::UnixResponse(response) = message {
-            peer = response.nlas.iter().find_map(|attribute| match attribute {
-                UnixNla::Peer(inode) => Some(*inode),
-                _ => None,
-            });
-        }
-    });
-    match result {
-        Ok(()) => Ok(peer),
-        Err(error) if is_absent(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -13,7 +13,7 @@ use axum::http::HeaderMap;
 use jiff::Timestamp;
 use portcullis_common::policy::is_cluster;
 use portcullis_common::store_api::{
-    CreateEnrolment, CreatedSecret, Enrol, Enrolled, Enrolment, Host, Page,
+    CreateEnrolment, CreatedSecret, Enrol, Enrolled, Enrolment, Heartbeat, Host, Page,
 };
 use std::time::Duration;
 use uuid::Uuid;
@@ -59,6 +59,12 @@ pub(super) fn routes(routes: &mut Routes) {
         revoke,
     );
     routes.api(("GET", "/host"), RUNNER, (TAG, "The calling host itself"), this_host);
+    routes.api(
+        ("POST", "/host/heartbeat"),
+        RUNNER,
+        (TAG, "The calling host's monitor is there, and says what it is"),
+        heartbeat,
+    );
     routes.api(
         ("POST", "/host/credential"),
         RUNNER,
@@ -189,6 +195,19 @@ async fn this_host(State(store): TheStore, called: Called) -> ApiResult<Answer<H
     let hosts = store.database.hosts().await?;
     let own = hosts.into_iter().find(|host| host.id == host_id);
     own.map(Answer).ok_or_else(|| ApiError::not_found("this host was removed"))
+}
+
+async fn heartbeat(
+    State(store): TheStore,
+    called: Called,
+    JsonBody(said): JsonBody<Heartbeat>,
+) -> ApiResult<Done> {
+    let (id, _) = called.host().ok_or_else(|| ApiError::forbidden("only a host has a monitor"))?;
+    if !is_name(&said.version) || said.kernel.as_deref().is_some_and(|kernel| !is_name(kernel)) {
+        return Err(ApiError::bad_request("a version has 1 to 100 visible characters in one line"));
+    }
+    store.database.note_heartbeat(id, &said, now().as_millisecond()).await?;
+    Ok(Done)
 }
 
 async fn revoke(

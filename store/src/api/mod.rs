@@ -192,12 +192,12 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     // The dashboard calls the same routes, within the process.
     let in_process =
         router.clone().layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(Arc::clone(&store));
-    let (dashboard, pages) = dashboard::pages(&store, in_process, &limits);
+    let (dashboard, pages, unknown) = dashboard::pages(&store, in_process, &limits);
     let router = router
         .merge(dashboard)
         .route("/openapi.json", axum::routing::get(async move || Json((*shown).clone())))
         .route("/metrics", axum::routing::get(async move || exposition.answer()))
-        .fallback(async || ApiError::not_found("there is nothing at this address"))
+        .fallback(async move |request: Request| unknown.answer(request).await)
         .method_not_allowed_fallback(async || {
             ApiError::new(
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -356,12 +356,12 @@ async fn destinations(
 ) -> ApiResult<Answer<Page<DestinationSummary>>> {
     let limit = page_size(params.limit);
     let after = destination_cursor(params.cursor.as_deref())?;
-    let mut endpoints = EndpointFilter {
+    let endpoints = EndpointFilter {
         verdict: params.status,
         containing: params.endpoint.clone(),
+        after,
         ..EndpointFilter::default()
     };
-    endpoints.after.clone_from(&after);
     let found = match params.added_up() {
         AddedUp::By(source) => {
             Some(store.baseline_endpoints(&source, &endpoints, asked(limit)).await?)
@@ -375,15 +375,12 @@ async fn destinations(
         return Ok(Answer(destination_page(items, limit)));
     }
     let filter = DestinationFilter {
-        endpoint: params.endpoint,
         organization: lower(params.organization),
         repository: lower(params.repository),
         cluster: params.cluster,
         workflow: params.workflow,
-        verdict: params.status,
-        after,
         since_ms: params.since.map(Timestamp::as_millisecond),
-        ..DestinationFilter::default()
+        endpoints,
     };
     let items = store.database.destinations(&filter, asked(limit)).await?;
     Ok(Answer(destination_page(items, limit)))

@@ -1,7 +1,10 @@
 //! What a reviewer should know about a policy that is valid.
 
+mod covering;
+
+use covering::Covering;
 use portcullis_common::endpoint::{Endpoint, Host};
-use portcullis_common::policy::{EffectivePolicy, Rule};
+use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
 use portcullis_common::store_api::LintFinding;
 use std::net::IpAddr;
 
@@ -33,13 +36,17 @@ const WIDE_PREFIX: (u8, u8) = (8, 16);
 
 /// Everything noteworthy, in the order of the policy.
 pub fn lint(policy: &EffectivePolicy) -> Vec<LintFinding> {
+    let lists = Lists {
+        allowed: Covering::of(policy.allowed.iter().map(|rule| &rule.endpoint)),
+        denied: Covering::of(policy.denied.iter().map(|rule| &rule.endpoint)),
+    };
     let mut findings: Vec<LintFinding> = policy
         .allowed
         .iter()
         .enumerate()
-        .flat_map(|(index, rule)| allowed(policy, index, rule))
+        .flat_map(|(index, rule)| allowed(policy, &lists, index, rule))
         .collect();
-    findings.extend(policy.denied.iter().filter_map(|rule| denied(policy, rule)));
+    findings.extend(denied(policy, &lists));
     if policy.lockdown.enabled && policy.lockdown.detections.is_empty() {
         findings.push(finding(
             "idle-lockdown",
@@ -51,7 +58,18 @@ pub fn lint(policy: &EffectivePolicy) -> Vec<LintFinding> {
     findings
 }
 
-fn allowed(policy: &EffectivePolicy, index: usize, rule: &Rule) -> Vec<LintFinding> {
+/// Both lists of a policy, for looking up what covers what.
+struct Lists {
+    allowed: Covering,
+    denied: Covering,
+}
+
+fn allowed(
+    policy: &EffectivePolicy,
+    lists: &Lists,
+    index: usize,
+    rule: &Rule,
+) -> Vec<LintFinding> {
     let mut findings = Vec::new();
     let text = Some(&*rule.text);
     let place = if *rule.policy == *policy.name {
@@ -100,13 +118,9 @@ fn allowed(policy: &EffectivePolicy, index: usize, rule: &Rule) -> Vec<LintFindi
             "remove it, or deny the address",
         ));
     }
-    let wider = policy.allowed.iter().enumerate().find(|(other, wider)| {
-        *other != index
-            && covers(&wider.endpoint, &rule.endpoint)
-            // Of two that mean the same the first stays; `extends` has united those already.
-            && !(covers(&rule.endpoint, &wider.endpoint) && *other > index)
-    });
-    if let Some((_, wider)) = wider {
+    // Of two that mean the same the first stays; `extends` has united those already.
+    let wider = lists.allowed.find_other(&rule.endpoint, index);
+    if let Some(wider) = wider.and_then(|other| policy.allowed.get(other)) {
         findings.push(finding(
             "shadowed-endpoint",
             text,
@@ -114,9 +128,8 @@ fn allowed(policy: &EffectivePolicy, index: usize, rule: &Rule) -> Vec<LintFindi
             "remove the narrower one, or the wider one if it was not meant",
         ));
     }
-    if let Some(denied) =
-        policy.denied.iter().find(|denied| covers(&denied.endpoint, &rule.endpoint))
-    {
+    let denied = lists.denied.find(&rule.endpoint);
+    if let Some(denied) = denied.and_then(|other| policy.denied.get(other)) {
         findings.push(finding(
             "denied-anyway",
             text,
@@ -128,33 +141,33 @@ fn allowed(policy: &EffectivePolicy, index: usize, rule: &Rule) -> Vec<LintFindi
 }
 
 /// In block mode, denying what nothing allows changes nothing; in audit mode it blocks.
-fn denied(policy: &EffectivePolicy, rule: &Rule) -> Option<LintFinding> {
-    let blocks = policy.egress == portcullis_common::policy::EgressMode::Block;
-    let touches = policy.allowed.iter().any(|allowed| {
-        covers(&allowed.endpoint, &rule.endpoint) || covers(&rule.endpoint, &allowed.endpoint)
+fn denied<'a>(
+    policy: &'a EffectivePolicy,
+    lists: &'a Lists,
+) -> impl Iterator<Item = LintFinding> + 'a {
+    let blocks = policy.egress == EgressMode::Block;
+    let covers_allowed =
+        lists.denied.cover_any(policy.allowed.iter().map(|allowed| &allowed.endpoint));
+    let allows = |name| policy.allowed.iter().any(|allowed| is_name(&allowed.endpoint) == name);
+    let (allows_names, allows_addresses) = (allows(true), allows(false));
+    policy.denied.iter().zip(covers_allowed).filter_map(move |(rule, covers_allowed)| {
+        let touches = covers_allowed
+            || lists.allowed.find(&rule.endpoint).is_some()
             // A name can lead into a denied network, and a denied name to an allowed one.
-            || is_name(&allowed.endpoint) != is_name(&rule.endpoint)
-    });
-    (blocks && !touches).then(|| {
-        finding(
-            "idle-denied",
-            Some(&rule.text),
-            format!("`{}` is denied, and nothing allows it anyway", rule.text),
-            "keep it if other policies extend this one; remove it otherwise",
-        )
+            || if is_name(&rule.endpoint) { allows_addresses } else { allows_names };
+        (blocks && !touches).then(|| {
+            finding(
+                "idle-denied",
+                Some(&rule.text),
+                format!("`{}` is denied, and nothing allows it anyway", rule.text),
+                "keep it if other policies extend this one; remove it otherwise",
+            )
+        })
     })
 }
 
 const fn is_name(endpoint: &Endpoint) -> bool {
     matches!(endpoint.host, Host::Name(_) | Host::Wildcard(_))
-}
-
-/// Whether everything that `narrow` names is named by `wide`.
-fn covers(wide: &Endpoint, narrow: &Endpoint) -> bool {
-    wide.protocol == narrow.protocol
-        && wide.host.includes(&narrow.host)
-        && wide.ports.first() <= narrow.ports.first()
-        && narrow.ports.last() <= wide.ports.last()
 }
 
 /// The metadata address that an endpoint opens by name or by a network that is not all of the internet.

@@ -101,7 +101,7 @@ impl Enrol {
                 let page: Page<StoredHost> = self.store.server()?.get("hosts", &[]).await?;
                 show(self.store.output, &page.items, |hosts| {
                     Table::new(
-                        ["ID", "NAME", "CLUSTER", "ENROLLED", "LAST SEEN", "REVOKED"],
+                        ["ID", "NAME", "CLUSTER", "VERSION", "ENROLLED", "LAST SEEN", "REVOKED"],
                         hosts.iter().map(|host| {
                             let time = |time: Option<jiff::Timestamp>| {
                                 time.map_or_else(|| "-".to_owned(), |time| format!("{time:.0}"))
@@ -110,6 +110,7 @@ impl Enrol {
                                 host.id.clone(),
                                 host.name.clone(),
                                 host.cluster.clone(),
+                                host.version.clone().unwrap_or_else(|| "-".to_owned()),
                                 format!("{:.0}", host.enrolled_at),
                                 time(host.last_seen_at),
                                 time(host.revoked_at),

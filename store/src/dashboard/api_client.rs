@@ -4,6 +4,7 @@
 //! what is checked in one place.
 
 use super::page::PageError;
+use crate::api::ApiError;
 use crate::api::access::{Called, InProcess};
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -200,7 +201,11 @@ impl ApiClient {
             .extension(ConnectInfo(SocketAddr::new(self.called.address, 0)))
             .extension(InProcess(self.called.clone()))
             .body(body)
-            .map_err(|error| PageError::internal(format!("a request of a page: {error}")))?;
+            // Names and comments stand in the address, and people can send what is too long for one.
+            .map_err(|error| {
+                ApiError::bad_request(format!("this can't be asked for: {error}"))
+                    .hint("a name or a comment may be too long")
+            })?;
         let response = match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},

@@ -20,18 +20,31 @@ pub(super) struct Asset {
 
 /// Whether this program was built with its dashboard.
 pub(crate) const fn is_built() -> bool {
-    BUILT.is_some()
+    BUILT.is_ok()
+}
+
+/// What people are told in the place of every page by a program that was built without its dashboard; nothing by others.
+pub(super) fn missing() -> Option<String> {
+    BUILT.err().map(without)
+}
+
+fn without(reason: &str) -> String {
+    format!(
+        "This server was built without its dashboard: {reason}.\n\n\
+         The API at /api/v1 (described at /openapi.json) and the command line `portcullis` are complete.\n\
+         To have the dashboard, build with Node.js 20 or newer and npm: `PORTCULLIS_DASHBOARD=required cargo build --release`.\n"
+    )
 }
 
 /// The address of an asset; nothing when it was not built.
 pub(super) fn address(name: &str) -> String {
-    let found = BUILT.into_iter().flatten().find(|asset| asset.name == name);
+    let found = BUILT.iter().copied().flatten().find(|asset| asset.name == name);
     found.map(|asset| format!("/assets/{}", asset.file)).unwrap_or_default()
 }
 
 /// Answers a request for an asset. Its name has the hash of its contents, so it may be kept for good.
 pub(super) fn answer(file: &str, headers: &HeaderMap) -> Response {
-    let Some(asset) = BUILT.into_iter().flatten().find(|asset| asset.file == file) else {
+    let Some(asset) = BUILT.iter().copied().flatten().find(|asset| asset.file == file) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let takes_gzip = headers
@@ -48,4 +61,18 @@ pub(super) fn answer(file: &str, headers: &HeaderMap) -> Response {
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_built, missing, without};
+
+    #[test]
+    fn who_has_no_dashboard_is_told_why_and_what_there_is() {
+        let told = without("node can't be run (No such file or directory)");
+        for part in ["without its dashboard: node can't be run", "/api/v1", "Node.js 20"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert_eq!(missing().is_none(), is_built());
+    }
 }

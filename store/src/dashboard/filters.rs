@@ -22,6 +22,12 @@ pub(super) fn shown(value: impl Display, _: &dyn Values, max_bytes: usize) -> Re
     Ok(text::shown(&value.to_string(), max_bytes))
 }
 
+/// A path, hostile as well, whose directory is less to see than its last part; it may be wrapped behind a slash.
+#[askama::filter_fn]
+pub(super) fn path(value: impl Display, _: &dyn Values, max_bytes: usize) -> Result<Html> {
+    Ok(html::path(&text::shown(&value.to_string(), max_bytes)))
+}
+
 /// A time as people read it: in their zone, with UTC on hover.
 #[askama::filter_fn]
 pub(super) fn time(value: &Timestamp, _: &dyn Values) -> Result<Html> {

@@ -67,12 +67,13 @@ mod tests {
     use super::{is_foreign, is_proof, masked};
     use crate::dashboard::session::Session;
     use crate::database::Caller;
+    use crate::identity::sign_in::Confirmation;
     use axum::http::{HeaderMap, HeaderName, HeaderValue};
     use portcullis_common::store_api::Role;
 
     fn session(secret: &str) -> Session {
         let caller = Caller::Token { id: "1".into(), name: "a".into(), role: Role::Admin };
-        Session { caller, secret: secret.to_owned() }
+        Session { caller, confirmation: Confirmation::Fresh, secret: secret.to_owned() }
     }
 
     #[test]

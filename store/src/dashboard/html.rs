@@ -36,6 +36,20 @@ pub(super) fn time(time: Timestamp, style: &'static str) -> Html {
     ))
 }
 
+/// A path whose directory is less to see than its last part; it may be wrapped behind a slash.
+pub(super) fn path(text: &str) -> Html {
+    let escaped = |part: &str| {
+        let text = askama::filters::escape(part, askama::filters::Html);
+        text.map(|text| text.to_string()).unwrap_or_default()
+    };
+    let (directory, name) = text.rfind('/').map_or(("", text), |at| text.split_at(at + 1));
+    let directory = escaped(directory).replace('/', "/<wbr>");
+    if directory.is_empty() {
+        return Html(escaped(name));
+    }
+    Html(format!("<span class=\"muted\">{directory}</span>{}", escaped(name)))
+}
+
 /// A number with thousands set apart by a thin space.
 pub(super) fn number(value: u64) -> String {
     let digits = value.to_string();
@@ -66,8 +80,8 @@ pub(super) fn verdict(verdict: impl Borrow<Verdict>) -> Html {
 /// A policy's mode.
 pub(super) fn mode(mode: impl Borrow<Option<EgressMode>>) -> Html {
     match *mode.borrow() {
-        Some(EgressMode::Block) => badge("bad quiet", "Block"),
-        Some(EgressMode::Audit) => badge("info quiet", "Audit"),
+        Some(EgressMode::Block) => badge("quiet", "Block"),
+        Some(EgressMode::Audit) => badge("quiet", "Audit"),
         None => badge("plain", "Inherited"),
     }
 }
@@ -133,7 +147,22 @@ pub(super) fn lockdown() -> Html {
 
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{number, path};
+
+    #[test]
+    fn a_path_is_escaped_and_may_be_wrapped() {
+        let shown = |text| path(text).to_string();
+        assert_eq!(shown("make"), "make");
+        assert_eq!(
+            shown("/usr/bin/git"),
+            "<span class=\"muted\">/<wbr>usr/<wbr>bin/<wbr></span>git"
+        );
+        let hostile = shown("/tmp/<b>\"/</script><img onerror=x>");
+        assert!(
+            !hostile.contains("<b>") && !hostile.contains("<img") && !hostile.contains("</script>"),
+            "{hostile}"
+        );
+    }
 
     #[test]
     fn thousands_are_set_apart() {

@@ -226,11 +226,19 @@ impl Layout {
             .collect()
     }
 
+    /// Whether what was done did not work.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.notice == notice(TEST_FAILED)
+    }
+
     /// Whether a link leads to where the reader is.
     pub(crate) fn is_here(&self, link: &Link) -> bool {
         link.section == self.section
     }
 }
+
+/// The code of the one notice that tells of a failure.
+const TEST_FAILED: &str = "test-failed";
 
 /// What a page says that was done just before it. Only these: an address can't put words into our mouth.
 fn notice(code: &str) -> Option<&'static str> {
@@ -255,7 +263,7 @@ fn notice(code: &str) -> Option<&'static str> {
         "integration-saved" => "The integration was saved.",
         "integration-deleted" => "The integration was deleted.",
         "test-delivered" => "The test was delivered.",
-        "test-failed" => "The test was not delivered; the list of deliveries says why.",
+        TEST_FAILED => "The test was not delivered; the list of deliveries says why.",
         "retried" => "It is tried again.",
         "signed-out" => "You are signed out.",
         _ => return None,

@@ -25,26 +25,29 @@ pub(crate) use assets::is_built;
 use crate::api::access::{Called, address_of};
 use crate::api::rate::RateLimits;
 use crate::api::{ApiError, MAX_BODY_BYTES};
+use crate::identity::sign_in::Confirmation;
 use crate::service::Store;
 use api_client::ApiClient;
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{FromRequestParts as _, Path, RawPathParams, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, post};
 use fields::Fields;
 use layout::Theme;
 use page::{OpenPage, Page, PageError, PageResult, see_other};
 use portcullis_common::store_api::Role;
+use session::Session;
 use sign_in::Provider;
 use std::sync::Arc;
 use tower_http::compression::CompressionLayer;
 
-/// What a page may do: nothing but load our own files and talk to us. No inline scripts, no inline styles. (The editor's marks are
-/// images that its own styles hold as `data:`.)
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+/// What a page may do: nothing but load our own files and talk to us. No inline scripts, no inline styles, no images that are not
+/// files of ours.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
     form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The dashboard.
@@ -179,12 +182,12 @@ impl Pages {
     }
 }
 
-/// All pages of a store, and the list of them.
+/// All pages of a store, the list of them, and what answers where there is none.
 pub(crate) fn pages<S: Clone + Send + Sync + 'static>(
     store: &Arc<Store>,
     api: Router,
     limits: &Arc<RateLimits>,
-) -> (Router<S>, Vec<PageInfo>) {
+) -> (Router<S>, Vec<PageInfo>, Unknown) {
     let configuration = &store.configuration;
     let is_https = configuration.tls.is_some() || configuration.public_url.starts_with("https://");
     let (store, limits) = (Arc::clone(store), Arc::clone(limits));
@@ -199,9 +202,42 @@ pub(crate) fn pages<S: Clone + Send + Sync + 'static>(
         .router
         .layer(axum::middleware::map_response(with_headers))
         .layer(CompressionLayer::new().gzip(true))
+        .layer(axum::middleware::from_fn(unless_missing))
         .route("/assets/{file}", get(asset))
-        .with_state(dashboard);
-    (router, gathered.list)
+        .with_state(Arc::clone(&dashboard));
+    (router, gathered.list, Unknown(dashboard))
+}
+
+/// Says in the place of every page that there is none, where the program was built so.
+async fn unless_missing(request: Request, next: Next) -> Response {
+    match assets::missing() {
+        Some(text) => (StatusCode::NOT_IMPLEMENTED, text).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+/// Answers requests for what is nowhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Unknown(Arc<Dashboard>);
+
+impl Unknown {
+    /// A page for people, a problem for programs.
+    pub(crate) async fn answer(&self, request: Request) -> Response {
+        let error = ApiError::not_found("there is nothing at this address");
+        let takes = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+        let is_page = is_built()
+            && request.method() == Method::GET
+            && !request.uri().path().starts_with("/api/")
+            && takes.is_some_and(|takes| takes.contains("text/html"));
+        if !is_page {
+            return error.into_response();
+        }
+        let response = match admit(Arc::clone(&self.0), request, Role::Viewer).await {
+            Ok((page, _)) => page.error(&error.into()),
+            Err(response) => *response,
+        };
+        with_headers(response).await
+    }
 }
 
 /// What every page is sent with.
@@ -257,10 +293,6 @@ async fn admit(
     role: Role,
 ) -> Result<(Page, Fields), Box<Response>> {
     let early = |result| Box::new(answer_open(result));
-    if !is_built() {
-        let text = "This server was built without its dashboard, because there was no Node.js. The API at /api/v1 and the command line are complete.";
-        return Err(Box::new((axum::http::StatusCode::NOT_IMPLEMENTED, text).into_response()));
-    }
     let (mut parts, body) = request.into_parts();
     let params = RawPathParams::from_request_parts(&mut parts, &())
         .await
@@ -274,7 +306,20 @@ async fn admit(
     let (open, form) = open(Arc::clone(&dashboard), Request::from_parts(parts, body))
         .await
         .map_err(|error| early(Err(error)))?;
-    let Some(session) = open.session().await.map_err(|error| early(Err(error)))? else {
+    // A browser that is to show a page; not a script of one, and not a form.
+    let is_shown = is_get
+        && !is_part
+        && open.headers.get("sec-fetch-dest").is_none_or(|value| value == "document");
+    let session = open.session().await.map_err(|error| early(Err(error)))?;
+    if let Some(session) = &session
+        && session.confirmation != Confirmation::Fresh
+        && is_shown
+        && let Some(away) = openid_connect::confirm(&open, session, &whole).await
+    {
+        return Err(early(away));
+    }
+    let goes_on = |session: &Session| session.confirmation != Confirmation::Overdue;
+    let Some(session) = session.filter(goes_on) else {
         let next: String = url::form_urlencoded::byte_serialize(whole.as_bytes()).collect();
         let to = if is_get && !is_part && whole != "/" {
             format!("{}?next={next}", sign_in::PATH)
@@ -284,7 +329,7 @@ async fn admit(
         let mut response = see_other(&to).unwrap_or_else(|error| answer_open(Err(error)));
         if is_part {
             // A script that follows a redirect would put the sign-in page into a part of this one.
-            response = axum::http::StatusCode::UNAUTHORIZED.into_response();
+            response = StatusCode::UNAUTHORIZED.into_response();
             let value = HeaderValue::from_static(sign_in::PATH);
             response.headers_mut().insert(HeaderName::from_static("hx-redirect"), value);
         }

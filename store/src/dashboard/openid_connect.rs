@@ -1,12 +1,16 @@
 //! Signing in by an OpenID Connect provider: off to it, and back.
+//!
+//! A session is confirmed in the same way, without a word to the person: before a page is shown the browser goes to the
+//! provider (`prompt=none`) and comes back at once, with the groups of this moment. No token of the provider is kept for it.
 
-use super::page::{OpenPage, PageError, PageResult, own_path, see_other_with_cookie};
+use super::page::{OpenPage, PageError, PageResult, own_path, see_other, see_other_with_cookie};
+use super::session::{self, Session};
 use super::sign_in::{self, Provider};
-use super::{Dashboard, Pages, session};
+use super::{Dashboard, Pages};
 use crate::api::ApiError;
 use crate::database::{Caller, NewAuditEntry};
 use crate::identity::sign_in::attempt::{ATTEMPT_LIFE, Answered};
-use crate::identity::sign_in::{CALLBACK_PATH, SignIn, SignInError};
+use crate::identity::sign_in::{CALLBACK_PATH, Confirmation, SignIn, SignInError};
 use crate::service::now;
 use axum::http::header::SET_COOKIE;
 use axum::http::{HeaderValue, StatusCode};
@@ -41,10 +45,40 @@ async fn begin(page: OpenPage) -> PageResult {
     }
 }
 
+/// Off to the provider, to confirm a session before a page is shown; `None` when the page is to be shown without.
+pub(super) async fn confirm(page: &OpenPage, session: &Session, whole: &str) -> Option<PageResult> {
+    let sign_in = page.dashboard.store.sign_in.as_ref()?;
+    let begun = sign_in.confirm(session.name(), own_path(Some(whole)), now().as_second()).await;
+    Some(match begun {
+        Ok(begun) => attempt_cookie(&page.dashboard, &begun.cookie, ATTEMPT_LIFE)
+            .and_then(|cookie| see_other_with_cookie(begun.url.as_str(), cookie)),
+        Err(error) if session.confirmation == Confirmation::Overdue => {
+            sign_in::show(page, own_path(Some(whole)), Some(&told(&error)))
+        }
+        // There is time left, in which the provider may come back.
+        Err(error) => {
+            tracing::warn!(error = %error, "a session could not be confirmed");
+            return None;
+        }
+    })
+}
+
 async fn come_back(page: OpenPage) -> PageResult {
     let mut response = match finish(&page).await {
-        Ok((cookie, return_to)) => see_other_with_cookie(&return_to, cookie)?,
-        Err(error) => sign_in::show(&page, "/", Some(&error))?,
+        Ok((cookie, return_to)) => {
+            let mut response = see_other(&return_to)?;
+            if let Some(cookie) = cookie {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            response
+        }
+        Err(error) => {
+            let mut response = sign_in::show(&page, "/", Some(&error.error))?;
+            if let Some(cookie) = error.ended {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            response
+        }
     };
     // Good or not, it is over.
     let over = attempt_cookie(&page.dashboard, "", Duration::ZERO)?;
@@ -52,8 +86,21 @@ async fn come_back(page: OpenPage) -> PageResult {
     Ok(response)
 }
 
-/// The session's cookie, and where to go.
-async fn finish(page: &OpenPage) -> Result<(HeaderValue, String), PageError> {
+/// Why nobody is signed in.
+struct Failed {
+    error: PageError,
+    /// The cookie that ends the session that was to be confirmed.
+    ended: Option<HeaderValue>,
+}
+
+impl<E: Into<PageError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), ended: None }
+    }
+}
+
+/// The cookie of a session that begins, and where to go.
+async fn finish(page: &OpenPage) -> Result<(Option<HeaderValue>, String), Failed> {
     let dashboard = &page.dashboard;
     let text = |name: &str| page.query.get(name).map(str::to_owned);
     let answered = Answered {
@@ -65,19 +112,42 @@ async fn finish(page: &OpenPage) -> Result<(HeaderValue, String), PageError> {
     };
     let cookie = session::cookie_value(&page.headers, cookie_name(dashboard));
     let sign_in = provider_of(dashboard)?;
-    match sign_in.finish(cookie, &answered, now().as_second()).await {
+    let error = match sign_in.finish(cookie, &answered, now().as_second()).await {
         Ok(signed_in) => {
             let person = signed_in.person;
+            if signed_in.confirms
+                && let Some(session) = page.session().await?
+                && matches!(&session.caller, Caller::Person { subject, .. } if *subject == person.subject)
+            {
+                session::confirm(dashboard, &session, person, page.address).await?;
+                return Ok((None, signed_in.return_to));
+            }
             let caller =
                 Caller::Person { subject: person.subject, name: person.name, role: person.role };
-            let cookie = session::begin(dashboard, caller, "openid-connect", page.address).await?;
-            Ok((cookie, signed_in.return_to))
+            let method = "openid-connect";
+            let cookie =
+                session::begin(dashboard, caller, person.groups, method, page.address).await?;
+            return Ok((Some(cookie), signed_in.return_to));
         }
-        Err(error) => {
-            refuse(page, &error).await?;
-            Err(told(&error))
-        }
+        Err(error) => error,
+    };
+    let is_confirmation = sign_in.is_confirmation(cookie, &answered);
+    let is_said = matches!(error, SignInError::Refused(_) | SignInError::NoRole { .. });
+    if !(is_confirmation && is_said) {
+        refuse(page, &error).await?;
+        return Err(told(&error).into());
     }
+    // Nobody tried anything: the provider no longer vouches for somebody who was signed in.
+    let ended = match page.session().await? {
+        Some(session) => {
+            let reason = Some(format!("not confirmed: {error}"));
+            Some(session::end(dashboard, &session, reason, page.address).await?)
+        }
+        None => None,
+    };
+    let problem = ApiError::unauthorized(format!("your session is over: {error}"))
+        .hint("sign in again; the provider was asked whether you are still who you were");
+    Err(Failed { error: problem.into(), ended })
 }
 
 /// Counts and records that somebody was not let in. That the provider is away is nobody's attempt.

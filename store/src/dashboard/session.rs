@@ -1,15 +1,18 @@
 //! Who is signed in: a random secret in a cookie, its hash in the database.
 //!
 //! Every way of signing in ends in [`begin`], which takes who it is and gives the cookie. What a session allows is looked up
-//! anew for each request: a token that was revoked, or whose role was changed, counts at once, on every server.
+//! anew for each request: a token that was revoked counts no more at once, on every server, and a person may do what the
+//! groups of the last confirmation may do by the server's configuration. Confirmations are [`super::openid_connect`]'s.
 //!
 //! The cookie is `HttpOnly`, `SameSite=Lax` (links from elsewhere lead to pages, forms from elsewhere do nothing), and
 //! `Secure` with the `__Host-` prefix where people reach the server by HTTPS.
 
 use super::Dashboard;
 use crate::api::{ApiError, ApiResult};
-use crate::database::{Caller, NewAuditEntry, NewSession};
+use crate::database::{Caller, NewAuditEntry, NewSession, Vouched};
 use crate::identity::secret::{MAX_SECRET_BYTES, SecretKind, generate, hash};
+use crate::identity::sign_in::Confirmation;
+use crate::identity::sign_in::person::Person;
 use crate::service::now;
 use axum::http::header::COOKIE;
 use axum::http::{HeaderMap, HeaderValue};
@@ -22,6 +25,8 @@ use std::time::Duration;
 pub(crate) struct Session {
     /// Who it is: a token, or a person.
     pub(crate) caller: Caller,
+    /// Whether the provider has to be asked again.
+    pub(super) confirmation: Confirmation,
     /// The cookie's secret; proofs against forged requests are made of it.
     pub(super) secret: String,
 }
@@ -44,13 +49,14 @@ impl Session {
 
 /// Begins a session for somebody who proved who they are, and returns the value of `Set-Cookie`.
 ///
-/// `method` says in the audit log how: `token`, `openid-connect`.
+/// `groups` are those of a person; `method` says in the audit log how: `token`, `openid-connect`.
 ///
 /// # Errors
 /// When it is nobody who may read, or the database can't be used.
 pub(crate) async fn begin(
     dashboard: &Dashboard,
     caller: Caller,
+    groups: Vec<String>,
     method: &'static str,
     address: IpAddr,
 ) -> ApiResult<HeaderValue> {
@@ -68,6 +74,7 @@ pub(crate) async fn begin(
         created_ms: now.as_millisecond(),
         expires_ms: (now + lifetime).as_millisecond(),
         caller,
+        groups,
     };
     let record = record(&session.caller, "session.begin", Some(method.to_owned()), address);
     dashboard.store.database.insert_session(&session, &record).await?;
@@ -86,20 +93,47 @@ pub(crate) async fn of_request(
     if secret.len() > MAX_SECRET_BYTES {
         return Ok(None);
     }
-    let row = dashboard.store.database.session(&hash(secret), now().as_millisecond()).await?;
-    Ok(row.map(|row| Session { caller: row.caller, secret: secret.to_owned() }))
+    let live = dashboard.store.session(&hash(secret), now().as_millisecond()).await?;
+    Ok(live.map(|live| Session {
+        caller: live.caller,
+        confirmation: live.confirmation,
+        secret: secret.to_owned(),
+    }))
 }
 
-/// Ends a session, and returns the value of `Set-Cookie` that removes the cookie.
+/// Keeps that the provider still vouches for a person, whose session goes on as long as before.
+///
+/// # Errors
+/// When the database can't be used.
+pub(super) async fn confirm(
+    dashboard: &Dashboard,
+    session: &Session,
+    person: Person,
+    address: IpAddr,
+) -> ApiResult<()> {
+    let vouched = Vouched { groups: person.groups, confirmed_ms: now().as_millisecond() };
+    let caller = Caller::Person { subject: person.subject, name: person.name, role: person.role };
+    let change = (caller.role() != session.role()).then(|| {
+        let detail = format!("{}, was {}", caller.role(), session.role());
+        record(&caller, "session.change", Some(detail), address)
+    });
+    let hash = hash(&session.secret);
+    dashboard.store.database.confirm_session(&hash, &caller, &vouched, change.as_ref()).await?;
+    Ok(())
+}
+
+/// Ends a session, and returns the value of `Set-Cookie` that removes the cookie. `reason` is why, when it is not the person's
+/// own wish.
 ///
 /// # Errors
 /// When the database can't be used.
 pub(crate) async fn end(
     dashboard: &Dashboard,
     session: &Session,
+    reason: Option<String>,
     address: IpAddr,
 ) -> ApiResult<HeaderValue> {
-    let record = record(&session.caller, "session.end", None, address);
+    let record = record(&session.caller, "session.end", reason, address);
     dashboard.store.database.delete_session(&hash(&session.secret), &record).await?;
     cookie(dashboard, "", Duration::ZERO)
 }

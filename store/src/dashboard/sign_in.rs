@@ -74,7 +74,9 @@ async fn begin(page: &OpenPage, secret: &str) -> Result<axum::http::HeaderValue,
         return Err(ApiError::forbidden("the form was not sent from this page").into());
     }
     match dashboard.store.authenticate(secret).await {
-        Ok(found) => Ok(session::begin(dashboard, found.caller, "token", page.address).await?),
+        Ok(found) => {
+            Ok(session::begin(dashboard, found.caller, Vec::new(), "token", page.address).await?)
+        }
         Err(AuthenticationError::Database(error)) => Err(ApiError::from(error).into()),
         Err(error) => {
             dashboard.limits.check_failure(page.address)?;
@@ -95,6 +97,6 @@ async fn begin(page: &OpenPage, secret: &str) -> Result<axum::http::HeaderValue,
 }
 
 async fn sign_out(page: Page, _: Fields) -> PageResult {
-    let cookie = session::end(&page.open.dashboard, &page.session, page.open.address).await?;
+    let cookie = session::end(&page.open.dashboard, &page.session, None, page.open.address).await?;
     see_other_with_cookie("/sign-in?done=signed-out", cookie)
 }

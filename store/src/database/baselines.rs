@@ -1,13 +1,10 @@
 //! Reading baselines and what policies are tried on.
 
-use super::intake::verdict_code;
 use super::learning::Thresholds;
-use super::runs::{containing, microseconds, verdict_of};
+use super::values::{microseconds, verdict_of};
 use super::{Database, DatabaseError, read, unsigned};
 use portcullis_common::event::Verdict;
-use portcullis_common::store_api::{
-    BaselineSource, BaselineState, BaselineSummary, DestinationSummary,
-};
+use portcullis_common::store_api::{BaselineSource, BaselineState, BaselineSummary};
 use sqlx::QueryBuilder;
 
 /// Which kind of baselines.
@@ -28,23 +25,6 @@ impl BaselineKind {
     pub const fn code(self) -> i16 {
         self as i16
     }
-}
-
-/// Which endpoints of a baseline to read.
-#[derive(Clone, Debug, Default)]
-pub struct EndpointFilter {
-    /// Leave out what was stopped.
-    pub reached_only: bool,
-    /// Only with this verdict.
-    pub verdict: Option<Verdict>,
-    /// Only endpoints that have this text in them.
-    pub containing: Option<String>,
-    /// Only what was called in so many runs at least.
-    pub min_runs: Option<u32>,
-    /// Only what was called at this time or later, in microseconds.
-    pub since_us: Option<i64>,
-    /// Only what sorts behind this endpoint and verdict.
-    pub after: Option<(String, i16)>,
 }
 
 /// Which baselines to list.
@@ -195,68 +175,6 @@ impl Database {
                 .await?
         });
         Ok(row.map(|(key,)| key))
-    }
-
-    /// Endpoints of a baseline, by name; of all organizations together when no baseline is named.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn baseline_endpoints(
-        &self,
-        baseline: Option<i64>,
-        filter: &EndpointFilter,
-        limit: u32,
-    ) -> Result<Vec<DestinationSummary>, DatabaseError> {
-        let rows: Vec<(String, i16, i64, i64, i64, i64)> = read!(self, |pool| {
-            let mut query = QueryBuilder::new(match baseline {
-                Some(_) => {
-                    "SELECT endpoint, verdict, calls, runs, first_us, last_us FROM baseline_endpoints WHERE baseline = "
-                }
-                None => {
-                    "SELECT endpoint, verdict, CAST(SUM(calls) AS BIGINT), CAST(SUM(runs) AS BIGINT), MIN(first_us), MAX(last_us) \
-                    FROM baseline_endpoints WHERE baseline IN (SELECT key FROM baselines WHERE source = 3)"
-                }
-            });
-            if let Some(baseline) = baseline {
-                query.push_bind(baseline);
-            }
-            if filter.reached_only {
-                query.push(" AND verdict <> ").push_bind(verdict_code(Verdict::Blocked));
-            }
-            if let Some(verdict) = filter.verdict {
-                query.push(" AND verdict = ").push_bind(verdict_code(verdict));
-            }
-            if let Some(text) = &filter.containing {
-                query.push(" AND endpoint LIKE ").push_bind(containing(text)).push(" ESCAPE '!'");
-            }
-            if let Some(runs) = filter.min_runs {
-                query.push(" AND runs >= ").push_bind(i64::from(runs));
-            }
-            if let Some(since) = filter.since_us {
-                query.push(" AND last_us >= ").push_bind(since);
-            }
-            if let Some((endpoint, verdict)) = filter.after.clone() {
-                query.push(" AND (endpoint, verdict) > (").push_bind(endpoint);
-                query.push(", ").push_bind(verdict).push(")");
-            }
-            if baseline.is_none() {
-                query.push(" GROUP BY endpoint, verdict");
-            }
-            query.push(" ORDER BY endpoint, verdict LIMIT ").push_bind(i64::from(limit));
-            query.build_query_as().fetch_all(pool).await?
-        });
-        rows.into_iter()
-            .map(|(endpoint, verdict, calls, runs, first, last)| {
-                Ok(DestinationSummary {
-                    endpoint,
-                    verdict: verdict_of(verdict)?,
-                    calls: unsigned(calls),
-                    runs: unsigned(runs),
-                    first_seen: microseconds(first)?,
-                    last_seen: microseconds(last)?,
-                })
-            })
-            .collect()
     }
 
     /// Baselines with how much they have learned, the oldest first, each with its key. One baseline when `key` is given.

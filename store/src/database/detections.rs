@@ -412,9 +412,7 @@ pub(super) use {
 
 /// The number of a verdict that is told of.
 pub(super) fn told_verdict(code: i16) -> Option<Verdict> {
-    [Verdict::Blocked, Verdict::WouldBlock]
-        .into_iter()
-        .find(|verdict| super::verdict_code(*verdict) == code)
+    super::verdict_name(code).filter(|verdict| *verdict != Verdict::Allowed)
 }
 
 /// A state that a person gives a detection.

@@ -3,7 +3,7 @@
 use super::audit::{optional_time_of, time_of, write_audit};
 use super::identity::count_identities;
 use super::{Database, DatabaseError, NewAuditEntry, read, transaction};
-use portcullis_common::store_api::{Enrolment, Host};
+use portcullis_common::store_api::{Enrolment, Heartbeat, Host};
 
 /// Credentials of a host at most that it was given and has never used: answers that were lost.
 const MAX_UNUSED: i64 = 8;
@@ -34,7 +34,8 @@ pub struct EnrolmentUse {
     pub now_ms: i64,
 }
 
-type HostRow = (String, String, String, i64, Option<i64>, Option<i64>);
+type HostRow =
+    (String, String, String, i64, Option<i64>, Option<i64>, Option<String>, Option<String>);
 
 impl Database {
     /// Stores an enrolment token.
@@ -241,11 +242,11 @@ impl Database {
     /// # Errors
     /// When the database can't be used.
     pub async fn hosts(&self) -> Result<Vec<Host>, DatabaseError> {
-        const SQL: &str = "SELECT id, name, cluster, enrolled_ms, last_seen_ms, revoked_ms FROM hosts \
-            ORDER BY enrolled_ms, id";
+        const SQL: &str = "SELECT id, name, cluster, enrolled_ms, last_seen_ms, revoked_ms, version, kernel \
+            FROM hosts ORDER BY enrolled_ms, id";
         let rows: Vec<HostRow> = read!(self, |pool| sqlx::query_as(SQL).fetch_all(pool).await?);
         rows.into_iter()
-            .map(|(id, name, cluster, enrolled, seen, revoked)| {
+            .map(|(id, name, cluster, enrolled, seen, revoked, version, kernel)| {
                 Ok(Host {
                     id,
                     name,
@@ -253,9 +254,44 @@ impl Database {
                     enrolled_at: time_of(enrolled)?,
                     last_seen_at: optional_time_of(seen)?,
                     revoked_at: optional_time_of(revoked)?,
+                    version,
+                    kernel,
                 })
             })
             .collect()
+    }
+
+    /// Notes what a host's monitor says of itself. Hosts say the same again and again, so it is looked at first: nothing is
+    /// written then.
+    ///
+    /// # Errors
+    /// When the database can't be used.
+    pub async fn note_heartbeat(
+        &self,
+        id: &str,
+        said: &Heartbeat,
+        now_ms: i64,
+    ) -> Result<(), DatabaseError> {
+        const SQL: &str = "SELECT version, kernel FROM hosts WHERE id = $1";
+        let known: Option<(Option<String>, Option<String>)> =
+            read!(self, |pool| sqlx::query_as(SQL).bind(id).fetch_optional(pool).await?);
+        if known.is_some_and(|(version, kernel)| {
+            version.as_ref() == Some(&said.version) && kernel == said.kernel
+        }) {
+            return Ok(());
+        }
+        transaction!(self, |transaction| {
+            sqlx::query(
+                "UPDATE hosts SET version = $2, kernel = $3, last_seen_ms = $4 WHERE id = $1",
+            )
+            .bind(id)
+            .bind(said.version.as_str())
+            .bind(said.kernel.as_deref())
+            .bind(now_ms)
+            .execute(&mut *transaction)
+            .await?;
+        });
+        Ok(())
     }
 
     /// Ends all credentials of a host; says whether it had any.

@@ -1,9 +1,8 @@
 //! What is shown at a glance, added up by the database.
 
 use super::audit::time_of;
-use super::intake::verdict_code;
+use super::values::containing;
 use super::{Database, DatabaseError, read, signed, unsigned};
-use portcullis_common::event::Verdict;
 use portcullis_common::store_api::HostState;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -183,7 +182,7 @@ impl Database {
             SeenKind::Repository => ("repository", "runs"),
             SeenKind::Workflow => ("workflow_path", "runs"),
         };
-        let pattern = super::runs::containing(&text.to_lowercase());
+        let pattern = containing(&text.to_lowercase());
         let rows: Vec<(String,)> = read!(self, |pool| {
             // Column and table are ours.
             let mut query = QueryBuilder::new(format!(
@@ -225,13 +224,6 @@ impl Database {
             })
             .collect()
     }
-}
-
-/// The verdict that a number stands for.
-pub fn verdict_name(code: i16) -> Option<Verdict> {
-    [Verdict::Allowed, Verdict::Blocked, Verdict::WouldBlock]
-        .into_iter()
-        .find(|verdict| verdict_code(*verdict) == code)
 }
 
 /// An hour for the database.

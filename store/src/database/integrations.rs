@@ -105,6 +105,19 @@ pub const fn state_name(state: DeliveryState) -> &'static str {
     }
 }
 
+/// A statement with what an integration is: `$1` to `$6` are its id, name, settings, secrets, selection, and whether it is on.
+macro_rules! with_columns {
+    ($row:expr, $sql:literal) => {
+        sqlx::query($sql)
+            .bind($row.id.as_str())
+            .bind($row.name.as_str())
+            .bind($row.settings.as_str())
+            .bind($row.secrets.as_str())
+            .bind($row.selection.as_str())
+            .bind($row.enabled)
+    };
+}
+
 impl Database {
     /// All integrations, by name.
     ///
@@ -167,16 +180,11 @@ impl Database {
             if count >= max {
                 return Ok(IntegrationWrite::TooMany);
             }
-            let inserted = sqlx::query(
+            let inserted = with_columns!(
+                row,
                 "INSERT INTO integrations (id, name, settings, secrets, selection, enabled, created_ms, created_by, updated_ms) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO NOTHING",
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO NOTHING"
             )
-            .bind(row.id.as_str())
-            .bind(row.name.as_str())
-            .bind(row.settings.as_str())
-            .bind(row.secrets.as_str())
-            .bind(row.selection.as_str())
-            .bind(row.enabled)
             .bind(row.created_ms)
             .bind(row.created_by.as_str())
             .bind(row.updated_ms)
@@ -213,16 +221,11 @@ impl Database {
                 return Ok(IntegrationWrite::NameTaken);
             }
             // Secrets that are kept belong to what was read: nothing else may have come in between.
-            let updated = sqlx::query(
+            let updated = with_columns!(
+                row,
                 "UPDATE integrations SET name = $2, settings = $3, secrets = $4, selection = $5, enabled = $6, updated_ms = $7 \
-                 WHERE id = $1 AND updated_ms = $8",
+                 WHERE id = $1 AND updated_ms = $8"
             )
-            .bind(row.id.as_str())
-            .bind(row.name.as_str())
-            .bind(row.settings.as_str())
-            .bind(row.secrets.as_str())
-            .bind(row.selection.as_str())
-            .bind(row.enabled)
             .bind(row.updated_ms)
             .bind(read_ms)
             .execute(&mut *transaction)

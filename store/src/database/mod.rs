@@ -8,40 +8,52 @@
 mod archive;
 mod audit;
 mod baselines;
+mod batch;
+mod destinations;
+mod detection_records;
 mod detections;
 mod error;
+mod events;
 mod generate;
 mod hosts;
 mod identity;
 mod insights;
 mod intake;
 mod integrations;
+mod job_life;
 mod learning;
 mod maintenance;
 mod policies;
 mod runs;
 mod sessions;
 mod suppressions;
+mod values;
 
 pub use archive::JobToArchive;
 pub use audit::{AuditFilter, NewAuditEntry};
-pub use baselines::{BaselineFilter, BaselineKind, EndpointFilter, RecordedCalls, TrialFilter};
+pub use baselines::{BaselineFilter, BaselineKind, RecordedCalls, TrialFilter};
+pub use batch::NewEvent;
+pub use destinations::{DestinationFilter, EndpointFilter};
+pub use detection_records::DetectionFilter;
 pub use detections::{DetectionState, NewDetection};
 pub use error::DatabaseError;
+pub use events::{EventFilter, EventName};
 pub use generate::Generated;
 pub use hosts::{EnrolmentUse, NewCredential};
 pub use identity::{Caller, CredentialRow, StoredToken};
-pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before, verdict_name};
-pub use intake::{Intake, JobEnd, JobStart, NewEvent, verdict_code};
+pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before};
+pub use intake::Intake;
 pub use integrations::{
     ClaimedDelivery, DeliveryFilter, IntegrationRow, IntegrationWrite, Settled, state_name,
 };
+pub use job_life::{JobEnd, JobStart};
 pub use learning::{MAX_LEARNED_OF_JOB, MAX_TOLD_OF_JOB, NEW_OUTBOUND_NETWORK_CALL, Thresholds};
 pub use maintenance::Retention;
 pub use policies::{Change, Generations, PolicyRow, StoredDocument, VersionRow};
-pub use runs::{DestinationFilter, DetectionFilter, EventFilter, EventName, RunFilter};
-pub use sessions::{NewSession, SessionRow};
+pub use runs::RunFilter;
+pub use sessions::{NewSession, SessionRow, Vouched};
 pub use suppressions::NewSuppression;
+pub use values::{verdict_code, verdict_name};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{

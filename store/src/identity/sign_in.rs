@@ -9,11 +9,13 @@ pub mod person;
 use super::issuer::{Discovery, FETCH_TIMEOUT, Issuer, KeysAt, bounded_json};
 use super::secret::NoRandomness;
 use crate::configuration::SignInConfiguration;
+use crate::database::Vouched;
 use attempt::{Answered, Attempt, Sealer};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{Algorithm, Validation};
-use person::{IdClaims, Person, groups};
+use person::{IdClaims, Person, groups, most};
+use portcullis_common::store_api::Role;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
@@ -84,6 +86,17 @@ pub struct SignIn {
     sealer: Sealer,
 }
 
+/// How long ago the provider vouched for a person, in steps of `sign-in.confirm-minutes`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Confirmation {
+    /// Not long ago.
+    Fresh,
+    /// It is to be asked again with the next page; what scripts and forms of a page ask for goes on.
+    Due,
+    /// Nothing goes on before it was asked.
+    Overdue,
+}
+
 /// A sign-in that began: where to send the browser, and what it has to keep meanwhile.
 #[derive(Debug)]
 pub struct Begun {
@@ -100,6 +113,8 @@ pub struct SignedIn {
     pub person: Person,
     /// The path of this store where it began.
     pub return_to: String,
+    /// Whether it only confirms a session that the person has.
+    pub confirms: bool,
 }
 
 /// What the token endpoint answers.
@@ -137,9 +152,26 @@ impl SignIn {
     /// # Errors
     /// When the provider can't be asked for its addresses.
     pub async fn begin(&self, return_to: &str, now_s: i64) -> Result<Begun, SignInError> {
+        self.begin_as(Attempt::new(return_to, now_s)?).await
+    }
+
+    /// Asks the provider whether a person is still who they were, without a word to them, and ends at the local path `return_to`.
+    ///
+    /// # Errors
+    /// When the provider can't be asked for its addresses.
+    pub async fn confirm(
+        &self,
+        name: &str,
+        return_to: &str,
+        now_s: i64,
+    ) -> Result<Begun, SignInError> {
+        let attempt = Attempt::new(return_to, now_s)?;
+        self.begin_as(Attempt { confirms: Some(name.to_owned()), ..attempt }).await
+    }
+
+    async fn begin_as(&self, attempt: Attempt) -> Result<Begun, SignInError> {
         let discovery = self.issuer.discovery().await.map_err(|reason| self.unavailable(reason))?;
         let endpoint = self.endpoint(discovery.authorization_endpoint.as_deref())?;
-        let attempt = Attempt::new(return_to, now_s)?;
         let scopes = ["openid".to_owned()].into_iter().chain(self.configuration.scopes.clone());
         let scopes: Vec<String> = scopes.collect();
         let url = attempt.url(
@@ -177,7 +209,33 @@ impl SignIn {
             (None, ..) => Vec::new(),
         };
         let person = Person::new(&claims, self.issuer.url(), &found, &self.configuration.roles)?;
-        Ok(SignedIn { person, return_to: attempt.return_to })
+        Ok(SignedIn { person, return_to: attempt.return_to, confirms: attempt.confirms.is_some() })
+    }
+
+    /// Whether what a browser brings back belongs to a confirmation that it began itself.
+    pub fn is_confirmation(&self, cookie: Option<&str>, answered: &Answered) -> bool {
+        cookie.and_then(|cookie| self.sealer.open(cookie).ok()).is_some_and(|attempt| {
+            attempt.confirms.is_some() && attempt.is_answered_by(answered)
+        })
+    }
+
+    /// What a person of this provider may do now, and how their session stands; `None` when they may do nothing any more.
+    pub fn standing(
+        &self,
+        subject: &str,
+        vouched: &Vouched,
+        now_ms: i64,
+    ) -> Option<(Role, Confirmation)> {
+        let is_its =
+            subject.strip_prefix(self.issuer.url()).is_some_and(|rest| rest.starts_with(' '));
+        let role = most(&vouched.groups, &self.configuration.roles).filter(|_| is_its)?;
+        let due = i64::from(self.configuration.confirm_minutes) * 60_000;
+        let confirmation = match now_ms.saturating_sub(vouched.confirmed_ms) {
+            age if age < due => Confirmation::Fresh,
+            age if age < 2 * due => Confirmation::Due,
+            _ => Confirmation::Overdue,
+        };
+        Some((role, confirmation))
     }
 
     fn unavailable(&self, reason: String) -> SignInError {

@@ -7,6 +7,7 @@ mod freshness;
 mod integrations;
 mod policies;
 mod process_tree;
+mod sessions;
 mod suppressions;
 
 pub use authentication::{Authentication, AuthenticationError};
@@ -14,6 +15,7 @@ pub use baselines::{EndpointsError, MAX_ENDPOINTS};
 pub use dry_run::DryRunError;
 pub use integrations::NotifyError;
 pub use policies::{WriteRequest, read as read_document};
+pub use sessions::LiveSession;
 
 use crate::catalog::Snapshot;
 use crate::configuration::{Configuration, SignInConfiguration};

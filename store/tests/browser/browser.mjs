@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
+import { asked } from "./harness.mjs";
 
 const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 
@@ -39,8 +40,12 @@ export class Browser {
       this.complain(`a dialog: ${dialog.message()}`);
       await dialog.dismiss();
     });
+    page.on("response", (response) => {
+      const address = new URL(response.url());
+      if (address.origin === this.server && response.status() < 400) asked.add(`${response.request().method()} ${address.pathname}`);
+    });
     page.on("request", (request) => {
-      if (!request.url().startsWith(this.server) && !request.url().startsWith("data:")) this.complain(`a request to ${request.url()}`);
+      if (!request.url().startsWith(this.server)) this.complain(`a request to ${request.url()}`);
     });
   }
 

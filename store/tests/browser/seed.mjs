@@ -37,10 +37,10 @@ export class Api {
 
 export const jobId = (name) => createHash("sha256").update(name).digest("hex").slice(0, 32);
 
-function context(run, { repository = "octo/hello", workflow = "CI", job = "build", actor = "mona", ref = "refs/heads/main" } = {}) {
+export function context(run, { repository = "octo/hello", workflow = "CI", job = "build", actor = "mona", ref = "refs/heads/main", ...rest } = {}) {
   return {
     repository, repository_owner: repository.split("/")[0], workflow_ref: `${repository}/.github/workflows/ci.yml@refs/heads/main`, workflow, job,
-    run_id: run, run_attempt: 1, git_ref: ref, sha: "5f1d0c9b8a7e6f5d4c3b2a190817263544332211", event_name: "push", actor, server_url: "https://github.com", runner_name: "runner-1",
+    run_id: run, run_attempt: 1, git_ref: ref, sha: "5f1d0c9b8a7e6f5d4c3b2a190817263544332211", event_name: "push", actor, server_url: "https://github.com", runner_name: "runner-1", ...rest,
   };
 }
 
@@ -168,22 +168,57 @@ export async function seed(admin) {
     level: "degraded", features: [...FEATURES.slice(0, 2), { name: "table-owner", state: "missing", reason: "this kernel is older than 6.9, and no systemd keeps the socket" }],
     warnings: ["enforcement can be tampered with by root; tampering is recorded"],
   });
+  // Every value that a job can influence is hostile, and some are longer than any page wants them.
   const hostile = jobId("hostile");
-  const about = { repository: "octo/evil", workflow: HOSTILE, job: "build", actor: HOSTILE, ref: "refs/heads/<script>window.hacked=1</script>" };
-  const bad = new Recorder(hostile, { ...policy, version: HOSTILE.slice(0, 60) }, now - 600_000);
-  await host.start(hostile, context(4300, about), bad.policy, { start: now - 600_000, target: "octo/evil", identity: "asserted" });
-  const evil = { ...process(`/tmp/${HOSTILE}`, [HOSTILE, HOSTILE.repeat(3)], HOSTILE.slice(0, 150), 3001), cwd: HOSTILE };
-  evil.ancestors = [{ pid: 3000, exe: HOSTILE }, worker];
-  bad.call(1, "blocked", "x.test", 443, evil, HOSTILE).call(2, "would-block", "xn--e1afmkfd.test", 443, evil, HOSTILE);
-  bad.add("process", 2, { process: evil, count: 1 }).add("file", 3, { path: HOSTILE, process: evil });
+  const huge = `${HOSTILE} `.repeat(60);
+  const about = {
+    repository: "octo/evil", workflow: HOSTILE, job: "build", actor: HOSTILE, ref: "refs/heads/<script>window.hacked=1</script>", runner_name: HOSTILE,
+    workflow_ref: "octo/evil/.github/workflows/\"><img src=x onerror=window.hacked=1>.yml@refs/heads/main", server_url: "https://evil.test",
+  };
+  const bad = new Recorder(hostile, { ...policy, name: "<b>hello</b>", version: HOSTILE.slice(0, 60) }, now - 600_000);
+  await host.start(hostile, context(4300, about), bad.policy, { start: now - 600_000, target: HOSTILE, identity: "asserted" });
+  const evil = { ...process(`/tmp/${HOSTILE}`, [HOSTILE, huge], HOSTILE, 3001), cwd: HOSTILE };
+  evil.ancestors = [{ pid: 3000, exe: HOSTILE }, { pid: 2999, exe: huge }, worker];
+  bad.call(1, "blocked", "x.test", 443, evil, HOSTILE).call(2, "would-block", "xn--e1afmkfd.test", 443, evil, huge);
+  bad.call(2.5, "blocked", "<img/src=x/onerror=window.hacked=1>.test", 443, evil, HOSTILE);
+  Object.assign(bad.events.at(-1), { protocol: "<b>tcp</b>", container: HOSTILE, cname_chain: [HOSTILE] });
+  bad.add("dns", 2.7, { verdict: "blocked", name: HOSTILE, query_type: HOSTILE, addresses: [], rule: HOSTILE, response_code: HOSTILE, count: 1, process: evil, policy: bad.policy });
+  bad.add("process", 2.8, { process: evil, count: 1 }).add("file", 3, { path: HOSTILE, process: evil }).add("file", 3.1, { path: huge, process: evil });
   bad.add("detection", 4, { detection: "Reverse-Shell", evidence: HOSTILE, is_lockdown: false, process: evil });
-  bad.add("posture", 4, { reason: HOSTILE, posture: posture("degraded", [{ name: HOSTILE, state: "degraded", reason: HOSTILE }], [HOSTILE]) });
+  bad.add("detection", 4.1, { detection: "Sudo-Use", evidence: huge, is_lockdown: true, process: evil });
+  bad.add("posture", 4.2, { reason: HOSTILE, posture: posture("degraded", [{ name: HOSTILE, state: "degraded", reason: huge }], [HOSTILE, huge]) });
+  bad.add("job", 5, { stage: "ended", reason: HOSTILE });
   await host.upload(bad);
-  await host.report(bad, context(4300, about), { level: "degraded", target: "octo/evil", identity: "asserted", features: [{ name: HOSTILE, state: "degraded", reason: HOSTILE }], warnings: [HOSTILE] });
+  await host.report(bad, context(4300, about), { level: "degraded", target: HOSTILE, identity: "asserted", features: [{ name: HOSTILE, state: "degraded", reason: huge }], warnings: [HOSTILE, huge] });
+  // A host that says it of itself, and people who write it down.
+  const name = HOSTILE.replace(/[\u200b-\u2069]/g, "").slice(0, 90).trim();
+  const odd = await Host.enrol(admin, "prod-linux", name);
+  await odd.api.call("POST", "/host/heartbeat", { version: name, kernel: name });
+  await admin.call("PUT", `/policies/odd-words?comment=${encodeURIComponent(HOSTILE)}`, `name: odd-words\ndescription: ${JSON.stringify(name)}\negress-policy: audit\n`);
+  await admin.call("POST", "/policies/odd-words/attachments", { workflow: "octo/evil/.github/workflows/<b>.yml" }).catch(() => null);
   const running = jobId("running");
   await host.start(running, context(4400, { job: "live" }), policy, { start: now - 20_000 });
   const live = new Recorder(running, policy, now - 20_000);
   live.call(1, "allowed", "github.com", 443, process("/usr/bin/git", ["git", "fetch"], "checkout", 4001), "github.com:443");
   await host.upload(live);
-  return { host, live, killed, hostile, running, built: jobId("job 6") };
+  // More calls than a page has.
+  const many = jobId("many");
+  const long = new Recorder(many, policy, now - 400_000);
+  await host.start(many, context(4350, { job: "many" }), policy, { start: now - 400_000 });
+  const caller = process("/usr/bin/make", ["make", "-j2"], "build", 5001);
+  for (let at = 0; at < 230; at += 1) long.call(at / 4, at % 10 === 3 ? "blocked" : "allowed", at % 10 === 3 ? "collect.evil.test" : "github.com", 443, caller, at % 10 === 3 ? "no endpoint allows it" : "github.com:443", `192.0.2.${at % 200}`);
+  await host.upload(long);
+  await host.report(long, context(4350, { job: "many" }), {});
+  const detect = async () => {
+    const before = live.events.length;
+    live.add("detection", 60, { detection: "Sudo-Use", evidence: "told to integrations", is_lockdown: false, process: caller });
+    await host.upload(live, before);
+  };
+  /** The page of an integration whose every text is hostile. */
+  const integration = async () => {
+    const name = HOSTILE.replace(/[\u200b-\u2069]/g, "").slice(0, 90).trim();
+    const made = await admin.call("POST", "/integrations", { name, target: { kind: "slack", url: "https://slack.portcullis.test/x" }, enabled: false });
+    return [`/integrations/${made.id}`];
+  };
+  return { host, live, killed, hostile, running, many, manyCalls: 230, built: jobId("job 6"), context: context(4106), detect, integration };
 }

@@ -1,116 +1,183 @@
-// The tour of docs/tour.md: `node tour.mjs SERVER TOKEN DIRECTORY` does what a new user does, in a browser, and keeps pictures.
-// Jobs are told to the store by its API, as a runner host's monitor tells them.
+// The tour of docs/tour.md: `node tour.mjs SERVER TOKEN [DIRECTORY]` does what a new user does, in a browser, and keeps pictures.
+//
+// Jobs are real: this program asks who started it for them (`ask {"begin": …}` on its standard output), who runs them behind
+// hooks and monitor and answers with a line of JSON (tests/tests/dashboard.rs).
 import assert from "node:assert/strict";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 import { Browser } from "./browser.mjs";
-import { Api, FEATURES, Host, Recorder, jobId } from "./seed.mjs";
+import { part, until, violations } from "./harness.mjs";
+import { Api } from "./seed.mjs";
 
 const [server, token, directory] = process.argv.slice(2);
 const admin = new Api(server, token);
-const browser = await Browser.start(server, { width: 1160, height: 720 });
+const browser = await Browser.start(server, { width: 1280, height: 800 });
 const { page } = browser;
 const picture = async (name) => {
+  assert.deepEqual(await violations(page), [], name);
+  if (!directory) return;
   await page.waitForLoadState("networkidle");
   await page.screenshot({ path: join(directory, `${name}.png`) });
-  console.log(name);
 };
+const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const ask = async (request) => {
+  console.log(`ask ${JSON.stringify(request)}`);
+  const { value, done } = await answers.next();
+  assert.ok(!done, "nobody answers");
+  return JSON.parse(value);
+};
+const text = async (selector) => (await page.textContent(selector)).replace(/\s+/g, " ");
+/** The rows of the job's calls that hold a text. */
+const rows = (what) => page.locator("#rows tr[id^=event]", { hasText: what });
 
-const program = (exe, argv, step, pid) => ({ pid, start_time: pid * 10, exe, argv, uid: 1001, cwd: "/home/runner/work/hello/hello", ancestors: [{ pid: 950, exe: "/usr/bin/bash" }, { pid: 900, exe: "/home/runner/bin/Runner.Worker" }], step });
-const context = (run, job) => ({
-  repository: "octo/hello", repository_owner: "octo", workflow_ref: "octo/hello/.github/workflows/ci.yml@refs/heads/main", workflow: "CI", job, run_id: run, run_attempt: 1,
-  git_ref: "refs/heads/main", sha: "5f1d0c9b8a7e6f5d4c3b2a190817263544332211", event_name: "push", actor: "mona", server_url: "https://github.com", runner_name: "runner-1",
+await part("sign in, and a host that has said its version", async () => {
+  await browser.open("/sign-in");
+  await picture("tour-1-sign-in");
+  await browser.signIn(token);
+  const cookies = await browser.context.cookies();
+  const session = cookies.find((cookie) => cookie.name === "__Host-portcullis-session");
+  assert.ok(session.secure && session.httpOnly, "by HTTPS");
+  await browser.open("/runners");
+  await until("the monitor's heartbeat", async () => {
+    await page.reload();
+    return /Linux \d/.test(await text("tbody"));
+  });
+  assert.match(await text("tbody"), /runner-host\s*prod-linux\s*\d+\.\d+\.\d+\s*Linux \d/);
+  assert.equal(await page.locator("text=Not the server").count(), 0, "monitor and server are of one build");
 });
 
-/** One run of the build: clone, install, test; `allowed` says what the policy lets through. */
-async function build(host, run, allowed, { shell = false } = {}) {
-  const { version } = await admin.get("/policies/hello-build");
-  const policy = { name: "hello-build", version: String(version), scope: "repository" };
-  const start = Date.now() - 25_000;
-  const recorder = new Recorder(jobId(`tour ${run}`), policy, start);
-  const job = shell ? "deploy" : "build";
-  await host.start(recorder.id, context(run, job), policy, { start });
-  const calls = [["/usr/bin/git", ["git", "fetch", "origin"], "checkout", "github.com"], ["/usr/bin/python3.12", ["pip", "install", "-r", "requirements.txt"], "install", "pypi.org"], ["/usr/bin/python3.12", ["pip", "install", "-r", "requirements.txt"], "install", "files.pythonhosted.org"]];
-  let at = 1;
-  for (const [exe, argv, step, name] of calls) {
-    const isAllowed = allowed.includes(name);
-    const who = program(exe, argv, step, 1000 + Math.round(at));
-    recorder.add("process", at, { process: who, count: 1 });
-    for (let times = 0; times < 4; times += 1) recorder.call((at += 1.3), isAllowed ? "allowed" : "blocked", name, 443, who, isAllowed ? `${name}:443` : "no endpoint allows it", `192.0.2.${Math.round(at)}`, 3);
+await part("a policy from the form", async () => {
+  await browser.open("/policies/new");
+  await page.fill("#f-name", "hello-build");
+  await page.fill("#f-description", "Builds of hello");
+  await page.selectOption("#f-mode", "block");
+  await page.fill("#f-allowed", "git.test:443\npypi.test:443\nfiles.pypi.test:443");
+  await page.check("input[name='lockdown-mode.enabled']");
+  await page.check("input[value='Reverse-Shell']");
+  await picture("tour-2-policy");
+  await page.fill("#comment", "First version");
+  await page.click("button[data-save]");
+  await page.waitForURL("**/policies/hello-build*");
+});
+
+await part("attached to a repository", async () => {
+  await page.click("a:has-text('Attach') >> nth=0");
+  await page.waitForSelector("dialog[open]");
+  await page.fill("#target", "octo/hello");
+  await picture("tour-3-attach");
+  await page.click("dialog button.primary");
+  await page.waitForSelector(".notice >> text=Attached");
+});
+
+const first = await ask({ begin: "build", run: 101 }).then(() => ask({ end: true }));
+await part("the main job's blocked calls, each with who and why", async () => {
+  assert.equal(first.outcome, "failure", "it may not upload what it has built");
+  await browser.open("/runs");
+  await page.click("#rows a >> text=CI");
+  await page.waitForURL("**/runs/101-1");
+  await page.click("td a >> text=build");
+  await page.waitForURL(`**/jobs/${first.id}`);
+  assert.match(await text("#job-head"), /Enforced/);
+  assert.match(await text("#job-head"), /verified by GitHub/);
+  for (const name of ["git.test:443", "pypi.test:443"]) {
+    assert.match(await rows(name).first().textContent(), /Allowed/, name);
   }
-  if (shell) recorder.add("detection", at, { detection: "Reverse-Shell", evidence: "standard input and output of /usr/bin/bash (1042) lead to 203.0.113.66:4444 through a pipe of /usr/bin/nc (1041)", is_lockdown: true, process: program("/usr/bin/bash", ["bash", "-i"], "deploy", 1042) });
-  await host.upload(recorder);
-  await host.report(recorder, context(run, job), { features: FEATURES });
-  return recorder.id;
-}
+  // The dependency that sends the environment away, by a raw socket.
+  const stolen = rows("203.0.113.66:4444").first();
+  assert.match(await stolen.textContent(), /Blocked[\s\S]*python[\s\S]*install[\s\S]*no endpoint allows it/);
+  await stolen.locator("summary").click();
+  assert.match(await stolen.locator("details").textContent(), /python[\s\S]*Started by[\s\S]*Runner\.Worker/);
+  await stolen.locator("summary").click();
+  await page.selectOption("#status", "blocked");
+  await until("blocked calls alone", async () => (await rows("Allowed").count()) === 0);
+  await page.evaluate(() => document.querySelector(".tabs").scrollIntoView());
+  await picture("tour-4-blocked-call");
+});
 
-await browser.open("/sign-in");
-await picture("tour-1-sign-in");
-await browser.signIn(token);
-const host = await Host.enrol(admin, "prod-linux", "runner-host-1");
+await part("its processes, by step", async () => {
+  await browser.open(`/jobs/${first.id}/processes`);
+  const tree = await text(".tree");
+  for (const what of ["Runner.Worker", "checkout", "git", "install", "get_requires_for_build_wheel", "203.0.113.66:4444"]) assert.ok(tree.includes(what), `${what} in ${tree}`);
+  await picture("tour-4-processes");
+});
 
-await browser.open("/policies/new");
-await page.fill("#f-name", "hello-build");
-await page.fill("#f-description", "Builds of hello");
-await page.selectOption("#f-mode", "block");
-await page.fill("#f-allowed", "github.com:443\npypi.org:443");
-await page.check("input[name='lockdown-mode.enabled']");
-await page.check("input[value='Reverse-Shell']");
-await picture("tour-2-policy");
-await page.fill("#comment", "First version");
-await page.click("button[data-save]");
-await page.waitForURL("**/policies/hello-build");
+await part("a name that was refused is allowed, from the job's page", async () => {
+  await browser.open(`/jobs/${first.id}?status=blocked`);
+  const upload = rows("api.ok.test").first();
+  assert.match(await upload.textContent(), /Blocked[\s\S]*the name was asked for[\s\S]*report[\s\S]*no endpoint allows it/);
+  await upload.locator("text=Add to policy").click();
+  await page.waitForSelector(".diff .added >> text=api.ok.test");
+  await picture("tour-5-add-to-policy");
+  await page.fill("#comment", "What is built is uploaded there");
+  await page.click("button:has-text('Add to the policy')");
+  await page.waitForURL("**/policies/hello-build*");
+});
 
-await page.click("a:has-text('Attach') >> nth=0");
-await page.waitForSelector("dialog[open]");
-await page.fill("#target", "octo/hello");
-await picture("tour-3-attach");
-await page.click("dialog button.primary");
-await page.waitForSelector(".notice");
+const second = await ask({ begin: "build", run: 102 }).then(() => ask({ end: true }));
+await part("the next run is green", async () => {
+  assert.equal(second.outcome, "success");
+  await browser.open(`/jobs/${second.id}`);
+  assert.match(await text("#job-head"), /hello-build, version 2/);
+  await page.fill("#endpoint", "api.ok.test");
+  await until("the upload", async () => (await rows("api.ok.test:443").count()) > 0 && (await rows("git.test").count()) === 0);
+  assert.match(await rows("api.ok.test:443").first().textContent(), /Allowed/);
+  await picture("tour-6-next-run");
+});
 
-const first = await build(host, 101, ["github.com", "pypi.org"]);
-await browser.open("/runs/101-1");
-await page.click("td >> text=build");
-await page.waitForURL(`**/jobs/${first}`);
-await page.selectOption("#status", "blocked");
-await page.waitForSelector("#rows >> text=files.pythonhosted.org:443");
-await page.locator("form.filters").scrollIntoViewIfNeeded();
-await page.evaluate(() => document.querySelector(".tabs").scrollIntoView());
-await picture("tour-4-blocked-call");
+await admin.call("PUT", "/policies/lab", "name: lab\negress-policy: audit\nlockdown-mode: {enabled: true, detections: [Reverse-Shell]}\n");
+await admin.call("POST", "/policies/lab/attachments", { repository: "octo/lab" });
+await part("a job that runs is seen while it runs: calls, files, and its end", async () => {
+  await ask({ begin: "lab", run: 103 });
+  const { id } = await until("the job", async () => (await admin.get("/runs/103-1").catch(() => null))?.job_records?.[0]);
+  await browser.open(`/jobs/${id}`);
+  await page.evaluate(() => (window.isTheSamePage = true));
+  assert.match(await text("#job-head"), /Running/);
+  await page.waitForSelector("#rows >> text=git.test:443").catch(async (error) => {
+    throw new Error(`${error.message}\n${await page.textContent("#rows")}\n${JSON.stringify((await admin.get(`/jobs/${id}/events?limit=100`)).items)}`);
+  });
+  const other = await browser.context.newPage();
+  browser.watch(other);
+  await other.goto(`${server}/jobs/${id}/files`);
+  await other.waitForSelector("#part >> text=src/crc32.c");
+  assert.match(await other.textContent("#part"), /python/);
+  await other.close();
+  // Now it opens a shell for somebody, and is killed for it; this page has not been loaded again.
+  await ask({ go: true });
+  await page.waitForSelector("#job-head >> text=Ended");
+  await page.waitForSelector("#job-head >> text=Lockdown");
+  assert.equal(await page.evaluate(() => window.isTheSamePage), true);
+  assert.equal((await ask({ end: true })).outcome, "failure");
+});
 
-await page.click("text=Add to policy >> nth=0");
-await page.waitForSelector(".diff .added");
-await picture("tour-5-add-to-policy");
-await page.fill("#comment", "Packages come from there");
-await page.click("button:has-text('Add to the policy')");
-await page.waitForURL("**/policies/hello-build");
+await part("a lockdown's evidence, and a false one suppressed", async () => {
+  const lockdown = (await admin.get("/detections?type=Reverse-Shell")).items.find((one) => one.is_lockdown);
+  await browser.open("/detections");
+  await page.click("#rows a >> text=Reverse-Shell");
+  await page.waitForURL(`**/detections/${lockdown.id}`);
+  assert.match(await text(".evidence >> nth=0"), /198\.51\.100\.200/);
+  assert.match(await text("main"), /bash/);
+  await picture("tour-7-lockdown");
+  await page.click(".actions >> text=Suppress");
+  await page.waitForSelector("text=What it would suppress now");
+  await page.fill("#reason", "An exercise of the security team");
+  await picture("tour-8-suppress");
+  await page.click("button.primary:has-text('Suppress')");
+  await page.waitForSelector(".notice >> text=Suppressed");
+  assert.equal((await admin.get(`/detections/${lockdown.id}`)).state, "suppressed");
+});
 
-const everything = ["github.com", "pypi.org", "files.pythonhosted.org"];
-const second = await build(host, 102, everything);
-await browser.open(`/jobs/${second}`);
-assert.equal(await page.textContent(".counter >> nth=0 >> b"), "0", "the next run has no blocked call");
-await picture("tour-6-next-run");
-
-await build(host, 103, everything, { shell: true });
-const [lockdown] = (await admin.get("/detections?type=Reverse-Shell")).items;
-await browser.open("/detections");
-await page.click("#rows >> text=Reverse-Shell");
-await page.waitForURL(`**/detections/${lockdown.id}`);
-await picture("tour-7-lockdown");
-await page.click(".actions >> text=Suppress");
-await page.waitForSelector("text=What it would suppress now");
-await page.fill("#reason", "An exercise of the security team");
-await picture("tour-8-suppress");
-await page.click("button.primary:has-text('Suppress')");
-await page.waitForSelector(".notice");
-
-await browser.open("/baselines/of?source=repository&repository=octo%2Fhello");
-await picture("tour-9-baseline");
-await page.fill("#name", "hello-learned");
-await page.click("button:has-text('Create policy')");
-await page.waitForURL("**/policies/hello-learned");
-const exported = await page.evaluate(async () => (await fetch("/baselines/endpoints.txt?source=repository&repository=octo%2Fhello")).text());
-for (const name of everything) assert.ok(exported.includes(`${name}:443`), exported);
-await browser.open("/");
-await picture("tour-10-home");
+await part("a policy from a baseline, and its endpoints", async () => {
+  await browser.open("/baselines/of?source=repository&repository=octo%2Fhello");
+  await picture("tour-9-baseline");
+  await page.fill("#name", "hello-learned");
+  await page.click("button:has-text('Create policy')");
+  await page.waitForURL("**/policies/hello-learned*");
+  const exported = await page.evaluate(async () => (await fetch("/baselines/endpoints.txt?source=repository&repository=octo%2Fhello")).text());
+  assert.deepEqual(exported.trim().split("\n").filter((line) => !line.startsWith("#")).sort(), ["api.ok.test:443", "files.pypi.test:443", "git.test:443", "pypi.test:443", "results-receiver.actions.githubusercontent.com:443"]);
+  await browser.open("/");
+  await picture("tour-10-home");
+});
 assert.deepEqual(browser.complaints, []);
 await browser.close();
+console.log("all is well");
+process.exit(0);

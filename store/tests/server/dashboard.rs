@@ -1,12 +1,12 @@
 //! The dashboard: who may see what, sessions, forged forms; and in a browser, everything that people do with it.
 
 use crate::on_both;
+use crate::support::browser::installed;
 use crate::support::{Backend, Server, World, run};
 use portcullis_common::store_api::Role;
 use reqwest::header::{COOKIE, LOCATION, SET_COOKIE};
 use reqwest::{Client, Method, Response, redirect};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 on_both!(pages_ask_for_a_session_and_a_role, sessions_end);
@@ -139,41 +139,10 @@ async fn sessions_end(world: World) {
     server.stop().await;
 }
 
-/// The directory in which the browser's tests are installed.
-fn installed() -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("browser");
-    fs::create_dir_all(&place).unwrap();
-    let lock = fs::read(source.join("package-lock.json")).unwrap();
-    for entry in fs::read_dir(&source).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            fs::copy(&path, place.join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    let mark = place.join("installed-lock.json");
-    if fs::read(&mark).ok().as_deref() != Some(&lock) {
-        let status = Command::new("npm")
-            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
-            .current_dir(&place)
-            .status()
-            .expect("npm is needed; scripts/test installs it (scripts/test-packages.txt)");
-        assert!(status.success(), "npm ci: {status}");
-        fs::write(&mark, &lock).unwrap();
-    }
-    place
-}
-
 /// Everything that people do with it: each page and each action, from the click to the API to the database.
 #[test]
 fn in_a_browser() {
-    let chromium =
-        std::env::var_os("PORTCULLIS_CHROMIUM").unwrap_or_else(|| "/usr/bin/chromium".into());
-    assert!(
-        Path::new(&chromium).exists(),
-        "a browser is needed; scripts/test installs it (scripts/test-packages.txt)"
-    );
-    let place = installed();
+    let place = installed(Path::new(env!("CARGO_TARGET_TMPDIR")));
     run(Backend::Sqlite, async |world: World| {
         let mut configuration = world.configuration();
         // A browser and a seed at once come from one address.
@@ -181,9 +150,22 @@ fn in_a_browser() {
         configuration.limits.burst = 20_000;
         // A browser takes cookies with `Secure` by HTTPS; the other tests look at those.
         configuration.public_url = "http://127.0.0.1".to_owned();
+        // The suite receives notifications itself, and is not kept waiting for those that it refuses.
+        configuration.notifications.allowed_networks = vec!["127.0.0.0/8".parse().unwrap()];
+        configuration.notifications.allow_http = true;
+        configuration.notifications.retry_seconds = vec![0];
         let server = world.start_with(configuration).await;
+        // At its end the suite has asked for every page, and sent every form.
+        let pages: Vec<String> = server
+            .running
+            .pages
+            .iter()
+            .filter(|page| !page.path.starts_with("/sign-in/"))
+            .map(|page| format!("{} {}", page.method, page.path))
+            .collect();
         let mut suite = Command::new("node");
         suite.arg("suite.mjs").arg(server.url("")).arg(&server.token).current_dir(&place);
+        suite.env("PORTCULLIS_PAGES", pages.join("\n"));
         suite.stdin(Stdio::null());
         let output = tokio::task::spawn_blocking(move || suite.output()).await.unwrap();
         let output =

@@ -8,7 +8,8 @@ use serde_json::json;
 on_both!(
     a_host_enrols_once,
     credentials_rotate_without_a_gap,
-    a_credential_that_never_arrived_locks_nobody_out
+    a_credential_that_never_arrived_locks_nobody_out,
+    monitors_say_what_they_are
 );
 
 async fn a_host_enrols_once(world: World) {
@@ -98,5 +99,43 @@ async fn a_credential_that_never_arrived_locks_nobody_out(world: World) {
     }
     this_host(old).await.expect(200);
     this_host(&arrived).await.expect(200);
+    server.stop().await;
+}
+
+/// The version of a host's monitor is what its last heartbeat says; nobody but the host can say it.
+async fn monitors_say_what_they_are(world: World) {
+    let server = world.start().await;
+    let enrolled = server.enrol("prod").await;
+    let (id, credential) =
+        (enrolled["host_id"].as_str().unwrap(), enrolled["credential"].as_str().unwrap());
+    let host = async || server.get("/hosts").await.expect(200)["items"][0].clone();
+    assert_eq!((&host().await["version"], &host().await["kernel"]), (&json!(null), &json!(null)));
+    let say = |token: &str, body: serde_json::Value| {
+        send(server.as_caller(token, Method::POST, "/host/heartbeat").json(&body))
+    };
+    for (body, version, kernel) in [
+        (json!({ "version": "1.2.3", "kernel": "6.18.0-1" }), json!("1.2.3"), json!("6.18.0-1")),
+        (json!({ "version": "1.2.3", "kernel": "6.18.0-1" }), json!("1.2.3"), json!("6.18.0-1")),
+        // A monitor of the future says more than this store knows.
+        (json!({ "version": "2.0.0", "more": { "to": "come" } }), json!("2.0.0"), json!(null)),
+    ] {
+        assert_eq!(say(credential, body).await.status, 204);
+        let said = host().await;
+        assert_eq!(
+            (&said["version"], &said["kernel"], &said["id"]),
+            (&version, &kernel, &json!(id))
+        );
+    }
+    for bad in [
+        json!({}),
+        json!({ "version": "" }),
+        json!({ "version": "a\nb" }),
+        json!({ "version": "x".repeat(101) }),
+        json!({ "version": "1", "kernel": " " }),
+    ] {
+        say(credential, bad.clone()).await.problem(400);
+    }
+    say(&server.token, json!({ "version": "6.6.6" })).await.problem(403);
+    assert_eq!(host().await["version"], "2.0.0");
     server.stop().await;
 }

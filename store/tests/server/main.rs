@@ -26,6 +26,7 @@ mod learned_commands;
 mod migrations;
 mod notifications;
 mod openapi;
+mod outbox;
 mod policies;
 mod processes;
 mod resolution;

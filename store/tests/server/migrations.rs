@@ -73,7 +73,9 @@ fn database(world: &World, name: &str) -> String {
 
 async fn every_earlier_version_with_data(world: World) {
     let migrations = migrations(&world).await;
-    assert!(migrations.len() >= 4 && (1..=3).all(|version| data(version).is_some()));
+    for migration in &migrations {
+        assert!(data(migration.version).is_some(), "no data of version {}", migration.version);
+    }
     for migration in &migrations {
         let version = migration.version;
         let url = database(&world, &format!("v{version}"));
@@ -96,6 +98,14 @@ async fn every_earlier_version_with_data(world: World) {
             let rules = server.get("/suppressions").await.expect(200);
             let rule = &rules["items"][0];
             assert_eq!((&rule["reason"], &rule["suppressed"]), (&json!("a drill"), &json!(1)));
+        }
+        if version >= 5 {
+            let states = server.get("/baselines/states?source=job").await.expect(200);
+            let learned = &states["items"][0];
+            assert_eq!((&learned["runs"], &learned["endpoints"]), (&json!(2), &json!(2)), "{states}");
+        }
+        if version >= 7 {
+            assert_sessions(&server, version).await;
         }
         server.stop().await;
     }
@@ -150,6 +160,21 @@ async fn assert_runs(server: &Server) {
     let path = format!("/jobs/{}/events", crate::runs::JOB);
     let post = server.as_caller(CREDENTIAL, Method::POST, &path);
     assert_eq!(send(post.body(format!("{next}\n"))).await.expect(200)["last_seq"], 2);
+}
+
+/// Who signed in with a token stays signed in; a person does who has groups.
+async fn assert_sessions(server: &Server, version: i64) {
+    let now = jiff::Timestamp::now().as_millisecond();
+    let database = &server.running.store.database;
+    let name = async |hash: &str| {
+        let session = database.session(hash, now).await.unwrap()?;
+        Some((session.caller.actor(), session.vouched.map(|vouched| vouched.groups)))
+    };
+    assert_eq!(name("of a token").await, Some(("token:ada".to_owned(), None)));
+    assert_eq!(name("of a person").await, None);
+    let groups = Some(vec!["developers".to_owned()]);
+    let with_groups = (version >= 8).then(|| ("person:ada@example.com".to_owned(), groups));
+    assert_eq!(name("with groups").await, with_groups);
 }
 
 /// A program that is older than its database says so, and changes nothing.

@@ -8,6 +8,7 @@ use portcullis_store::configuration::{Configuration, SignInConfiguration};
 use reqwest::header::{COOKIE, LOCATION, SET_COOKIE};
 use reqwest::{Client, Method, redirect};
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, SqliteConnection};
 use std::collections::BTreeMap;
 
 on_both!(
@@ -15,7 +16,8 @@ on_both!(
     an_answer_that_is_not_this_browsers_is_refused,
     tokens_that_are_not_as_they_must_be_are_refused,
     keys_rotate_and_providers_go_away,
-    any_replica_ends_what_another_began
+    any_replica_ends_what_another_began,
+    a_session_follows_the_provider_and_the_configuration
 );
 
 /// The pages are only served when the dashboard was built, which needs Node.js; signing in itself is not.
@@ -32,6 +34,7 @@ fn configuration(world: &World, issuer: &Issuer, secret: bool) -> Configuration 
         client_secret_file: secret.then_some(file),
         scopes: vec!["email".to_owned(), "groups".to_owned()],
         groups_claim: "groups".to_owned(),
+        confirm_minutes: 15,
         roles: BTreeMap::from([
             ("developers".to_owned(), Role::Viewer),
             ("platform".to_owned(), Role::Editor),
@@ -96,6 +99,15 @@ impl Browser {
         self.get(server, &back).await
     }
 
+    /// Asks for a page whose session has to be confirmed: off to the provider and back; returns the callback's answer.
+    async fn confirm(&mut self, server: &Server, path: &str) -> Reply {
+        let away = self.get(server, path).await;
+        assert!(away.status == 303 && location(&away).contains("prompt=none"), "{away:?}");
+        let back = send(self.client.get(location(&away))).await;
+        let back = location(&back);
+        self.get(server, back.strip_prefix("https://store.test").unwrap()).await
+    }
+
     fn is_signed_in(&self) -> bool {
         self.cookies.contains_key("__Host-portcullis-session")
     }
@@ -116,7 +128,7 @@ async fn session_of(server: &Server, browser: &Browser) -> Option<(String, Role)
     let secret = browser.cookies.get("__Host-portcullis-session")?;
     let hash = portcullis_store::identity::secret::hash(secret);
     let now = jiff::Timestamp::now().as_millisecond();
-    match server.running.store.database.session(&hash, now).await.unwrap()?.caller {
+    match server.running.store.session(&hash, now).await.unwrap()?.caller {
         Caller::Person { name, role, .. } => Some((name, role)),
         other => panic!("{other:?}"),
     }
@@ -322,4 +334,87 @@ async fn any_replica_ends_what_another_began(world: World) {
     assert!(session_of(&one, &browser).await.is_some(), "the session is everybody's");
     one.stop().await;
     two.stop().await;
+}
+
+/// Makes it so many minutes since all sessions were confirmed.
+async fn wait(world: &World, minutes: i64) {
+    let sql = format!("UPDATE sessions SET confirmed_ms = confirmed_ms - {}", minutes * 60_000);
+    let url = world.database_url();
+    if url.starts_with("sqlite:") {
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
+    } else {
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
+    }
+}
+
+async fn a_session_follows_the_provider_and_the_configuration(world: World) {
+    let (server, issuer) = with_provider(&world).await;
+    let groups = |groups: Value| json!({ "sub": "1", "email": "ada@example.com", "groups": groups });
+    issuer.set_person(groups(json!(["security", "of no role"])));
+    let mut browser = Browser::new();
+    browser.sign_in(&server, "%2Fruns").await;
+    let session = browser.cookies["__Host-portcullis-session"].clone();
+    assert_eq!(browser.get(&server, "/access").await.status, 200);
+
+    // The provider says something else now; the next page asks it, once, and the session goes on with another role.
+    issuer.set_person(groups(json!(["developers"])));
+    assert_eq!(browser.get(&server, "/access").await.status, 200, "not yet");
+    wait(&world, 16).await;
+    let asset = browser.client.get(server.url("/runs")).header("sec-fetch-dest", "empty");
+    let cookie = format!("__Host-portcullis-session={session}");
+    let part = send(asset.header(COOKIE, &cookie)).await;
+    assert_eq!(part.status, 200, "what a script asks for is not led away");
+    let back = browser.confirm(&server, "/access").await;
+    assert_eq!((back.status.as_u16(), location(&back).as_str()), (303, "/access"));
+    assert_eq!(browser.cookies["__Host-portcullis-session"], session, "it is the same session");
+    assert!(!browser.cookies.contains_key("__Host-portcullis-sign-in"), "it is over");
+    assert_eq!(browser.get(&server, "/access").await.status, 403);
+    assert_eq!(browser.get(&server, "/runs").await.status, 200);
+    assert_eq!(session_of(&server, &browser).await, Some(("ada@example.com".into(), Role::Viewer)));
+    assert_eq!(issuer.confirmations(), 1);
+    let entry = &recorded(&server).await[0];
+    assert_eq!((&entry["action"], &entry["detail"]), (&json!("session.change"), &json!("viewer, was admin")));
+
+    // The provider is away: for a while pages are shown, then nothing is.
+    issuer.set_down(true);
+    wait(&world, 16).await;
+    let fresh = world.start_with(configuration(&world, &issuer, true)).await;
+    assert_eq!(browser.get(&fresh, "/runs").await.status, 200);
+    wait(&world, 16).await;
+    assert_eq!(browser.get(&fresh, "/runs").await.status, 503);
+    let part = fresh.url("/runs");
+    let part = send(browser.client.get(part).header(COOKIE, &cookie).header("hx-request", "true"));
+    assert_eq!(part.await.status, 401);
+    issuer.set_down(false);
+    browser.confirm(&fresh, "/runs").await;
+    assert_eq!(browser.get(&fresh, "/runs").await.status, 200);
+    fresh.stop().await;
+
+    // An admin takes the group's role away: that counts at once, without asking.
+    let mut changed = configuration(&world, &issuer, true);
+    changed.sign_in.as_mut().unwrap().roles.remove("developers");
+    let fresh = world.start_with(changed).await;
+    assert_eq!(session_of(&fresh, &browser).await, None);
+    assert_eq!(location(&browser.get(&fresh, "/runs").await), "/sign-in?next=%2Fruns");
+    fresh.stop().await;
+
+    // Who is in no group any more, and who is signed out at the provider, is signed out here.
+    for (is_signed_in, told) in [(true, "is in no group"), (false, "login_required")] {
+        issuer.set_person(groups(json!(["developers"])));
+        let mut browser = Browser::new();
+        browser.sign_in(&server, "%2Fruns").await;
+        issuer.set_person(groups(json!([])));
+        issuer.set_signed_in(is_signed_in);
+        wait(&world, 31).await;
+        let over = browser.confirm(&server, "/runs").await;
+        assert!(over.status == 401 && over.text.contains(told), "{over:?}");
+        assert!(!browser.is_signed_in());
+        let entry = &recorded(&server).await[0];
+        assert_eq!(entry["action"], "session.end");
+        assert!(entry["detail"].as_str().unwrap().contains(told), "{entry}");
+        assert_eq!(location(&browser.get(&server, "/runs").await), "/sign-in?next=%2Fruns");
+    }
+    server.stop().await;
 }

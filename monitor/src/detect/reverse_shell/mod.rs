@@ -17,6 +17,7 @@
 //! Standard streams on *two* connections to one peer are a pipeline like `curl … | python … | curl …` as well; they count only
 //! when nothing but raw relays stand in between.
 
+pub mod command_line;
 pub mod flow;
 mod paths;
 #[cfg(test)]
@@ -168,6 +169,35 @@ pub fn is_half(facts: &Facts, shell: ProcessKey, is_starting: impl Fn(ProcessKey
             });
             !has_connection && (holder.program.is_relay || is_starting(holder.key))
         })
+}
+
+/// The lead of a shell that has itself read what came by `socket` last, and now has its standard output there:
+/// `while read command <&5; do eval "$command" >&5; done`. Its input is the connection only while it reads.
+///
+/// A client that asks a server something sends its requests there as well, but not its errors, and what it reads are answers:
+/// without the errors it counts when what was read `is_command` ([`command_line`]).
+pub fn reader_of_its_own(
+    facts: &Facts,
+    shell: ProcessKey,
+    socket: u64,
+    is_command: impl FnOnce() -> bool,
+) -> Option<Lead> {
+    let holder = facts.holders.iter().find(|holder| holder.key == shell)?;
+    let Some(Connection::Remote(peer)) = facts.connections.get(&socket) else { return None };
+    let leads_there = |number| {
+        let mut streams = holder.descriptors.iter().filter(|held| held.number == number);
+        streams.any(|held| held.object == Object::Socket(socket))
+    };
+    let is_sure =
+        holder.program.is_interpreter && leads_there(1) && (leads_there(2) || is_command());
+    is_sure.then(|| Lead {
+        shell,
+        socket,
+        peer: *peer,
+        certainty: Certainty::Structure,
+        fed_by: None,
+        way: format!("in: commands that it reads from {peer}; out: descriptor 1 → {peer}"),
+    })
 }
 
 /// The finding that follows from a lead which is sure. `shell` is the process as far as it could be found out.

@@ -294,6 +294,27 @@ fn what_a_shell_is_fed_by() {
 }
 
 #[test]
+fn a_shell_that_reads_commands_by_itself() {
+    let log = (1, pipe(9), "w");
+    let both = [(1, CONNECTION, "rw"), (2, CONNECTION, "rw"), (5, CONNECTION, "rw")];
+    let output = [(1, CONNECTION, "rw"), (2, pipe(9), "w"), (5, CONNECTION, "rw")];
+    let judge = |program, held: &[(u32, Object, &str)], socket, is_command| {
+        let world = World::new().with(program, held);
+        reader_of_its_own(&world.0, world.0.holders[0].key, socket, || is_command)
+    };
+    let found = judge(SHELL, &both, 1, false).unwrap();
+    assert_eq!((found.certainty, found.peer), (Certainty::Structure, PEER.parse().unwrap()));
+    assert!(found.way.contains(PEER), "{found:?}");
+    // read banner <&5; echo EHLO >&5
+    assert_eq!(judge(SHELL, &output, 1, false), None);
+    assert!(judge(SHELL, &output, 1, true).is_some());
+    // What it reads from one goes nowhere, or to another.
+    assert_eq!(judge(SHELL, &[log, (5, CONNECTION, "rw")], 1, true), None);
+    assert_eq!(judge(SHELL, &both, 2, true), None);
+    assert_eq!(judge(OTHER, &both, 1, true), None);
+}
+
+#[test]
 fn half_of_a_reverse_shell_whose_other_half_is_on_its_way() {
     let shell = [(0, pipe(1), "r"), (1, pipe(2), "w")];
     let relay = [(1, pipe(1), "w"), (3, CONNECTION, "rw")];

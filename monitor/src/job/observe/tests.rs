@@ -20,6 +20,14 @@ fn headers(destination: &str, port: u16) -> Headers {
     }
 }
 
+/// A name that opened only another port.
+fn named_elsewhere() -> NamedAddress {
+    let mut name = named(true);
+    let opened = name.opened.as_mut().unwrap();
+    (opened.first_port, opened.last_port) = (8443, 8443);
+    name
+}
+
 fn named(opened: bool) -> NamedAddress {
     NamedAddress {
         address: "192.0.2.7".parse().unwrap(),
@@ -63,6 +71,10 @@ fn an_allowed_call_names_what_opened_it() {
 
     let by_network = event(RuleKind::Allowed, Path::Output, None);
     assert_eq!((by_network.name, by_network.rule.as_str()), (None, "192.0.2.0/24:*"));
+
+    // Its name opened another port: the network is what allows this one.
+    let by_network = event(RuleKind::Allowed, Path::Output, Some(named_elsewhere()));
+    assert_eq!((by_network.name, by_network.rule.as_str()), (None, "192.0.2.0/24:*"));
 }
 
 #[test]
@@ -77,10 +89,13 @@ fn a_blocked_call_claims_no_name() {
 
 #[test]
 fn audit_tells_the_name_that_was_asked_for() {
-    let event = event(RuleKind::WouldBlock, Path::Forward, Some(named(false)));
-    assert_eq!(event.verdict, Verdict::WouldBlock);
-    assert_eq!(event.direction, Direction::Forwarded);
-    assert_eq!(event.name.as_deref(), Some("ok.test"));
+    // Also a name that is allowed on another port.
+    for name in [named(false), named_elsewhere()] {
+        let event = event(RuleKind::WouldBlock, Path::Forward, Some(name));
+        assert_eq!(event.verdict, Verdict::WouldBlock);
+        assert_eq!(event.direction, Direction::Forwarded);
+        assert_eq!((event.name.as_deref(), event.rule.as_str()), (Some("ok.test"), NO_RULE));
+    }
 }
 
 #[test]

@@ -3,16 +3,21 @@
 
 use super::Watch;
 use crate::caller::ProcessKey;
-use crate::detect::reverse_shell::{Certainty, Facts, Lead, is_half, leads};
+use crate::detect::reverse_shell::command_line::is_command;
+use crate::detect::reverse_shell::{Certainty, Facts, Lead, is_half, leads, reader_of_its_own};
 use crate::watch::kernel::JobStreams;
-use crate::watch::shells::is_forked_copy;
+use crate::watch::shells::{is_forked_copy, is_program};
 use crate::watch::sockets::SocketError;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long a shell is stopped whose input comes from a peer while a relay at the end of its output has no connection yet
 /// (`nc A 1 | sh | nc A 2`): a connection in a network takes less.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a shell is stopped that was given what can have been decrypted: who hands over a script and ends the input is no
+/// relay, and does that in one go.
+const UNTIL_END_OF_INPUT: Duration = Duration::from_millis(150);
 
 /// How often it is looked again meanwhile.
 const AGAIN: Duration = Duration::from_millis(5);
@@ -146,6 +151,19 @@ impl Watch {
         Ok(())
     }
 
+    fn is_fed_sealed(&self, lead: &Lead) -> bool {
+        self.held.as_ref().is_some_and(|held| held.streams.is_fed_sealed(lead))
+    }
+
+    /// The lead of a shell that reads commands from its connection by itself and executes them with the connection as its
+    /// output.
+    fn of_its_own(&self, process: ProcessKey, facts: &Facts) -> Option<Lead> {
+        let received = self.held.as_ref()?.streams.received(process)?;
+        reader_of_its_own(facts, process, received.socket, || {
+            is_command(&received.line, |name| is_program(process.pid, name))
+        })
+    }
+
     fn is_held(&self, process: ProcessKey) -> bool {
         self.held.as_ref().is_some_and(|held| held.waiting.contains_key(&process))
     }
@@ -157,12 +175,20 @@ impl Watch {
         found: &[Lead],
         facts: &Facts,
     ) -> Verdict {
-        let lead = found.iter().find(|lead| lead.shell == process);
+        let lead = found.iter().find(|lead| lead.shell == process).cloned();
+        let lead = lead.or_else(|| self.of_its_own(process, facts));
         match lead {
             Some(lead) if self.told.contains(&(lead.shell, lead.socket)) => Verdict::Harmless,
             // It has read from there: not what is about to execute something else, whose streams these are.
-            Some(lead) if lead.certainty == Certainty::Structure || self.is_fed(lead) => {
-                Verdict::Shell(Box::new(lead.clone()))
+            Some(lead) if lead.certainty == Certainty::Structure || self.is_fed(&lead) => {
+                Verdict::Shell(Box::new(lead))
+            }
+            Some(lead) if self.is_fed_sealed(&lead) => {
+                if since.elapsed() < UNTIL_END_OF_INPUT {
+                    Verdict::Wait
+                } else {
+                    Verdict::Shell(Box::new(lead))
+                }
             }
             None if since.elapsed() < PATIENCE
                 && is_half(facts, process, |other| is_forked_copy(other.pid)) =>

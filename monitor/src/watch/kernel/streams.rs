@@ -4,7 +4,7 @@ use super::{WatchedJob, wake};
 use crate::caller::{ProcFs, ProcessKey};
 use crate::detect::reverse_shell::{Lead, Object};
 use portcullis_monitor_bpf::event::ticks;
-use portcullis_monitor_bpf::streams::RelayedTo;
+use portcullis_monitor_bpf::streams::{Passed, Received, Relayed, RelayedTo};
 use portcullis_monitor_bpf::{SensorError, StreamGate};
 use std::sync::Arc;
 
@@ -88,15 +88,27 @@ impl JobStreams {
 
     /// Whether the shell of a lead was given the very bytes that its connection received.
     pub fn is_fed(&self, lead: &Lead) -> bool {
+        self.relayed(lead).is_some_and(|relayed| is_of(lead, relayed.plain))
+    }
+
+    /// Whether it was given as many bytes as the connection received before they were encrypted, and nothing else so far.
+    pub fn is_fed_sealed(&self, lead: &Lead) -> bool {
+        let relayed = self.relayed(lead);
+        relayed.is_some_and(|relayed| relayed.others == 0 && is_of(lead, relayed.sealed))
+    }
+
+    /// What the process itself has read last of what came from another machine.
+    pub fn received(&self, process: ProcessKey) -> Option<Received> {
+        self.gate()?.received(process.pid)
+    }
+
+    fn relayed(&self, lead: &Lead) -> Option<Relayed> {
         let to = match lead.fed_by {
             Some(Object::Pipe(_, inode) | Object::Socket(inode)) => RelayedTo::Inode(inode),
             Some(Object::TerminalMaster(number)) => RelayedTo::Terminal(number),
-            Some(Object::Terminal(_)) | None => return false,
+            Some(Object::Terminal(_)) | None => return None,
         };
-        let relayed = self.gate().and_then(|gate| gate.relayed(lead.socket, to));
-        relayed.is_some_and(|relayed| {
-            relayed.bytes >= LEAST_COMMAND && ticks(relayed.time) >= lead.shell.start_time
-        })
+        self.gate()?.relayed(lead.socket, to)
     }
 
     fn gate(&self) -> Option<&StreamGate> {
@@ -112,6 +124,11 @@ impl Drop for JobStreams {
             self.release(held);
         }
     }
+}
+
+/// Whether that was given to the shell of the lead, and can be a command.
+fn is_of(lead: &Lead, passed: Passed) -> bool {
+    passed.bytes >= LEAST_COMMAND && ticks(passed.time) >= lead.shell.start_time
 }
 
 /// Whether a process is stopped by a signal, and not by a tracer.

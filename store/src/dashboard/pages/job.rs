@@ -9,7 +9,10 @@ use crate::dashboard::page::{Page, PageError, PageResult, render};
 use crate::dashboard::{Pages, filters, html};
 use askama::Template;
 use axum::response::IntoResponse as _;
-use portcullis_common::event::{Event, EventKind, NetworkEvent, Verdict};
+use jiff::Timestamp;
+use portcullis_common::event::{
+    DnsEvent, Event, EventKind, NetworkEvent, PolicyReference, Process, Verdict,
+};
 use portcullis_common::report::endpoint;
 use portcullis_common::store_api::{self, DetectionRecord, JobRecord, Role, Timeline};
 use portcullis_common::text::shown;
@@ -50,7 +53,7 @@ pub(super) enum Tab {
 pub(super) struct Head {
     pub(super) job: JobRecord,
     pub(super) tab: Tab,
-    github: Option<String>,
+    github: Option<super::runs::GitHubRun>,
 }
 
 impl Head {
@@ -59,15 +62,113 @@ impl Head {
         let github = super::runs::github(&context.server_url, &context.repository, context.run_id);
         Self { job, tab, github }
     }
+
+    /// Whether Lockdown Mode killed the job, by its report.
+    fn is_killed(&self) -> bool {
+        let report = self.job.report.as_ref();
+        report.is_some_and(|report| report.detections.iter().any(|found| found.is_lockdown))
+    }
 }
 
-/// A call, as a row.
+/// A call, or a name that was refused before a call could be made, as a row.
 #[derive(Debug)]
 struct Call {
-    event: Event,
-    network: NetworkEvent,
+    seq: u64,
+    time: Timestamp,
+    verdict: Verdict,
     endpoint: String,
+    /// Where the name led to; for a name that was refused, what was asked for.
+    below: Option<String>,
+    container: Option<String>,
+    port: Option<u16>,
+    protocol: String,
+    process: Option<Process>,
+    policy: PolicyReference,
+    rule: String,
+    packets: u64,
     is_new: bool,
+}
+
+impl Call {
+    fn of_network(event: &Event, network: &NetworkEvent, new: &BTreeSet<String>) -> Self {
+        let endpoint = endpoint(network);
+        Self {
+            seq: event.seq,
+            time: event.time,
+            verdict: network.verdict,
+            is_new: new.contains(&endpoint),
+            endpoint,
+            below: network.name.as_ref().map(|_| network.address.to_string()),
+            container: network.container.clone(),
+            port: network.port,
+            protocol: network.protocol.clone(),
+            process: network.process.clone(),
+            policy: network.policy.clone(),
+            rule: network.rule.clone(),
+            packets: network.packets,
+        }
+    }
+
+    fn of_query(event: &Event, query: &DnsEvent) -> Self {
+        Self {
+            seq: event.seq,
+            time: event.time,
+            verdict: query.verdict,
+            is_new: false,
+            endpoint: query.name.clone(),
+            below: Some(asked_for(query)),
+            container: None,
+            port: None,
+            protocol: "dns".to_owned(),
+            process: query.process.clone(),
+            policy: query.policy.clone(),
+            rule: query.rule.clone(),
+            packets: query.count,
+        }
+    }
+
+    /// Takes in a query for the same name, by the same process, that followed: programs ask for both kinds of addresses.
+    fn takes_in(&mut self, event: &Event) -> bool {
+        let EventKind::Dns(query) = &event.kind else { return false };
+        let is_same = self.protocol == "dns"
+            && self.endpoint == query.name
+            && self.verdict == query.verdict
+            && self.process == query.process;
+        if is_same {
+            self.packets += query.count;
+            self.below = Some("the name was asked for".to_owned());
+        }
+        is_same
+    }
+}
+
+fn asked_for(query: &DnsEvent) -> String {
+    format!("the name was asked for ({})", shown(&query.query_type, 20))
+}
+
+/// Whether an event is one of these pages: calls, and names that were not allowed. An allowed name is followed by its calls.
+fn is_shown(event: &Event) -> bool {
+    match &event.kind {
+        EventKind::Network(_) => true,
+        EventKind::Dns(query) => query.verdict != Verdict::Allowed,
+        _ => false,
+    }
+}
+
+/// Events as rows, in their order.
+fn calls(events: &[Event], new: &BTreeSet<String>) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    for event in events.iter().filter(|event| is_shown(event)) {
+        if calls.last_mut().is_some_and(|last| last.takes_in(event)) {
+            continue;
+        }
+        match &event.kind {
+            EventKind::Network(network) => calls.push(Call::of_network(event, network, new)),
+            EventKind::Dns(query) => calls.push(Call::of_query(event, query)),
+            _ => {}
+        }
+    }
+    calls
 }
 
 #[derive(Debug, Template)]
@@ -123,7 +224,7 @@ pub(super) fn title(job: &JobRecord) -> String {
 
 /// What of a page's parameters are filters of calls.
 fn filtered(page: &Page, job: &JobRecord) -> Path {
-    let mut asked = path(&["jobs", &job.id, "network-events"]);
+    let mut asked = path(&["jobs", &job.id, "network-events"]).with("dns", "true");
     for name in ["status", "endpoint", "process", "step"] {
         asked = asked.with_some(name, page.query(name));
     }
@@ -145,7 +246,7 @@ async fn network(page: Page) -> PageResult {
     let next = found.next_cursor.map(|cursor| format!("{here}?{query}&cursor={cursor}"));
     let live =
         (is_running && next.is_none()).then(|| format!("{here}?{query}&live=true&cursor={behind}"));
-    let calls: Vec<Call> = found.items.into_iter().filter_map(|event| call(event, &new)).collect();
+    let calls = calls(&found.items, &new);
     let rows = Rows {
         job: job.clone(),
         calls,
@@ -157,7 +258,8 @@ async fn network(page: Page) -> PageResult {
     if page.is_part {
         return render(&rows);
     }
-    let is_empty = job.allowed + job.blocked + job.would_block == 0;
+    let is_empty =
+        rows.calls.is_empty() && rows.next.is_none() && query.is_empty() && cursor.is_none();
     render(&Network {
         layout: page.layout(title(&job), Section::Runs),
         head: Head::new(job, Tab::Network),
@@ -166,12 +268,6 @@ async fn network(page: Page) -> PageResult {
         query: page.open.query.clone(),
         is_empty,
     })
-}
-
-fn call(event: Event, new: &BTreeSet<String>) -> Option<Call> {
-    let EventKind::Network(network) = &event.kind else { return None };
-    let (network, endpoint) = (network.clone(), endpoint(network));
-    Some(Call { is_new: new.contains(&endpoint), event, network, endpoint })
 }
 
 /// Endpoints of the job that its baseline did not know.
@@ -223,7 +319,7 @@ async fn all_calls(page: &Page) -> Result<(JobRecord, Vec<Event>), PageError> {
         let asked =
             filtered(page, &job).with("limit", "1000").with_some("cursor", cursor.as_deref());
         let found: store_api::Page<Event> = page.api.get(&asked).await?;
-        all.extend(found.items);
+        all.extend(found.items.into_iter().filter(is_shown));
         if all.len() >= MAX_DOWNLOAD {
             return Err(crate::api::ApiError::bad_request(format!(
                 "there are more than {MAX_DOWNLOAD} calls"
@@ -255,8 +351,16 @@ async fn csv(page: Page) -> PageResult {
         "seq,time,status,endpoint,address,port,protocol,process,command,step,policy,version,rule,packets,bytes\r\n",
     );
     for event in &events {
-        let EventKind::Network(call) = &event.kind else { continue };
-        let process = call.process.clone().unwrap_or_default();
+        let (call, address, bytes) = match &event.kind {
+            EventKind::Network(network) => (
+                Call::of_network(event, network, &BTreeSet::new()),
+                network.address.to_string(),
+                network.bytes,
+            ),
+            EventKind::Dns(query) => (Call::of_query(event, query), String::new(), None),
+            _ => continue,
+        };
+        let process = call.process.unwrap_or_default();
         let verdict = match call.verdict {
             Verdict::Allowed => "allowed",
             Verdict::Blocked => "blocked",
@@ -266,18 +370,18 @@ async fn csv(page: Page) -> PageResult {
             event.seq.to_string(),
             event.time.to_string(),
             verdict.to_owned(),
-            endpoint(call),
-            call.address.to_string(),
+            call.endpoint,
+            address,
             call.port.map(|port| port.to_string()).unwrap_or_default(),
-            call.protocol.clone(),
+            call.protocol,
             process.exe.unwrap_or_default(),
             process.argv.join(" "),
             process.step.unwrap_or_default(),
-            call.policy.name.clone(),
-            call.policy.version.clone(),
-            call.rule.clone(),
+            call.policy.name,
+            call.policy.version,
+            call.rule,
             call.packets.to_string(),
-            call.bytes.map(|bytes| bytes.to_string()).unwrap_or_default(),
+            bytes.map(|bytes| bytes.to_string()).unwrap_or_default(),
         ];
         text += &cells.iter().map(|value| cell(value)).collect::<Vec<_>>().join(",");
         text += "\r\n";
@@ -320,7 +424,33 @@ async fn posture(page: Page) -> PageResult {
 
 #[cfg(test)]
 mod tests {
-    use super::cell;
+    use super::{calls, cell};
+    use portcullis_common::event::Event;
+    use serde_json::json;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_that_were_refused_are_rows_and_asked_once() {
+        let event = |seq: u64, name: &str, verdict: &str, kind: &str| -> Event {
+            serde_json::from_value(json!({
+                "job_id": "j", "seq": seq, "time": "2026-11-22T00:00:00Z", "type": "dns", "verdict": verdict, "name": name,
+                "query_type": kind, "rule": "no endpoint allows it", "response_code": "NXDOMAIN", "count": 1,
+                "process": { "pid": 7, "exe": "/usr/bin/curl" }, "policy": { "name": "p", "version": "1", "scope": "cluster" },
+            }))
+            .unwrap()
+        };
+        let events = [
+            event(1, "good.test", "allowed", "A"),
+            event(2, "bad.test", "blocked", "A"),
+            event(3, "bad.test", "blocked", "AAAA"),
+            event(4, "other.test", "blocked", "A"),
+        ];
+        let rows = calls(&events, &BTreeSet::new());
+        let told: Vec<_> =
+            rows.iter().map(|row| (row.seq, row.endpoint.as_str(), row.packets)).collect();
+        assert_eq!(told, [(2, "bad.test", 2), (4, "other.test", 1)]);
+        assert_eq!(rows[0].below.as_deref(), Some("the name was asked for"));
+    }
 
     #[test]
     fn a_cell_is_no_formula_and_one_line() {

@@ -29,6 +29,8 @@ struct Runners {
     hosts: Vec<(Host, Option<HostState>)>,
     revoked: usize,
     with_revoked: bool,
+    /// The version of this server: hosts that have another one are out of step.
+    own_version: &'static str,
 }
 
 #[derive(Debug, Template)]
@@ -72,7 +74,8 @@ async fn list(page: Page) -> PageResult {
         })
         .collect();
     let layout = page.layout("Runners", Section::Runners);
-    render(&Runners { layout, hosts, revoked, with_revoked })
+    let own_version = env!("CARGO_PKG_VERSION");
+    render(&Runners { layout, hosts, revoked, with_revoked, own_version })
 }
 
 async fn show(page: Page) -> PageResult {

@@ -57,7 +57,7 @@ struct Rows {
 struct Show {
     layout: Layout,
     run: RunJobs,
-    link: Option<String>,
+    link: Option<GitHubRun>,
 }
 
 async fn list(page: Page) -> PageResult {
@@ -86,11 +86,27 @@ async fn list(page: Page) -> PageResult {
     })
 }
 
+/// Where a run is at GitHub. A job says which server it came from, so people are shown whose page the link leads to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct GitHubRun {
+    /// The server's name.
+    pub(super) host: String,
+    /// The run's page there.
+    pub(super) href: String,
+}
+
 /// The run at GitHub, where the server's address is one that a link may lead to.
-pub(super) fn github(server_url: &str, repository: &str, run_id: u64) -> Option<String> {
-    let url = url::Url::parse(server_url).ok().filter(|url| url.scheme() == "https")?;
-    let host = url.host_str()?;
-    Some(format!("https://{host}/{repository}/actions/runs/{run_id}"))
+pub(super) fn github(server_url: &str, repository: &str, run_id: u64) -> Option<GitHubRun> {
+    let mut url = url::Url::parse(server_url).ok().filter(|url| url.scheme() == "https")?;
+    let host = url.host_str()?.to_owned();
+    let (owner, name) = repository.split_once('/')?;
+    let run = run_id.to_string();
+    url.set_query(None);
+    url.set_fragment(None);
+    url.set_username("").ok()?;
+    url.set_password(None).ok()?;
+    url.path_segments_mut().ok()?.clear().extend([owner, name, "actions", "runs", &run]);
+    Some(GitHubRun { host, href: url.into() })
 }
 
 async fn show(page: Page) -> PageResult {
@@ -100,4 +116,30 @@ async fn show(page: Page) -> PageResult {
     let title =
         format!("{} #{}", portcullis_common::text::shown(&run.run.workflow, 80), run.run.run_id);
     render(&Show { layout: page.layout(title, Section::Runs), run, link })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::github;
+
+    #[test]
+    fn a_link_leads_to_a_run_and_says_whose() {
+        let found = github("https://github.com", "octo/hello", 7).unwrap();
+        assert_eq!(
+            (found.host.as_str(), found.href.as_str()),
+            ("github.com", "https://github.com/octo/hello/actions/runs/7")
+        );
+        let odd = github("https://a:b@evil.test/x?y#z", "o/../\"x y", 7).unwrap();
+        assert_eq!(odd.host, "evil.test");
+        assert!(
+            odd.href.starts_with("https://evil.test/o/") && !odd.href.contains(['"', ' ', '@']),
+            "{odd:?}"
+        );
+        for wrong in
+            ["javascript:alert(1)", "http://github.com", "data:text/html,x", "", "github.com"]
+        {
+            assert_eq!(github(wrong, "octo/hello", 7), None, "{wrong}");
+        }
+        assert_eq!(github("https://github.com", "no-slash", 7), None);
+    }
 }

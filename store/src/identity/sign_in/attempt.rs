@@ -42,6 +42,9 @@ pub struct Attempt {
     pub return_to: String,
     /// When it began, in seconds since 1970.
     pub begun_s: i64,
+    /// The name of the person whose session it is to confirm; absent for a sign-in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirms: Option<String>,
 }
 
 /// What the provider sent a browser back with.
@@ -76,12 +79,20 @@ impl Attempt {
             verifier: random()?,
             return_to: local_path(return_to).to_owned(),
             begun_s: now_s,
+            confirms: None,
         })
     }
 
-    /// The provider's page for it.
+    /// The provider's page for it. A session is confirmed without a word to the person: the provider sends the browser back at
+    /// once, or says that it would have to ask (OpenID Connect Core 1.0, 3.1.2.1: `prompt`, `login_hint`).
     pub fn url(&self, mut endpoint: Url, client_id: &str, redirect_uri: &str, scope: &str) -> Url {
         let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(&self.verifier));
+        if let Some(name) = &self.confirms {
+            endpoint
+                .query_pairs_mut()
+                .append_pair("prompt", "none")
+                .append_pair("login_hint", name);
+        }
         endpoint
             .query_pairs_mut()
             .append_pair("response_type", "code")
@@ -95,6 +106,12 @@ impl Attempt {
         endpoint
     }
 
+    /// Whether an answer repeats this attempt's state.
+    pub fn is_answered_by(&self, answered: &Answered) -> bool {
+        let state = answered.state.as_deref().unwrap_or_default();
+        verify_slices_are_equal(state.as_bytes(), self.state.as_bytes()).is_ok()
+    }
+
     /// The code of an answer, when the answer is the one to this attempt.
     ///
     /// # Errors
@@ -105,8 +122,7 @@ impl Attempt {
         issuer: &str,
         now_s: i64,
     ) -> Result<&'a str, SignInError> {
-        let state = answered.state.as_deref().unwrap_or_default();
-        if verify_slices_are_equal(state.as_bytes(), self.state.as_bytes()).is_err() {
+        if !self.is_answered_by(answered) {
             return Err(SignInError::Attempt("its state is another one"));
         }
         let life = i64::try_from(ATTEMPT_LIFE.as_secs()).unwrap_or(i64::MAX);
@@ -274,7 +290,18 @@ mod tests {
         assert!(has("state", &attempt.state) && has("nonce", &attempt.nonce));
         let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(&attempt.verifier));
         assert!(has("code_challenge", &challenge) && has("code_challenge_method", "S256"));
-        assert!(!url.as_str().contains(&attempt.verifier));
+        assert!(!url.as_str().contains(&attempt.verifier) && !url.as_str().contains("prompt"));
+        let again = Attempt { confirms: Some("ada@example.com".to_owned()), ..attempt.clone() };
+        let asked = again.url(
+            Url::parse("https://login.test/authorize").unwrap(),
+            "portcullis",
+            "https://store.test/cb",
+            "openid",
+        );
+        assert!(
+            asked.as_str().contains("prompt=none&login_hint=ada%40example.com&"),
+            "{asked}"
+        );
         // RFC 7636, 4.1: 43 to 128 unreserved characters.
         assert_eq!(attempt.verifier.len(), 43);
     }

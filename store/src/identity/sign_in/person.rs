@@ -65,6 +65,8 @@ pub struct Person {
     pub subject: String,
     /// What people call the person.
     pub name: String,
+    /// The groups that have a role.
+    pub groups: Vec<String>,
     /// What the person may do.
     pub role: Role,
 }
@@ -82,11 +84,19 @@ impl Person {
     ) -> Result<Self, SignInError> {
         let subject = format!("{issuer} {}", log_line(&claims.sub, MAX_SUBJECT_BYTES));
         let name = name(claims);
-        match groups.iter().filter_map(|group| roles.get(group)).max() {
-            Some(role) => Ok(Self { subject, name, role: *role }),
+        // Others say nothing here, and there may be hundreds.
+        let groups: Vec<String> =
+            groups.iter().filter(|group| roles.contains_key(*group)).cloned().collect();
+        match most(&groups, roles) {
+            Some(role) => Ok(Self { subject, name, groups, role }),
             None => Err(SignInError::NoRole { name, subject }),
         }
     }
+}
+
+/// The most that any of the groups may do.
+pub fn most(groups: &[String], roles: &BTreeMap<String, Role>) -> Option<Role> {
+    groups.iter().filter_map(|group| roles.get(group)).max().copied()
 }
 
 /// What people call a person. An address that the provider did not verify can be anybody's, so it is not shown as a name.

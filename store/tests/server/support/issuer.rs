@@ -35,6 +35,10 @@ struct Shared {
     exponent: Vec<u8>,
     fetches: usize,
     is_down: bool,
+    /// Whether the person is signed in there, so that nothing has to be asked.
+    is_signed_in: bool,
+    /// How often a browser came to be confirmed.
+    confirmations: usize,
     /// Who signs in, and what is said of the person.
     person: Value,
     /// What userinfo says; `None`: there is no such endpoint.
@@ -147,8 +151,18 @@ async fn authorize(State(shared): TheShared, RawQuery(query): RawQuery) -> Respo
         return (StatusCode::BAD_REQUEST, format!("{asked:?}")).into_response();
     }
     let mut shared = shared.lock().unwrap();
-    let code = format!("code-{}", uuid::Uuid::now_v7());
     let mut back = url::Url::parse(&asked["redirect_uri"]).unwrap();
+    if asked.get("prompt").map(String::as_str) == Some("none") {
+        shared.confirmations += 1;
+        assert_eq!(asked.get("login_hint").map(String::as_str), shared.person["email"].as_str());
+        if !shared.is_signed_in {
+            back.query_pairs_mut()
+                .append_pair("error", "login_required")
+                .append_pair("state", &asked["state"]);
+            return Redirect::to(back.as_str()).into_response();
+        }
+    }
+    let code = format!("code-{}", uuid::Uuid::now_v7());
     back.query_pairs_mut()
         .append_pair("code", &code)
         .append_pair("state", &asked["state"])
@@ -169,6 +183,8 @@ impl Issuer {
             exponent: Vec::new(),
             fetches: 0,
             is_down: false,
+            is_signed_in: true,
+            confirmations: 0,
             person: json!({ "sub": "248289761001", "email": "ada@example.com", "groups": ["developers"] }),
             userinfo: None,
             codes: HashMap::new(),
@@ -231,6 +247,16 @@ impl Issuer {
 
     pub fn set_down(&self, down: bool) {
         self.shared.lock().unwrap().is_down = down;
+    }
+
+    /// Whether somebody is signed in at the provider.
+    pub fn set_signed_in(&self, signed_in: bool) {
+        self.shared.lock().unwrap().is_signed_in = signed_in;
+    }
+
+    /// How often a browser came to be confirmed without a word.
+    pub fn confirmations(&self) -> usize {
+        self.shared.lock().unwrap().confirmations
     }
 
     /// From now on it signs with a key of this name, and no longer offers the one before.

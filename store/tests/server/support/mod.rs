@@ -1,5 +1,6 @@
 //! A server with its database, and a caller.
 
+pub mod browser;
 pub mod issuer;
 pub mod object_store;
 pub mod postgres;

@@ -1,4 +1,5 @@
-//! `quickstart --server`: the same job with a policy server, and the next one while that is away.
+//! `quickstart --server`: the same job with a policy server, one that is killed and told of, and the next one while the server
+//! is away.
 
 use super::{
     JOB, Outcome, chapter, is_in_force, note_hooks, note_leaked, note_report, policy, report, say,
@@ -6,6 +7,7 @@ use super::{
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::gate::step;
 use portcullis_tests::policy_server::{self, PolicyServer, for_server};
+use portcullis_tests::receivers::{self, Receivers};
 use portcullis_tests::server::id_tokens::IdTokens;
 use portcullis_tests::world::MonitorOptions;
 use portcullis_tests::{Canary, Job, JobOutcome, JobResult, StepKind, World};
@@ -13,8 +15,8 @@ use serde::Serialize;
 use std::fs;
 use std::path::Path;
 
-/// The two runs: the one with the server, and the one without it.
-const RUNS: [u64; 2] = [11, 12];
+/// The runs: the one with the server, the one that is killed, and the one without the server.
+const RUNS: [u64; 3] = [11, 12, 13];
 
 /// What the last line has beside the rest.
 #[derive(Debug, Default, Serialize)]
@@ -23,11 +25,15 @@ pub(crate) struct Served {
     identity: Option<String>,
     /// Events of the first job that the server has, each as the monitor recorded it.
     stored_events: Option<usize>,
-    /// The policy of the second job, as its log names it.
+    /// The detection that the next job was killed for.
+    detection: Option<String>,
+    /// Who was told of it, each the same.
+    told: Option<[&'static str; 3]>,
+    /// The policy of the last job, as its log names it.
     offline_policy: Option<String>,
-    /// Bytes of the second job that hold the secret and reached the attacker.
+    /// Bytes of the last job that hold the secret and reached the attacker.
     offline_leaked: Option<u64>,
-    /// Events of the second job that the server has, after it has come back.
+    /// Events of the last job that the server has, after it has come back.
     caught_up_events: Option<usize>,
 }
 
@@ -39,7 +45,7 @@ pub(crate) fn run(options: &super::Options, outcome: &mut Outcome) -> Result<()>
     say(&format!("files: {}", world.directory().display()))?;
 
     chapter("the policy server: `portcullis serve`, on SQLite, over TLS")?;
-    let mut server = PolicyServer::prepare(&world, "")?;
+    let mut server = PolicyServer::prepare(&world, &receivers::configuration())?;
     server.start()?;
     say(policy_server::URL)?;
 
@@ -50,6 +56,11 @@ pub(crate) fn run(options: &super::Options, outcome: &mut Outcome) -> Result<()>
     operator(&server, &["policy", "apply", &document.display().to_string()])?;
     operator(&server, &["attach", "hello-build", "--repository", "octo/hello"])?;
     operator(&server, &["explain", "--repository", "octo/hello", "--workflow", "ci.yml"])?;
+
+    chapter("who is told: a webhook, Slack and a bucket")?;
+    let receivers = Receivers::start(&world)?;
+    receivers.integrate(&server)?;
+    operator(&server, &["integration", "list"])?;
 
     chapter("the runner host enrols")?;
     say("$ portcullis enrol create --cluster prod-linux > enrolment")?;
@@ -79,11 +90,24 @@ pub(crate) fn run(options: &super::Options, outcome: &mut Outcome) -> Result<()>
     served.stored_events = Some(stored(&server, id, &recorded)?);
     say(&format!("events: {}, each as the monitor recorded it", recorded.len()))?;
 
-    // Receivers of notifications (webhook, Slack, S3) are set up before the first job, and shown here.
+    chapter("a job of another repository opens a reverse shell, and is killed")?;
+    let killed = receivers::killed_job(&world, &server, RUNS[1])?;
+    say(killed.log().trim_end())?;
+    monitor.wait_until_idle().with_context(|| monitor.log())?;
+    chapter("what the webhook, Slack and the bucket were told of it")?;
+    let told = receivers.detection(&server)?;
+    for (receiver, message) in
+        [("webhook", &told.webhook), ("Slack", &told.slack), ("bucket", &told.object)]
+    {
+        say(&format!("{receiver}: {}", shown(message)?))?;
+    }
+    receivers::check(&told, RUNS[1])?;
+    served.detection = told.webhook["data"]["detection"].as_str().map(str::to_owned);
+    served.told = Some(["webhook", "slack", "s3"]);
 
     chapter("the server is stopped; the next job runs by the last known good policy")?;
     server.stop()?;
-    let second = world.runner(0).run(&job(RUNS[1], &tokens, &canary)?)?;
+    let second = world.runner(0).run(&job(RUNS[2], &tokens, &canary)?)?;
     let line = first_line(&second)?;
     say(&line)?;
     served.offline_policy = line.split_once(',').map(|(policy, _)| policy.to_owned());
@@ -93,9 +117,9 @@ pub(crate) fn run(options: &super::Options, outcome: &mut Outcome) -> Result<()>
     chapter("the server is back, and gets what it missed")?;
     server.start()?;
     let ids = world.job_ids()?;
-    let next = ids.last().context("the second job was not recorded")?;
+    let next = ids.last().context("the last job was not recorded")?;
     let recorded = world.events(next)?;
-    server.ended_job(RUNS[1], recorded.len())?;
+    server.ended_job(RUNS[2], recorded.len())?;
     served.caught_up_events = Some(stored(&server, next, &recorded)?);
     operator(&server, &["runs"])?;
 
@@ -125,6 +149,11 @@ fn job(run_id: u64, tokens: &IdTokens, canary: &Canary) -> Result<Job> {
 fn operator(server: &PolicyServer, arguments: &[&str]) -> Result<()> {
     say(&format!("$ portcullis {}", arguments.join(" ")))?;
     say(server.command(arguments)?.trim_end())
+}
+
+/// A message as people see it: an escape of a terminal that a job put into it stays text.
+fn shown(message: &serde_json::Value) -> Result<String> {
+    Ok(serde_json::to_string_pretty(message)?)
 }
 
 /// How many events of a job the server has, when these are the ones that the monitor recorded.

@@ -63,6 +63,11 @@ function copy(button) {
   });
 }
 
+/** A download has what the filters leave now, and not what they left when the page was loaded. */
+function filtered(link) {
+  link.addEventListener("click", () => (link.search = location.search));
+}
+
 // What was done stands on the page; a bookmark or a reload must not say it again.
 if (new URLSearchParams(location.search).has("done")) {
   const address = new URL(location.href);
@@ -74,6 +79,7 @@ whenever("time[data-style]", times);
 whenever("button[data-theme-toggle]", theme);
 whenever("button[data-navigation]", navigation);
 whenever("button[data-copy]", copy);
+whenever("a[data-filtered]", filtered);
 whenever("form[data-choices]", choices);
 whenever("input[data-file-into]", fileInto);
 whenever("[popover].list", popovers);

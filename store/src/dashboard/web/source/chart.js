@@ -13,6 +13,25 @@ function resolved(name) {
   return found;
 }
 
+/** How times of an axis are written in the reader's language: as fine as its steps, and the day where it changes. */
+function labels(step) {
+  const style = step < 1 ? { minute: "2-digit", second: "2-digit", fractionalSecondDigits: 1 } : step < 60 ? { hour: "2-digit", minute: "2-digit", second: "2-digit" } : { hour: "2-digit", minute: "2-digit" };
+  const clock = new Intl.DateTimeFormat(undefined, style);
+  const date = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+  return (splits) => {
+    let before = "";
+    return splits.map((time) => {
+      const day = date.format(time * 1000);
+      const isNew = day !== before;
+      before = day;
+      if (step >= 86_400) return day;
+      return isNew ? `${clock.format(time * 1000)}\n${day}` : clock.format(time * 1000);
+    });
+  };
+}
+
+const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
 function draw(figure, { times, series }) {
   const place = figure.querySelector(".chart");
   const axis = { stroke: resolved("muted"), grid: { stroke: resolved("line"), width: 1 }, ticks: { stroke: resolved("line") }, font: "12px system-ui, sans-serif" };
@@ -28,16 +47,23 @@ function draw(figure, { times, series }) {
     width: 0,
     paths: bars,
     points: { show: false },
-    value: (_, __, ___, at) => (at == null ? "–" : String(one.values[at])),
   }));
   const options = {
     width: place.clientWidth,
     height: 190,
     series: [{}, ...shown.reverse()],
-    axes: [axis, { ...axis, size: 46, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? value : "")) }],
+    axes: [{ ...axis, values: (_, splits, __, ___, step) => labels(step)(splits) }, { ...axis, size: 46, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? value : "")) }],
     scales: { x: { range: (_, min, max) => [min - step / 2, max + step / 2] }, y: { range: (_, __, max) => [0, Math.max(4, max * 1.1)] } },
     cursor: { drag: { x: false, y: false }, points: { show: false } },
-    legend: { live: true },
+    legend: { live: false },
+    hooks: {
+      setCursor: [
+        ({ cursor: { idx } }) => {
+          const said = idx == null ? "" : `${exact.format(times[idx] * 1000)}: ${series.map((one) => `${one.values[idx]} ${one.name.toLowerCase()}`).join(", ")}`;
+          figure.querySelector(".reading").textContent = said;
+        },
+      ],
+    },
   };
   place.replaceChildren();
   const chart = new uPlot(options, [times, ...sums.reverse()], place);

@@ -17,6 +17,8 @@ export function columns(table) {
   const hidden = new Set(read(name) ?? boxes.filter((box) => !box.defaultChecked).map((box) => box.value));
   const show = () => {
     for (const box of boxes) box.checked = !hidden.has(box.value);
+    // Wider with each column that is shown; what no longer fits is scrolled to.
+    table.style.setProperty("--shown", table.querySelectorAll("th").length - hidden.size);
     for (const cell of table.querySelectorAll("[data-column]")) cell.classList.toggle("off", hidden.has(cell.dataset.column));
   };
   for (const box of boxes) {

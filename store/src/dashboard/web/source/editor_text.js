@@ -29,6 +29,10 @@ const looks = EditorView.theme({
   ".cm-tooltip-autocomplete ul li": { padding: "3px 8px" },
   ".cm-tooltip-autocomplete ul li[aria-selected]": { backgroundColor: "var(--accent)", color: "var(--on-accent)" },
   ".cm-completionInfo": { maxWidth: "360px", padding: "8px 10px", fontFamily: "system-ui, sans-serif" },
+  // The editor's own marks are images in `data:` addresses, which a page may not load; these are none.
+  ".cm-lintRange-error": { backgroundImage: "none", textDecoration: "underline wavy var(--bad)", textUnderlineOffset: "3px", textDecorationSkipInk: "none" },
+  ".cm-lint-marker": { width: "0.8em", height: "0.8em", marginTop: "0.4em" },
+  ".cm-lint-marker-error": { content: '""', borderRadius: "50%", backgroundColor: "var(--bad)" },
   ".cm-diagnostic": { padding: "6px 10px", fontFamily: "system-ui, sans-serif" },
 });
 

@@ -16,6 +16,10 @@ export function popovers(menu) {
     menu.style.left = `${left}px`;
     menu.style.top = `${top}px`;
   });
+  // What was chosen is done; boxes are ticked one after the other.
+  menu.addEventListener("click", (event) => {
+    if (event.target.closest("a, button")) menu.hidePopover();
+  });
   menu.addEventListener("keydown", (event) => {
     const items = [...menu.querySelectorAll("a, button, input")];
     const at = items.indexOf(document.activeElement);
