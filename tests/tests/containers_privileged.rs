@@ -140,7 +140,7 @@ fn find_by_containerd(gate: &Gate, puppet: &mut Puppet) -> Result<()> {
     let (id, image) = (gate.world.id(), gate.world.directory().join("image"));
     let run = |name: &str, options: &str| {
         format!(
-            "sudo ctr -a /run/docker/containerd/containerd.sock run -d --cgroup /{id}/{name} {options} --rootfs {} {name} sleep 1000",
+            "sudo ctr -a /run/docker/containerd/containerd.sock run -d --cgroup /{id}/{name} {options} --rootfs {} {name} /bin/sleep 1000",
             image.display()
         )
     };
