@@ -1,6 +1,6 @@
 //! The dashboard's pages, as a browser on the same machine sees them.
 
-use super::server::Server;
+use super::server::{Backend, Server, TOKEN};
 use crate::Found;
 use crate::result::Row;
 use crate::statistics::Samples;
@@ -24,12 +24,12 @@ const TIMES: usize = 30;
 /// How long a page's answer takes, and until its largest part is painted: each page on its own, and the slowest.
 pub(crate) fn pages(found: Found<'_>) -> Result<()> {
     let (jobs, calls) = super::stored();
-    let server = Server::start_with_events(jobs, calls)?;
+    let server = Server::start_with_events(Backend::Sqlite, jobs, calls)?;
     let events = jobs * calls;
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let place = browser::installed(target.as_ref());
     let mut measured = Command::new("node")
-        .args(["measure.mjs", &server.url(), &super::admin().0, &TIMES.to_string()])
+        .args(["measure.mjs", &server.url(), TOKEN, &TIMES.to_string()])
         .current_dir(place)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -35,7 +35,7 @@ mod small_disk;
 const EVENTS: &str = "PORTCULLIS_BENCH_EVENTS";
 
 /// The token of the admin.
-const TOKEN: &str = "measured-measured-measured-measured";
+pub(super) const TOKEN: &str = "measured-measured-measured-measured";
 
 /// Which database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
