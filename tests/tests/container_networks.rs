@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use life::{
     BLOCK, Done, Gate, Puppet, assert_gapless, assert_nothing_left, detections, dns, network,
 };
-use portcullis_common::event::{Direction, Event, NetworkEvent, Verdict};
+use portcullis_common::event::{Direction, DnsEvent, Event, NetworkEvent, Verdict};
 use portcullis_tests::job::JobContainer;
 use portcullis_tests::world::{Docker, DockerOptions, IMAGE};
 use portcullis_tests::{Canary, JobOutcome, World};
@@ -143,6 +143,14 @@ fn containers_on_bridges_are_judged() -> Result<()> {
             && query.name.to_lowercase().starts_with(&name)),
         "{events:#?}"
     );
+    let is_named = |query: &DnsEvent, verdict| {
+        query.verdict == verdict
+            && query.container.as_deref().is_some_and(|container| container.contains(IMAGE))
+    };
+    for verdict in [Verdict::Blocked, Verdict::Allowed] {
+        let queries: Vec<_> = dns(&events).collect();
+        assert!(queries.iter().any(|query| is_named(query, verdict)), "{verdict:?}: {queries:#?}");
+    }
     assert_nothing_left(&gate.world)
 }
 

@@ -103,7 +103,9 @@ fn find_privileged(is_hidden: bool, how: &str) -> Result<()> {
     for (number, (options, word)) in PRIVILEGED.iter().enumerate() {
         let socket = docker.host_variable().trim_start_matches("unix://");
         let options = options.replace("SOCKET", socket);
-        let run = format!("docker run -d --rm --name box-{number} {options} {IMAGE} sleep 1000");
+        // A container that runs is told once, by whoever sees it first: what only the engine knows of is never started.
+        let verb = if is_hidden { "run -d" } else { "create" };
+        let run = format!("docker {verb} --name box-{number} {options} {IMAGE} sleep 1000");
         let ran = puppet.run(&run)?;
         ensure!(ran.succeeded(), "{options}: {ran:?}\n{}", docker.log());
         let id = ran.output.trim().get(..12).unwrap_or_default().to_owned();
@@ -120,7 +122,9 @@ fn find_privileged(is_hidden: bool, how: &str) -> Result<()> {
         ensure!(!event.is_lockdown, "{event:?}");
         puppet.run(&format!("docker rm -f box-{number}"))?;
     }
-    if !is_hidden {
+    if is_hidden {
+        find_by_containerd(&gate, &mut puppet)?;
+    } else {
         // K1: the runtime of this machine may refuse to start it; that it was asked for is known all the same.
         puppet.run(&format!("docker run --rm --privileged {IMAGE} true"))?;
         wait_for_evidence(&gate, "the privileged flag")?;
@@ -128,6 +132,31 @@ fn find_privileged(is_hidden: bool, how: &str) -> Result<()> {
     let result = puppet.finish()?;
     gate.monitor.wait_until_idle()?;
     assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
+    Ok(())
+}
+
+/// K3: containerd without Docker, as nerdctl uses it, by containerd's own client: Debian 12 has no nerdctl.
+fn find_by_containerd(gate: &Gate, puppet: &mut Puppet) -> Result<()> {
+    let (id, image) = (gate.world.id(), gate.world.directory().join("image"));
+    let run = |name: &str, options: &str| {
+        format!(
+            "sudo ctr -a /run/docker/containerd/containerd.sock run -d --cgroup /{id}/{name} {options} --rootfs {} {name} /bin/sleep 1000",
+            image.display()
+        )
+    };
+    let before = found(gate)?.len();
+    let plain = puppet.run(&run("plain", ""))?;
+    ensure!(plain.succeeded(), "{plain:?}");
+    let ran = puppet.run(&run("evil", "--mount type=bind,src=/etc,dst=/x,options=rbind:ro"))?;
+    ensure!(ran.succeeded(), "{ran:?}");
+    wait_for("a finding by containerd", || (found(gate).ok()?.len() > before).then_some(()))
+        .map_err(|error| error.context(gate.monitor.log()))?;
+    let all = found(gate)?;
+    let new: Vec<_> = all.iter().skip(before).map(|event| event.evidence.as_str()).collect();
+    ensure!(
+        new.len() == 1 && new.iter().all(|text| text.contains("host's /etc mounted")),
+        "{new:#?}"
+    );
     Ok(())
 }
 

@@ -18,6 +18,11 @@ use std::thread;
 
 /// How the tests of the store install the scripts; it is not part of a library.
 #[path = "../../store/tests/server/support/browser.rs"]
+#[expect(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "written for tests of the store, which fail by panicking"
+)]
 mod browser;
 
 /// What the job of the lab does: it overwrites a source file, waits for `GO`, and opens a shell for somebody.

@@ -19,10 +19,10 @@ pub(super) struct Groups {
 
 impl Groups {
     /// Watches all that is below `root`.
-    pub(super) fn watch(root: PathBuf) -> nix::Result<Self> {
+    pub(super) fn watch(root: &Path) -> nix::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let mut groups = Self { inotify, root: root.clone(), watched: HashMap::new() };
-        groups.watch_below(&root);
+        let mut groups = Self { inotify, root: root.to_owned(), watched: HashMap::new() };
+        groups.watch_below(root);
         Ok(groups)
     }
 

@@ -88,15 +88,8 @@ impl Judge {
             }
             self.look_at(pid, None, jobs);
             if wake_stopped {
-                self.wake(pid, jobs);
+                wake(pid, jobs);
             }
-        }
-    }
-
-    fn wake(&self, pid: u32, jobs: &[Arc<WatchedJob>]) {
-        let Some(key) = ProcFs.key(pid) else { return };
-        if jobs.iter().any(|job| key.start_time >= job.worker.start_time) {
-            wake_stopped(key);
         }
     }
 
@@ -250,6 +243,14 @@ impl Judge {
                 tracing::error!(process = %contained.key, %error, "a privileged container can't be killed");
             }
         }
+    }
+}
+
+/// Lets a process that may be a job's go on when somebody has stopped it.
+fn wake(pid: u32, jobs: &[Arc<WatchedJob>]) {
+    let Some(key) = ProcFs.key(pid) else { return };
+    if jobs.iter().any(|job| key.start_time >= job.worker.start_time) {
+        wake_stopped(key);
     }
 }
 

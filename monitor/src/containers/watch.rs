@@ -158,7 +158,7 @@ impl Watcher {
         } else if self.groups.is_none() {
             let root = self.containers.hierarchy.as_ref().map(|all| all.mount_point().to_owned());
             self.groups = root.and_then(|root| {
-                Groups::watch(root)
+                Groups::watch(&root)
                     .inspect_err(
                         |error| tracing::warn!(%error, "new cgroups are not noticed at once"),
                     )

@@ -1,6 +1,6 @@
 //! When a job is looked at for reverse shells, and what is done with what is seen.
 //!
-//! Looking costs nothing worth measuring as long as the job has no connection to another machine but the Worker's own: then
+//! Looking costs nothing worth measuring as long as there is no connection to another machine but the runner's own: then
 //! only the socket table is read, once a second. With one, its processes are looked at when a connection is made, when a
 //! program is executed, and once a second. Where the kernel's sensors can, they stop a shell that has read something at the end
 //! of a connection, until it was looked at ([`held`]): looking alone comes a moment too late for the first command.
@@ -205,7 +205,8 @@ fn streams(watched: &Watched) -> Option<JobStreams> {
 
 impl Watch {
     fn new(watched: Watched) -> Self {
-        let shells = ShellSensor::new(watched.worker.key(), watched.group.clone());
+        let worker = &watched.worker;
+        let shells = ShellSensor::new(worker.key(), worker.listener(), watched.group.clone());
         Self {
             held: streams(&watched).map(Held::new),
             watched,

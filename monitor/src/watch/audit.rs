@@ -161,15 +161,13 @@ impl AuditRules {
 impl Drop for AuditRules {
     fn drop(&mut self) {
         let control = self.control.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut outcome = Ok(());
-        for rule in rules() {
-            outcome = outcome.and(change(control, AUDIT_DEL_RULE, &rule));
-        }
+        let mut outcomes: Vec<io::Result<()>> =
+            rules().iter().map(|rule| change(control, AUDIT_DEL_RULE, rule)).collect();
         if self.is_ours {
-            outcome = outcome.and(enable(control, false));
-            outcome = outcome.and(change(control, AUDIT_ADD_RULE, &resting()));
+            outcomes.push(enable(control, false));
+            outcomes.push(change(control, AUDIT_ADD_RULE, &resting()));
         }
-        if let Err(error) = outcome {
+        if let Some(error) = outcomes.into_iter().find_map(Result::err) {
             tracing::warn!(%error, "rules of the audit subsystem could not be taken back; `auditctl -D -k portcullis` does");
         }
     }

@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process;
 
 /// The most processes of a job that are looked at at once. A job can make more; then the newest are looked at.
 const PROCESS_LIMIT: usize = 2_048;
@@ -29,10 +30,12 @@ const BEFORE_ACCEPT: [u8; 3] = [1, 3, 8];
 #[derive(Debug)]
 pub struct ShellSensor {
     worker: ProcessKey,
+    listener: Option<ProcessKey>,
     group: Option<JobCgroup>,
     programs: Programs,
-    /// Sockets of the Worker's own, by inode. Those that are found to be held by others as well are none of them.
-    of_worker: HashSet<u32>,
+    /// Sockets of the runner's and the monitor's own, by inode. Without them it is seen at once that an idle job has nobody
+    /// to talk to.
+    not_the_jobs: HashSet<u32>,
 }
 
 /// What a look at the sockets alone shows.
@@ -40,16 +43,17 @@ pub struct ShellSensor {
 pub struct Connections {
     /// Every socket that is connected.
     sockets: Vec<SocketRecord>,
-    /// Whether there is one to another machine that the Worker does not hold alone.
+    /// Whether there is one to another machine that neither the runner nor the monitor holds.
     pub any_remote: bool,
     /// Whether somebody's call from another machine waits to be accepted.
     pub any_waiting: bool,
 }
 
 impl ShellSensor {
-    /// For the job of `worker`.
-    pub fn new(worker: ProcessKey, group: Option<JobCgroup>) -> Self {
-        Self { worker, group, programs: Programs::new(worker.pid), of_worker: HashSet::new() }
+    /// For the job of `worker`, which `listener` has started.
+    pub fn new(worker: ProcessKey, listener: Option<ProcessKey>, group: Option<JobCgroup>) -> Self {
+        let programs = Programs::new(worker.pid);
+        Self { worker, listener, group, programs, not_the_jobs: HashSet::new() }
     }
 
     /// The connections of the Worker's network namespace. Costs some ten microseconds when there are few.
@@ -76,10 +80,12 @@ impl ShellSensor {
         };
         let remote: Vec<u32> =
             sockets.iter().filter(is_remote).map(|socket| socket.inode).collect();
-        if remote.iter().any(|inode| !self.of_worker.contains(inode)) {
-            self.of_worker = socket_inodes(self.worker.pid).into_iter().collect();
+        if remote.iter().any(|inode| !self.not_the_jobs.contains(inode)) {
+            let listener = self.listener.filter(|key| ProcFs.key(key.pid) == Some(*key));
+            let holders = [Some(self.worker.pid), listener.map(|key| key.pid), Some(process::id())];
+            self.not_the_jobs = holders.into_iter().flatten().flat_map(socket_inodes).collect();
         }
-        let any_remote = remote.iter().any(|inode| !self.of_worker.contains(inode));
+        let any_remote = remote.iter().any(|inode| !self.not_the_jobs.contains(inode));
         Ok(Connections { sockets, any_remote, any_waiting })
     }
 
@@ -124,7 +130,7 @@ impl ShellSensor {
         pids.extend(followed);
         pids.sort_unstable_by(|one, other| other.cmp(one));
         pids.dedup();
-        pids.retain(|pid| *pid != self.worker.pid && *pid != std::process::id());
+        pids.retain(|pid| *pid != self.worker.pid && *pid != process::id());
         pids.truncate(PROCESS_LIMIT);
         pids.into_iter()
             .filter_map(|pid| {
@@ -203,8 +209,8 @@ pub fn is_program(pid: u32, name: &str) -> bool {
         let from = if name.starts_with('/') { root } else { format!("/proc/{pid}/cwd").into() };
         return from.join(name.trim_start_matches('/')).is_file();
     }
-    let find = |directory: &&str| root.join(directory).join(name).is_file();
-    !name.starts_with('.') && PROGRAM_DIRECTORIES.iter().any(|directory| find(&directory))
+    let is_there = |directory: &str| root.join(directory).join(name).is_file();
+    !name.starts_with('.') && PROGRAM_DIRECTORIES.iter().any(|directory| is_there(directory))
 }
 
 /// Whether a process was forked and has not executed anything since: it has the program of its parent, at the same

@@ -38,6 +38,13 @@ impl Fields {
         self.get(name)?.parse().ok()
     }
 
+    /// What was written into a field for a number, as far as it is one: a browser takes nothing else there.
+    pub(crate) fn digits(&self, name: &str) -> &str {
+        let is_number =
+            |text: &&str| text.len() <= 9 && text.bytes().all(|byte| byte.is_ascii_digit());
+        self.get(name).filter(is_number).unwrap_or_default()
+    }
+
     /// All, without some names, as the query of an address.
     pub(crate) fn query_without(&self, left_out: &[&str]) -> String {
         let kept = self
@@ -58,6 +65,7 @@ mod tests {
         assert_eq!((fields.get("a"), fields.get("b"), fields.text("z")), (Some("x"), None, ""));
         assert!(fields.is_set("on") && !fields.is_set("off") && !fields.is_set("b"));
         assert_eq!(fields.number::<u64>("c"), Some(1));
+        assert_eq!((fields.digits("c"), fields.digits("a")), ("1", ""));
         assert_eq!(fields.query_without(&["a", "c", "on", "off"]), "d=%26%3D");
     }
 }

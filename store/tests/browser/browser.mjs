@@ -51,7 +51,7 @@ export class Browser {
 
   complain(text) {
     if (this.allowed.some((pattern) => pattern.test(text))) return;
-    this.complaints.push(`${this.page.url()}: ${text}`);
+    this.complaints.push(`${this.page.url()}: ${text.slice(0, 500)}`);
   }
 
   /** What is expected to be complained about from now on: a refusal that a test asks for. */

@@ -3,12 +3,18 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+/** The rules for WCAG 2.2 AA that look at colours. */
+const COLOURS = ["color-contrast", "link-in-text-block"];
 const TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
 
-/** The violations that axe finds. Its script is put in by the debugger, because the page's policy lets no script in. */
-export async function violations(page) {
+/**
+ * The violations that axe finds. Its script is put in by the debugger, because the page's policy lets no script in.
+ * `colours`: only rules that depend on colours, for a page whose markup was looked at in another theme.
+ */
+export async function violations(page, { colours = false } = {}) {
   await page.evaluate(AXE);
-  const found = await page.evaluate((tags) => window.axe.run(document, { runOnly: { type: "tag", values: tags }, resultTypes: ["violations"] }), TAGS);
+  const only = colours ? { type: "rule", values: COLOURS } : { type: "tag", values: TAGS };
+  const found = await page.evaluate((only) => window.axe.run(document, { runOnly: only, resultTypes: ["violations"] }), only);
   return found.violations.map((one) => `${one.id}: ${one.nodes.slice(0, 3).map((node) => `${node.html.slice(0, 160)} (${node.failureSummary.slice(0, 200)})`).join(" | ")}`);
 }
 

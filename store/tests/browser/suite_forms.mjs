@@ -17,7 +17,8 @@ function fill([index, given, everything]) {
   const form = document.querySelectorAll("main form, dialog form")[index];
   if (!form) return null;
   // An address has its end sooner than a body.
-  const text = form.method === "get" ? given.slice(0, 2000) : given;
+  const method = form.getAttribute("method") ?? "get";
+  const text = method === "get" ? given.slice(0, 2000) : given;
   const names = [];
   for (const control of form.elements) {
     if (!control.name || control.name === "proof") continue;
@@ -31,10 +32,11 @@ function fill([index, given, everything]) {
     control.value = text;
     names.push(control.name);
   }
-  return names.length === 0 ? null : `${form.method} ${new URL(form.action).pathname.replace(/[0-9a-f]{32}/g, "ID")} ${names.join(" ")}`;
+  return names.length === 0 ? null : `${method} ${new URL(form.getAttribute("action"), location).pathname.replace(/[0-9a-f]{32}/g, "ID")} ${names.join(" ")}`;
 }
 
 function send(index) {
+  window.isBefore = true;
   const form = document.querySelectorAll("main form, dialog form")[index];
   HTMLFormElement.prototype.submit.call(form);
 }
@@ -44,17 +46,23 @@ export async function everyField(browser, paths) {
   const { page } = browser;
   const done = new Set();
   for (const path of paths) {
+    // Many pages have the same forms: it is looked at first which of this page are new.
+    await browser.open(path);
+    let isFresh = true;
     for (const [text, everything] of [[LONG, true], [SHORT, false]]) {
       for (let index = 0; ; index += 1) {
-        await browser.open(path);
+        if (!isFresh) await browser.open(path);
         if (index >= (await page.locator("main form, dialog form").count())) break;
+        isFresh = false;
         const form = await page.evaluate(fill, [index, text, everything]);
-        // The same form stands on several pages.
-        if (form === null || done.has(`${everything} ${form}`)) continue;
+        if (form === null || done.has(`${everything} ${form}`)) {
+          isFresh = true;
+          continue;
+        }
         done.add(`${everything} ${form}`);
-        const [answer] = await Promise.all([page.waitForNavigation({ waitUntil: "load" }), page.evaluate(send, index)]).catch((error) => {
-          throw new Error(`${form} of ${path}: ${error.message}`);
-        });
+        const isAnswer = (response) => response.request().isNavigationRequest() && (response.status() < 300 || response.status() >= 400);
+        const [answer] = await Promise.all([page.waitForResponse(isAnswer), page.evaluate(send, index)]);
+        await page.waitForFunction(() => !window.isBefore && document.readyState === "complete");
         assert.ok(answer.status() < 500, `${form} of ${path}: ${answer.status()}`);
         await harmless(page, `${form} of ${path}`);
       }

@@ -117,7 +117,7 @@ impl Call {
             is_new: false,
             endpoint: query.name.clone(),
             below: Some(asked_for(query)),
-            container: None,
+            container: query.container.clone(),
             port: None,
             protocol: "dns".to_owned(),
             process: query.process.clone(),
