@@ -103,7 +103,7 @@ impl Server {
     /// An empty database, and where it is.
     fn database(backend: Backend) -> Result<(TempDir, Option<postgres::Postgres>, String)> {
         let directory = tempfile::tempdir()?;
-        let postgres = (backend == Backend::Postgres).then(postgres::Postgres::start_as_it_comes);
+        let postgres = (backend == Backend::Postgres).then(|| postgres::Postgres::start_with(&[]));
         let database = match &postgres {
             Some(postgres) => postgres.url(),
             None => format!("sqlite:{}", directory.path().join("store.db").display()),

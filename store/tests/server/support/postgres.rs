@@ -53,12 +53,12 @@ fn as_postgres(program: &str, disk: Option<&SmallDisk>) -> Command {
 
 impl Postgres {
     pub fn start() -> Self {
-        Self::start_on(None, SMALL)
+        Self::start_with(SMALL)
     }
 
-    /// One with PostgreSQL's own settings, whose data is on disk when it says so: for measuring.
-    pub fn start_as_it_comes() -> Self {
-        Self::start_on(None, &[])
+    /// One with these settings; with none, data is on disk when it says so: for measuring.
+    pub fn start_with(settings: &'static [&'static str]) -> Self {
+        Self::start_on(None, settings)
     }
 
     /// One whose data has a disk of this many bytes.
