@@ -9,6 +9,7 @@ use portcullis_tests::server::id_tokens::IdTokens;
 use portcullis_tests::world::{MonitorOptions, RunningJob};
 use portcullis_tests::{Canary, Job, World};
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -102,13 +103,12 @@ fn a_new_user_s_tour_with_jobs_that_really_run() -> Result<()> {
         let request: Value = serde_json::from_str(request)?;
         let answer = if let Some(kind) = request["begin"].as_str() {
             let run = request["run"].as_u64().context("no run")?;
-            let job = match kind {
-                "build" => build(run, &tokens, &canary)?,
-                _ => {
-                    let mut job = Job::script(LAB).repository("octo/lab");
-                    job.context.run_id = run;
-                    job.env("GO", &go.display().to_string())
-                }
+            let job = if kind == "build" {
+                build(run, &tokens, &canary)?
+            } else {
+                let mut job = Job::script(LAB).repository("octo/lab");
+                job.context.run_id = run;
+                job.env("GO", &go.display().to_string())
             };
             running = Some((run, world.runner(0).begin(&job)?));
             json!({})
@@ -122,7 +122,7 @@ fn a_new_user_s_tour_with_jobs_that_really_run() -> Result<()> {
             let ids = world.job_ids()?;
             let id = ids.last().context("no job was recorded")?;
             store.ended_job(run, world.events(id)?.len())?;
-            told += &format!("run {run}: {:?}\n", result.outcome);
+            writeln!(told, "run {run}: {:?}", result.outcome)?;
             json!({ "id": id, "outcome": result.outcome })
         } else {
             bail!("the tour asks for {request}");
