@@ -4,7 +4,7 @@ use super::describe::{DescribeInput, Operation};
 use super::problem::ApiError;
 use super::rate::RateLimits;
 use crate::database::Caller;
-use crate::service::{AuthenticationError, Store, WriteRequest};
+use crate::service::{Authentication, AuthenticationError, Store, WriteRequest};
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -55,6 +55,8 @@ pub struct Called {
     pub caller: Caller,
     /// Where the request came from.
     pub address: IpAddr,
+    /// The generation of the policies when the caller was looked up, if that was for this request.
+    pub policies: Option<i64>,
 }
 
 impl Called {
@@ -188,7 +190,9 @@ async fn authenticate(
 ) -> Result<Called, ApiError> {
     let secret = bearer(headers)?;
     match guard.store.authenticate(secret).await {
-        Ok(authentication) => Ok(Called { caller: authentication.caller, address }),
+        Ok(Authentication { caller, policies }) => {
+            Ok(Called { caller, address, policies: Some(policies) })
+        }
         Err(AuthenticationError::Database(error)) => Err(error.into()),
         Err(error @ (AuthenticationError::Unknown | AuthenticationError::Expired)) => {
             Err(ApiError::unauthorized(error.to_string()))

@@ -80,7 +80,10 @@ async fn resolve(
         }
         None => Identity::Asserted,
     };
-    let snapshot = store.snapshot().await?;
+    let snapshot = match called.policies {
+        Some(generation) => store.snapshot_from(generation).await?,
+        None => store.snapshot().await?,
+    };
     let host = HostDefaults { cluster: cluster.clone(), default_policy: request.default_policy };
     let mut resolution = snapshot.resolve(&request.context, &host)?;
     resolution.identity = identity;

@@ -1,7 +1,7 @@
 //! Who calls: secrets are looked up by their hash, and remembered until anything about tokens or hosts changes.
 
 use super::{Store, now};
-use crate::database::{Caller, CredentialRow, DatabaseError};
+use crate::database::{Caller, CredentialRow, DatabaseError, Generations};
 use crate::identity::secret::{MAX_SECRET_BYTES, hash};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +32,8 @@ struct Remembered {
 pub struct Authentication {
     /// Who it is.
     pub caller: Caller,
+    /// The generation of the policies when the caller was looked up: what it asks for needs no second look.
+    pub policies: i64,
 }
 
 /// Why nobody is known by a secret.
@@ -58,7 +60,8 @@ impl Store {
             return Err(AuthenticationError::Unknown);
         }
         let hash = hash(secret);
-        let generation = self.freshness.look(&self.database).await?.identities;
+        let Generations { identities: generation, policies } =
+            self.freshness.look(&self.database).await?;
         let known = {
             let mut state = self.callers.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.generation != generation {
@@ -89,7 +92,7 @@ impl Store {
             state.uses.insert(hash, (caller.clone(), now_ms));
         }
         drop(state);
-        Ok(Authentication { caller })
+        Ok(Authentication { caller, policies })
     }
 
     /// Writes down when callers were last heard of.

@@ -50,6 +50,14 @@ impl Store {
     /// When the database can't be used.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>, DatabaseError> {
         let generation = self.freshness.look(&self.database).await?.policies;
+        self.snapshot_from(generation).await
+    }
+
+    /// The policies of this generation or a newer one, for a request that has looked at the database's counters.
+    ///
+    /// # Errors
+    /// When the database can't be used.
+    pub async fn snapshot_from(&self, generation: i64) -> Result<Arc<Snapshot>, DatabaseError> {
         let known = self.known_snapshot();
         if known.generation() >= generation {
             return Ok(known);
