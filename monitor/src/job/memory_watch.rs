@@ -47,22 +47,31 @@ pub(super) struct Watched {
 /// Starts the threads; they end with the Worker. `failed` is told what can't be noticed, and when events were lost.
 pub(super) fn start(watched: Watched, failed: impl Fn(String) + Clone + Send + 'static) {
     let judge = Arc::new(Judge::new(watched));
-    let calls = follow_calls(Arc::clone(&judge), failed.clone());
-    if let Err(error) = &calls {
-        failed(format!("who traces a runner or copies its memory can't be told: {error}"));
-    }
-    let late = failed.clone();
-    let spawned = opened_on_procfs().and_then(|events| {
+    // First, and apart: audit takes a moment until it is known to tell anything, and the job runs already.
+    let (of_opens, late) = (Arc::clone(&judge), failed.clone());
+    let opens = opened_on_procfs().and_then(|events| {
         thread::Builder::new().name("memory-opens".to_owned()).spawn(move || {
-            if let Err(error) = watch(&judge, &events, &late) {
+            if let Err(error) = watch(&of_opens, &events, &late) {
                 late(format!("who opens a runner's memory can't be told any more: {error}"));
-                let _ = judge.watched.worker.wait_exit(Duration::MAX);
             }
-            drop(calls);
         })
     });
-    if let Err(error) = spawned {
+    if let Err(error) = opens {
         failed(format!("who opens a runner's memory can't be told: {error}"));
+    }
+    let late = failed.clone();
+    let calls = thread::Builder::new().name("memory-calls".to_owned()).spawn(move || {
+        match follow_calls(Arc::clone(&judge), late.clone()) {
+            Ok(_followed) => {
+                let _ = judge.watched.worker.wait_exit(Duration::MAX);
+            }
+            Err(error) => {
+                late(format!("who traces a runner or copies its memory can't be told: {error}"));
+            }
+        }
+    });
+    if let Err(error) = calls {
+        failed(format!("who traces a runner or copies its memory can't be told: {error}"));
     }
 }
 
