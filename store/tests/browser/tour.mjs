@@ -132,7 +132,7 @@ await part("a job that runs is seen while it runs: calls, files, and its end", a
   await browser.open(`/jobs/${id}`);
   await page.evaluate(() => (window.isTheSamePage = true));
   assert.match(await text("#job-head"), /Running/);
-  await page.waitForSelector("#rows tr[id^=event] >> text=git.test").catch(async (error) => {
+  await page.waitForSelector("#rows tr[id^=event]:has-text('git.test')").catch(async (error) => {
     throw new Error(`${error.message}\n${await page.textContent("#rows")}\n${JSON.stringify((await admin.get(`/jobs/${id}/events?limit=100`)).items)}`);
   });
   const other = await browser.context.newPage();
