@@ -81,6 +81,8 @@ async fn audit_answers_and_says_what_would_be_blocked() {
     })
     .await;
     assert_eq!(world.ask("off.test", A).await, "NOERROR off.test.=203.0.113.66");
+    // Not waited for: a call that follows the answer at once has its name.
+    assert_eq!(*world.observer.answers.lock().unwrap(), ["off.test"]);
     world.observes("WouldBlock off.test A NOERROR: no endpoint allows it").await;
     assert_eq!(world.kernel.open(), [""; 0]);
     assert_eq!(

@@ -192,6 +192,12 @@ pub trait DnsObserver: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Addresses are about to be answered; called before any client has them, once for each answer that comes from a server. A
+    /// call to one of them can follow at once.
+    fn answers(&self, outcome: &DnsOutcome) {
+        let _ = outcome;
+    }
+
     /// A query was answered, or dropped because the answer could not be sent.
     fn observe(&self, observation: DnsObservation);
 

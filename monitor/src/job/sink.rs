@@ -5,7 +5,9 @@ use super::grant_book::GrantBook;
 use super::observe::{dns_event, is_no_call, network_event, peer, protocol_name};
 use super::shell_watch::LookSoon;
 use crate::containers::Containers;
-use crate::dns::{DnsDetection, DnsObservation, DnsObserver, Transport, UpstreamChange};
+use crate::dns::{
+    DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Transport, UpstreamChange,
+};
 use crate::egress::grant::{Grant, GrantError, GrantSink};
 use crate::egress::log_prefix::{LogPrefix, Path};
 use crate::nftables::InstalledTable;
@@ -93,13 +95,19 @@ impl EventContext {
         }
     }
 
-    fn observation(&self, observation: &DnsObservation) {
-        let outcome = &observation.outcome;
+    /// Remembers the name of addresses that were answered and not opened.
+    fn learn(&self, outcome: &DnsOutcome) {
         for address in outcome.answered.iter() {
             if !outcome.granted.contains(address) {
                 self.book.learn(*address, &outcome.name, &outcome.cname_chain);
             }
         }
+    }
+
+    fn observation(&self, observation: &DnsObservation) {
+        let outcome = &observation.outcome;
+        // Asked for again, perhaps from the cache: the newest name of its addresses.
+        self.learn(outcome);
         let process = observation
             .process
             .as_deref()
@@ -222,6 +230,10 @@ fn record(context: &EventContext, observed: &Receiver<Observed>, waiting: &Atomi
 impl DnsObserver for DnsSink {
     fn asker(&self, client: SocketAddr, transport: Transport) -> Option<Arc<Process>> {
         self.context.asker(client, transport).map(Arc::new)
+    }
+
+    fn answers(&self, outcome: &DnsOutcome) {
+        self.context.learn(outcome);
     }
 
     fn observe(&self, observation: DnsObservation) {

@@ -5,8 +5,8 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use portcullis_common::endpoint::{DnsName, Endpoint, Host, PortRange, Protocol};
 use portcullis_common::policy::{EgressMode, Rule};
 use portcullis_monitor::dns::{
-    DnsDetection, DnsObservation, DnsObserver, NamePolicy, Resolver, ResolverConfig, Transport,
-    UpstreamChange,
+    DnsDetection, DnsObservation, DnsObserver, DnsOutcome, NamePolicy, Resolver, ResolverConfig,
+    Transport, UpstreamChange,
 };
 use portcullis_monitor::egress::grant::{Grant, GrantError, GrantSink};
 use std::fmt::Write as _;
@@ -169,11 +169,17 @@ impl Kernel {
 #[derive(Debug, Default)]
 pub(crate) struct Observer {
     pub(crate) observations: Mutex<Vec<DnsObservation>>,
+    /// Names whose addresses are about to be answered.
+    pub(crate) answers: Mutex<Vec<String>>,
     pub(crate) detections: Mutex<Vec<DnsDetection>>,
     pub(crate) changes: Mutex<Vec<UpstreamChange>>,
 }
 
 impl DnsObserver for Observer {
+    fn answers(&self, outcome: &DnsOutcome) {
+        self.answers.lock().unwrap().push(outcome.name.to_string());
+    }
+
     fn observe(&self, observation: DnsObservation) {
         self.observations.lock().unwrap().push(observation);
     }

@@ -69,6 +69,7 @@ impl Core {
         });
         let (resolved, opened) = self.open(&asked, self.judge_found(&asked, found));
         let outcome = Arc::new(outcome(&asked, &resolved, opened));
+        self.observer.answers(&outcome);
         let body = Arc::new(resolved.body);
         let now = Instant::now();
         let waiters = {
