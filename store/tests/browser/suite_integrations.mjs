@@ -66,7 +66,9 @@ export async function run(browser, admin, detect) {
   await test(browser, "The test was not delivered");
   assert.equal(await page.locator(".alert >> text=The test was not delivered").count(), 1);
   await detect();
-  const dead = await until("a delivery that is given up", async () => (await deliveries(hook)).find((one) => one.state === "dead" && one.kind === "detection.created"));
+  const dead = await until("a delivery that is given up", async () => (await deliveries(hook)).find((one) => one.state === "dead" && one.kind === "detection.created")).catch(async (error) => {
+    throw new Error(`${error.message}: ${JSON.stringify(await deliveries(hook))}`);
+  });
   await browser.open(`/integrations/${hook}`);
   const row = page.locator("#deliveries tr", { has: page.locator(`input[name='delivery'][value='${dead.id}']`) });
   assert.match(await row.textContent(), /Given up[\s\S]*500/);
