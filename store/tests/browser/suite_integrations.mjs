@@ -66,7 +66,7 @@ export async function run(browser, admin, detect) {
   await test(browser, "The test was not delivered");
   assert.equal(await page.locator(".alert >> text=The test was not delivered").count(), 1);
   await detect();
-  const dead = await until("a delivery that is given up", async () => (await deliveries(hook)).find((one) => one.state === "dead" && one.kind === "detection.created")).catch(async (error) => {
+  const dead = await until("a delivery that is given up", async () => (await deliveries(hook)).find((one) => one.state === "dead" && one.type === "detection.created")).catch(async (error) => {
     throw new Error(`${error.message}: ${JSON.stringify(await deliveries(hook))}`);
   });
   await browser.open(`/integrations/${hook}`);
