@@ -41,6 +41,11 @@ export async function until(what, look) {
   }
 }
 
+/** Waits until a page has so many of something: what a click changes is there a moment later. */
+export async function counted(locator, number) {
+  await until(`${number} of ${locator}`, async () => (await locator.count()) === number);
+}
+
 /** The names of all that was asked of the server by a browser and was not refused: `POST /policies/x/attach`. */
 export const asked = new Set();
 

@@ -2,7 +2,7 @@
 // name; the first that fails ends it with what was seen.
 import assert from "node:assert/strict";
 import { Browser } from "./browser.mjs";
-import { neverAsked, part, until, violations } from "./harness.mjs";
+import { counted, neverAsked, part, until, violations } from "./harness.mjs";
 import { Api, HOSTILE, seed } from "./seed.mjs";
 import * as forms from "./suite_forms.mjs";
 import * as integrations from "./suite_integrations.mjs";
@@ -205,7 +205,7 @@ await part("history, difference, restore", async () => {
   await browser.open("/policies/made-here/history");
   await page.click("text=Compare with newest");
   await page.waitForURL("**/diff?from=1");
-  assert.ok((await page.locator(".diff .removed").count()) > 0);
+  await page.locator(".diff .removed").first().waitFor();
   await page.click("button:has-text('Restore version 1')");
   await page.waitForURL("**/policies/made-here");
   const made = await admin.get("/policies/made-here");
@@ -298,13 +298,13 @@ await part("downloads have what is filtered, and no formulas", async () => {
 
 await part("a running job's calls appear by themselves", async () => {
   await browser.open(`/jobs/${filled.running}`);
-  assert.equal(await page.locator("#rows tr[id^=event]").count(), 1);
+  await counted(page.locator("#rows tr[id^=event]"), 1);
   const before = filled.live.events.length;
   filled.live.call(30, "blocked", "late.test", 443, undefined, "no endpoint allows it");
   await filled.host.upload(filled.live, before);
   await page.waitForSelector("#rows >> text=late.test:443");
   await until("the counters", async () => (await page.textContent(".counter.bad b").catch(() => "")) === "1");
-  assert.equal(await page.locator("#rows tr[id^=event]").count(), 2);
+  await counted(page.locator("#rows tr[id^=event]"), 2);
 });
 
 await part("a policy from a baseline, and its endpoints", async () => {
@@ -428,8 +428,8 @@ await part("roles: what a viewer may not do is neither shown nor done", async ()
   const viewer = await Browser.start(server);
   viewer.allow(/status of 403/);
   await viewer.signIn(secret, "/policies/hello-build");
-  assert.equal(await viewer.page.locator("button[data-save]").count(), 0);
-  assert.equal(await viewer.page.locator("text=Audit log").count(), 0);
+  await counted(viewer.page.locator("button[data-save]"), 0);
+  await counted(viewer.page.locator("text=Audit log"), 0);
   for (const path of ["/policies/new", "/access", "/audit-log", "/policies/hello-build/attach"]) assert.equal(await viewer.open(path), 403, path);
   const proof = await viewer.page.inputValue("input[name='proof']");
   const status = await viewer.page.evaluate(async (proof) => (await fetch("/policies/hello-build/delete", { method: "POST", body: new URLSearchParams({ version: "3", proof }) })).status, proof);

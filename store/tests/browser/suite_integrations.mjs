@@ -1,7 +1,7 @@
 // Integrations, from the click to what a receiver gets and what the database has: the receiver is this program.
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
-import { until, violations } from "./harness.mjs";
+import { counted, until, violations } from "./harness.mjs";
 
 /** A receiver that answers what it is told to. */
 class Receiver {
@@ -64,7 +64,7 @@ export async function run(browser, admin, detect) {
   // The receiver fails: the page says so, and in red.
   receiver.status = 500;
   await test(browser, "The test was not delivered");
-  assert.equal(await page.locator(".alert >> text=The test was not delivered").count(), 1);
+  await counted(page.locator(".alert >> text=The test was not delivered"), 1);
   await detect();
   const dead = await until("a delivery that is given up", async () => (await deliveries(hook)).find((one) => one.state === "dead" && one.type === "detection.created")).catch(async (error) => {
     throw new Error(`${error.message}: ${JSON.stringify(await deliveries(hook))}`);
@@ -107,7 +107,7 @@ export async function run(browser, admin, detect) {
   await test(browser, DELIVERED);
   assert.deepEqual([receiver.requests.at(-1).method, receiver.requests.at(-1).path.startsWith("/evidence/pc/")], ["PUT", true], receiver.requests.at(-1).path);
   await browser.open("/integrations");
-  assert.equal(await page.locator("tbody tr").count(), 4);
+  await counted(page.locator("tbody tr"), 4);
   assert.deepEqual(await violations(page), []);
   for (const id of [hook, slack, collector, bucket]) {
     await browser.open(`/integrations/${id}`);

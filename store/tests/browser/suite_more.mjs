@@ -1,7 +1,7 @@
 // The rest of what can be clicked: exports, duplicates, filters, more rows, menus, copying, and pages that tell of an error.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { until, violations } from "./harness.mjs";
+import { counted, until, violations } from "./harness.mjs";
 import { Api, FEATURES } from "./seed.mjs";
 
 /** Clicks what begins a download, and returns the file's name and text. */
@@ -64,13 +64,13 @@ export async function policies(browser, admin, context) {
   // What is counted filters.
   await page.click("a.counter >> text=Not attached");
   await page.waitForURL("**/policies?show=unattached");
-  assert.ok(await page.locator("#rows >> text=not-used").count());
-  assert.equal(await page.locator("#rows >> text=hello-build").count(), 0);
+  await page.locator("#rows >> text=not-used").first().waitFor();
+  await counted(page.locator("#rows >> text=hello-build"), 0);
   // The dialog can be cancelled.
   await page.click("button[aria-label='Actions for not-used']");
   await page.click("#menu-not-used >> text=Attach");
   await page.click("dialog >> text=Cancel");
-  assert.equal(await page.locator("dialog").count(), 0);
+  await counted(page.locator("dialog"), 0);
   // A context is pasted.
   await browser.open("/explain");
   await page.click("text=Or paste a job’s context");
@@ -131,14 +131,14 @@ export async function lists(browser, admin, filled) {
     await page.waitForLoadState("networkidle");
   };
   await filtered("/runs", () => page.check("input[name='detections']"), "detections=true");
-  assert.equal(await page.locator("#rows >> text=#4106").count(), 0);
+  await counted(page.locator("#rows >> text=#4106"), 0);
   await filtered("/runs", () => page.fill("#policy", "nobody"), "policy=nobody");
   await page.waitForSelector("#rows >> text=Nothing matches");
   await filtered("/detections", () => page.selectOption("#type", "Reverse-Shell"), "type=Reverse-Shell");
   assert.ok((await rows()) >= 2);
   await filtered("/detections", () => page.selectOption("#state", "resolved"), "state=resolved");
   await filtered("/destinations", () => page.selectOption("#status", "blocked"), "status=blocked");
-  assert.equal(await page.locator("#rows >> text=Allowed").count(), 0);
+  await counted(page.locator("#rows >> text=Allowed"), 0);
   await filtered("/baselines", () => page.selectOption("#source", "cluster"), "source=cluster");
   await page.waitForSelector("#rows >> text=prod-linux");
   await until("one baseline", async () => (await rows()) === 1);
@@ -146,12 +146,12 @@ export async function lists(browser, admin, filled) {
   await until("attachments alone", async () => (await page.locator("#rows >> text=policy.write").count()) === 0);
   // Two hundred calls and more: a page at a time.
   await browser.open(`/jobs/${filled.many}`);
-  assert.equal(await page.locator("#rows tr[id^=event]").count(), 100);
+  await counted(page.locator("#rows tr[id^=event]"), 100);
   await page.click("#more a");
   await until("the next hundred", async () => (await page.locator("#rows tr[id^=event]").count()) === 200);
   await page.click("#more a");
   await until("all", async () => (await page.locator("#rows tr[id^=event]").count()) === filled.manyCalls);
-  assert.equal(await page.locator("#more").count(), 0);
+  await counted(page.locator("#more"), 0);
   // What one sees is what one gets.
   await page.selectOption("#status", "blocked");
   await until("blocked calls", async () => (await page.locator("#rows >> text=Allowed").count()) === 0);
@@ -183,7 +183,7 @@ export async function hosts(browser, admin, host) {
   await browser.open("/runners");
   const row = page.locator("tbody tr", { hasText: "6.18.0-test" });
   assert.match(await row.textContent(), new RegExp(version.replaceAll(".", "\\.")));
-  assert.equal(await row.locator(".badge >> text=Not the server").count(), 0);
+  await counted(row.locator(".badge >> text=Not the server"), 0);
   await host.api.call("POST", "/host/heartbeat", { version: "0.0.1", kernel: "6.18.0-test" });
   await browser.open("/runners");
   assert.match(await row.textContent(), /0\.0\.1 Not the server/);
@@ -248,7 +248,7 @@ export async function live(browser, filled) {
     ["posture", "late change", () => recorder.add("posture", 43, { reason: "late change", posture: { level: "degraded", scope: "host", features: FEATURES, warnings: [] } })],
   ]) {
     await browser.open(`/jobs/${filled.running}/${tab}`);
-    assert.equal(await page.locator(`#part >> text=${text}`).count(), 0);
+    await counted(page.locator(`#part >> text=${text}`), 0);
     await page.evaluate(() => (window.isTheSamePage = true));
     await upload(add);
     await page.waitForSelector(`#part >> text=${text}`);
