@@ -1,12 +1,14 @@
 // The rest of what can be clicked: exports, duplicates, filters, more rows, menus, copying, and pages that tell of an error.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { counted, until, violations } from "./harness.mjs";
+import { asked, counted, until, violations } from "./harness.mjs";
 import { Api, FEATURES } from "./seed.mjs";
 
 /** Clicks what begins a download, and returns the file's name and text. */
 async function download(page, click) {
   const [file] = await Promise.all([page.waitForEvent("download"), click()]);
+  // A download's answer is no page's; where it came from is known all the same.
+  asked.add(`GET ${new URL(file.url()).pathname}`);
   return [file.suggestedFilename(), readFileSync(await file.path(), "utf8")];
 }
 
