@@ -219,11 +219,14 @@ impl Watch {
     }
 
     fn run(mut self, looks: &Looks) {
-        let mut due = BTreeSet::from([Instant::now()]);
+        // Looks that follow a connection, and the one that comes when nothing happens: it is put off by each look, so that a
+        // job of many connections is not looked at more often for the rest of its life.
+        let mut due = BTreeSet::new();
+        let mut regular = Instant::now();
         let mut budget = Budget::full(Instant::now());
         while !self.watched.worker.has_exited().unwrap_or(true) {
             let now = Instant::now();
-            let next = due.first().copied().unwrap_or(now + TICK).max(budget.not_before(now));
+            let next = first_of(&due, regular).max(budget.not_before(now));
             let wait = self.held_again(now).map_or(next, |held| held.min(next));
             let asked = looks.queue.recv_timeout(wait.saturating_duration_since(now));
             // Stopped processes wait for nothing else.
@@ -242,7 +245,7 @@ impl Watch {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if due.first().is_some_and(|first| budget.not_before(now).max(*first) > now) {
+            if first_of(&due, regular).max(budget.not_before(now)) > now {
                 continue;
             }
             let begin = Instant::now();
@@ -261,7 +264,7 @@ impl Watch {
             }
             let end = Instant::now();
             budget.spend(begin, end);
-            due.insert(end + again.unwrap_or(TICK));
+            regular = end + again.unwrap_or(TICK);
         }
     }
 
@@ -409,6 +412,11 @@ impl Watch {
         }
         self.has_failed = true;
     }
+}
+
+/// When it is looked next.
+fn first_of(due: &BTreeSet<Instant>, regular: Instant) -> Instant {
+    due.first().map_or(regular, |first| regular.min(*first))
 }
 
 enum Judged {
