@@ -173,7 +173,7 @@ fn who_is_traced_already_is_told_and_left_alone() {
     let key = ProcFs.key(line.trim().parse().unwrap()).unwrap();
     // Between two programs it has no memory to look at.
     eventually("the program to be executed", || {
-        let name = std::fs::read_to_string(format!("/proc/{}/comm", key.pid)).ok()?;
+        let name = fs::read_to_string(format!("/proc/{}/comm", key.pid)).ok()?;
         (name == "sleep\n").then_some(())
     });
     let protection = Protecting::start(key, UID, Wanted { no_new_privileges: true }).finish();
