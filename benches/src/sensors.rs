@@ -288,9 +288,25 @@ fn unattended(gate: &Gate, script: &str, is_gated: bool) -> Result<Vec<f64>> {
     Ok(step.log.lines().filter_map(|line| line.trim().parse().ok()).collect())
 }
 
-/// Waits until the monitor has its sensors: the first status tells what they are.
+/// Waits until the monitor answers and has its sensors, which it loads once, for all jobs of a machine.
 fn ready(monitor: &Monitor) -> Result<()> {
-    monitor.status().map(drop)
+    monitor.status()?;
+    portcullis_tests::wait_until("the sensors are loaded", || {
+        threads_of(monitor.pid())
+            .is_ok_and(|names| !names.iter().any(|name| name == "load-sensors"))
+    })
+}
+
+/// The names of a process's threads.
+fn threads_of(pid: u32) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended meanwhile has no name.
+        if let Ok(name) = fs::read_to_string(thread?.path().join("comm")) {
+            names.push(name.trim_end().to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// Processor time of everything in the runner's cgroup, and of the monitor when there is one.

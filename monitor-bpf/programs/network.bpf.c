@@ -12,6 +12,8 @@ char LICENSE[] SEC("license") = "GPL";
 #define TCP 6
 /* IPPROTO_UDP */
 #define UDP 17
+/* The port of name servers; only what goes there is redirected. */
+#define DNS 53
 /* AF_INET */
 #define IPV4 2
 /* SOCK_RAW */
@@ -59,7 +61,7 @@ struct {
     __type(value, struct owner);
 } flows SEC(".maps");
 
-/* The last one that had a client port: of a redirected query only that is known. */
+/* The last one that asked a name server from a client port: of a redirected query only that is known. */
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
     __uint(max_entries, 16384);
@@ -121,9 +123,11 @@ static __always_inline void note(struct flow *flow, struct owner *owner)
         known->time = owner->time;
         return;
     }
-    struct client client = {.source_port = flow->source_port, .protocol = flow->protocol};
     bpf_map_update_elem(&flows, flow, owner, BPF_ANY);
-    bpf_map_update_elem(&clients, &client, owner, BPF_ANY);
+    if (flow->destination_port == DNS) {
+        struct client client = {.source_port = flow->source_port, .protocol = flow->protocol};
+        bpf_map_update_elem(&clients, &client, owner, BPF_ANY);
+    }
 }
 
 static __always_inline void map_address(struct flow *flow, __u32 address)

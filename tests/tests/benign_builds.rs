@@ -4,7 +4,7 @@
 mod life;
 
 use anyhow::{Context, Result, ensure};
-use life::{Gate, detections};
+use life::{AUDIT, Gate, detections};
 use portcullis_tests::world::Process;
 use portcullis_tests::{JobOutcome, World, wait_until};
 use std::fs;
@@ -13,16 +13,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
-
-const AUDIT: &str = "
-name: hello-audit
-egress-policy: audit
-lockdown-mode:
-  enabled: true
-  detections: [Reverse-Shell, Runner-Worker-Memory-Read, Privileged-Container]
-attach:
-  - repository: octo/hello
-";
 
 /// A machine of the internet that the job works with.
 const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);

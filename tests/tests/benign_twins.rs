@@ -4,7 +4,7 @@
 mod life;
 
 use anyhow::{Context, Result, ensure};
-use life::{Gate, detections};
+use life::{AUDIT, Gate, detections};
 use portcullis_common::event::DetectionType;
 use portcullis_tests::world::Process;
 use portcullis_tests::{JobOutcome, World, wait_until};
@@ -16,17 +16,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
-
-/// Everything that Lockdown Mode knows kills the job.
-const AUDIT: &str = "
-name: hello-audit
-egress-policy: audit
-lockdown-mode:
-  enabled: true
-  detections: [Reverse-Shell, Runner-Worker-Memory-Read, Privileged-Container]
-attach:
-  - repository: octo/hello
-";
 
 /// A machine that the job works with.
 const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);

@@ -1,7 +1,7 @@
 //! The processes of this machine as a table that can be asked, real or made up.
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat, stat};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Names one process for good: a pid can be recycled, a pid with its start time can't.
@@ -35,6 +34,26 @@ pub struct NetworkNamespaceId {
     pub device: u64,
     /// The inode of the namespace.
     pub inode: u64,
+}
+
+impl NetworkNamespaceId {
+    /// The one that an open `/proc/PID/ns/net` refers to.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn of(namespace: impl AsFd) -> io::Result<Self> {
+        let facts = fstat(namespace)?;
+        Ok(Self { device: facts.st_dev, inode: facts.st_ino })
+    }
+
+    /// The one at a path, like `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn at(path: impl AsRef<Path>) -> io::Result<Self> {
+        let facts = stat(path.as_ref())?;
+        Ok(Self { device: facts.st_dev, inode: facts.st_ino })
+    }
 }
 
 /// What the decisions of this module need to know of a process.
@@ -162,8 +181,7 @@ impl ProcessTable for ProcFs {
     }
 
     fn network_namespace(&self, pid: u32) -> Option<NetworkNamespaceId> {
-        let metadata = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
-        Some(NetworkNamespaceId { device: metadata.dev(), inode: metadata.ino() })
+        NetworkNamespaceId::at(format!("/proc/{pid}/ns/net")).ok()
     }
 
     fn has_tracking_id(&self, pid: u32) -> bool {

@@ -21,10 +21,8 @@ use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::policy::EgressMode;
 use portcullis_common::resolution::ScopeKind;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -204,7 +202,7 @@ struct Network {
 impl Network {
     fn of(worker: &Worker) -> Result<Self, BindError> {
         let namespace = worker.network_namespace()?;
-        let id = namespace_id(&namespace).map_err(BindError::Network)?;
+        let id = NetworkNamespaceId::of(&namespace).map_err(BindError::Network)?;
         let links = interfaces(namespace.as_fd()).map_err(BindError::Network)?;
         let diagnostics = SocketDiagnostics::open(namespace.as_fd())?;
         let runner: Vec<_> =
@@ -271,11 +269,6 @@ pub fn protect(state: &JobState) -> Protecting {
     let policy = &state.resolution.policy;
     let no_new_privileges = policy.disable_sudo || policy.disable_sudo_and_containers;
     Protecting::start(state.worker, state.uid, Wanted { no_new_privileges })
-}
-
-fn namespace_id(namespace: &File) -> io::Result<NetworkNamespaceId> {
-    let metadata = namespace.metadata()?;
-    Ok(NetworkNamespaceId { device: metadata.dev(), inode: metadata.ino() })
 }
 
 fn scope(configured: ScopeConfig, survey: RunnerSurvey) -> EnforcementScope {

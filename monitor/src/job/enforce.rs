@@ -1,50 +1,48 @@
 //! Putting a bound policy in force, for a new job and for one that is taken over after a restart.
 
+mod features;
+mod resolving;
+mod target;
+
 use super::detectors::{self, Detectors, Executed};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
-use super::privileges::job_privileges;
 use super::sensors::{JobObserver, job_sensors};
 use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
 use super::state::JobState;
-use super::{Job, group_ids, policy_reference};
+use super::{Job, policy_reference};
 use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
-use crate::config::DnsConfig;
 use crate::config::Paths;
 use crate::containers::killing::EngineContainers;
-use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
-use crate::dns::{NamePolicy, Resolver, ResolverConfig};
+use crate::dns::{NamePolicy, Resolver};
 use crate::egress::github_hosts::github_hosts;
-use crate::egress::target::{
-    CgroupId, EnforcementTarget, Flow, Interface, OwnerMode, ResolverPorts, TableName, Uplink,
-};
+use crate::egress::target::OwnerMode;
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{InstalledTable, forget_dns_flows};
-use crate::protect::engine_sockets::{EngineSockets, engine_ports};
-use crate::protect::{Protecting, Protection};
+use crate::protect::Protecting;
+use crate::protect::engine_sockets::EngineSockets;
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
 use crate::respond::{Parts, Responder};
-use crate::sys::namespace::in_network_namespace;
 use crate::watch::attribution::ProcfsSensor;
 use crate::watch::kernel::KernelObserver;
 use crate::watch::nflog::{NflogGroup, NflogReader};
-use portcullis_common::event::{Feature, FeatureState};
+use features::features;
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
+use resolving::{resolver_config, upstream_servers};
 use std::error::Error;
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+pub(super) use target::table_name;
+use target::target;
 use tokio::sync::mpsc;
 
 /// The NFLOG groups that are tried. Low numbers are what administrators write by hand; the kernel has 65 536.
@@ -365,179 +363,6 @@ fn read_packets(
     packets
         .start(move |packet| context.packet(&packet))
         .map_err(at("the thread of logged packets can't be started"))
-}
-
-/// The servers that the resolver asks: the configured ones, or those of the Worker's own `resolv.conf`.
-fn upstream_servers(
-    host: &Host,
-    worker: &Worker,
-    namespace: &File,
-) -> Result<SystemResolver, EnforceError> {
-    let configured = &host.config.dns.upstreams;
-    if !configured.is_empty() {
-        return Ok(SystemResolver { upstreams: configured.clone(), ..SystemResolver::default() });
-    }
-    let root = PathBuf::from(format!("/proc/{}/root", worker.pid()));
-    let text = read_bounded(&root.join("etc/resolv.conf")).map_err(at(
-        "the Worker's /etc/resolv.conf can't be read; set dns.upstreams in monitor.toml",
-    ))?;
-    // Absent unless systemd-resolved runs; whether it is needed is decided by what resolv.conf says.
-    let resolved = read_bounded(&root.join("run/systemd/resolve/resolv.conf")).ok();
-    // Zones of link-local servers are interfaces of the Worker's namespace.
-    in_network_namespace(namespace.as_fd(), || from_resolv_conf(&text, resolved.as_deref()))
-        .map_err(at("the Worker's network namespace can't be entered"))?
-        .map_err(at("there is no DNS server to ask"))
-}
-
-fn resolver_config(
-    policy: &EffectivePolicy,
-    namespace: &File,
-    servers: &SystemResolver,
-    dns: &DnsConfig,
-) -> std::io::Result<ResolverConfig> {
-    let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.upstreams.clone());
-    config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
-    config.listen_anywhere = true;
-    config.search_domains.clone_from(&servers.search_domains);
-    config.lifetimes.grant_floor = Duration::from_secs(dns.grant_floor_seconds.into());
-    config.lifetimes.grant_grace = Duration::from_secs(dns.grant_grace_seconds.into());
-    Ok(config)
-}
-
-/// Everything measured that the rule set depends on.
-fn target(
-    host: &Host,
-    state: &JobState,
-    links: &[network::Interface],
-    servers: &SystemResolver,
-    resolver: &Resolver,
-    nflog_group: u16,
-) -> Option<EnforcementTarget> {
-    let mut target = EnforcementTarget::new(table_name(&state.id)?, state.scope);
-    let group_id =
-        |group: &crate::cgroup::CgroupIdentity| CgroupId { id: group.id, level: group.level };
-    target.job_cgroup = state.cgroup.as_ref().map(group_id);
-    target.runner_uid = (state.has_own_user && state.uid != 0).then_some(state.uid);
-    target.other_jobs = group_ids(&state.other_jobs);
-    target.infrastructure = host.infrastructure_groups();
-    target.monitor_cgroup = host.monitor_group.as_ref().map(group_id);
-    target.upstreams.clone_from(&servers.upstreams);
-    target.upstream_source_ports =
-        resolver.upstream_source_ports().iter().map(|source| source.port).collect();
-    let listens = |wanted: IpAddr| {
-        let mut addresses = resolver.listen_addresses().iter();
-        addresses.find(|address| address.ip() == wanted).map(SocketAddr::port)
-    };
-    target.resolver = ResolverPorts {
-        v4: listens(Ipv4Addr::LOCALHOST.into()),
-        v6: listens(Ipv6Addr::LOCALHOST.into()),
-    };
-    let anywhere = |is_v4: bool| {
-        let mut listeners = resolver.listens_anywhere().iter();
-        listeners.find(|address| address.is_ipv4() == is_v4).map(SocketAddr::port)
-    };
-    if state.resolution.policy.disable_sudo_and_containers {
-        target.closed_ports = engine_ports();
-    }
-    target.container_resolver = ResolverPorts { v4: anywhere(true), v6: anywhere(false) };
-    let plain =
-        |link: &network::Interface| Interface { name: link.name.clone(), index: link.index };
-    target.uplinks = links
-        .iter()
-        .filter(|link| link.is_uplink())
-        .map(|link| Uplink { interface: plain(link), mac: link.mac })
-        .collect();
-    target.container_bridges =
-        links.iter().filter(|link| link.is_container_bridge()).map(plain).collect();
-    target.known_interfaces = state
-        .known_interfaces
-        .iter()
-        .map(|(name, index)| Interface { name: name.clone(), index: *index })
-        .collect();
-    target.adopted_flows = state
-        .adopted_flows
-        .iter()
-        .map(|(local, remote)| Flow { local: *local, remote: *remote })
-        .collect();
-    target.nflog_group = nflog_group;
-    target.grace = Duration::from_secs(host.config.dns.grant_grace_seconds.into());
-    target.owner = host.owner_mode();
-    target.kernel = host.kernel.kernel;
-    Some(target)
-}
-
-/// The job's tables: named after the last 12 digits of its id, which are random.
-pub(super) fn table_name(job_id: &str) -> Option<TableName> {
-    let digits: String = job_id.chars().filter(char::is_ascii_hexdigit).collect();
-    TableName::for_job(digits.get(digits.len().checked_sub(12)?..)?)
-}
-
-/// The mechanisms as they are for this job.
-fn features(
-    host: &Host,
-    state: &JobState,
-    worker: &Worker,
-    rules: &RuleSet,
-    resolver: &Resolver,
-    has_group: bool,
-    protection: Protection,
-) -> Vec<Feature> {
-    let feature =
-        |name: &str, state, reason: String| Feature { name: name.to_owned(), state, reason };
-    let mut features = Vec::new();
-    features.push(match (has_group, &host.hierarchy) {
-        (true, _) => {
-            feature("cgroup-v2", FeatureState::Active, "the job has a group of its own".to_owned())
-        }
-        (false, Err(problem)) => feature("cgroup-v2", FeatureState::Missing, problem.clone()),
-        (false, Ok(_)) => feature(
-            "cgroup-v2",
-            FeatureState::Missing,
-            "the job's group could not be made; left-over processes can't be told apart".to_owned(),
-        ),
-    });
-    features.push(match host.owner_mode() {
-        OwnerMode::OwnerPersist => feature(
-            "table-owner",
-            FeatureState::Active,
-            "only the monitor can change the rules, and they outlive it".to_owned(),
-        ),
-        OwnerMode::Owner => feature(
-            "table-owner",
-            FeatureState::Active,
-            "only the monitor can change the rules; systemd keeps their socket while it is restarted, and they vanish when its service is stopped"
-                .to_owned(),
-        ),
-        OwnerMode::None => feature(
-            "table-owner",
-            FeatureState::Degraded,
-            "the kernel has no persistent owned tables (6.9): root in the job can remove the rules; that is noticed and undone"
-                .to_owned(),
-        ),
-    });
-    for gap in &rules.gaps {
-        features.push(feature("rule-gap", FeatureState::Degraded, gap.clone()));
-    }
-    for skipped in resolver.skipped_listeners() {
-        // Without an IPv6 loopback there is no IPv6 to be judged; the rules block that family's DNS all the same.
-        let reason = format!("no resolver on {}: {}", skipped.address, skipped.error);
-        features.push(feature("sensor-dns-listener", FeatureState::Degraded, reason));
-    }
-    features.push(job_privileges(
-        worker.pid(),
-        host.paths.root(),
-        protection.has_no_new_privileges,
-    ));
-    features.extend(protection.features);
-    let policy = &state.resolution.policy;
-    if policy.disable_sudo_and_containers {
-        features.push(feature(
-            "disable-containers",
-            FeatureState::Active,
-            "the sockets of container engines refuse the job, as was tried".to_owned(),
-        ));
-    }
-    features
 }
 
 /// The reason in one line, for hook and log.

@@ -2,10 +2,11 @@
 //!
 //! Looking costs nothing worth measuring as long as there is no connection to another machine but the runner's own: then
 //! only the socket table is read, once a second. With one, its processes are looked at when a connection is made, when a
-//! program is executed, and once a second. Where the kernel's sensors can, they stop a shell that has read something at the end
+//! program is executed, and once a second, at the [`Pace`] that it needs. Where the kernel's sensors can, they stop a shell that has read something at the end
 //! of a connection, until it was looked at ([`held`]): looking alone comes a moment too late for the first command.
 
 mod held;
+mod schedule;
 
 use crate::caller::{ProcessKey, Worker};
 use crate::cgroup::JobCgroup;
@@ -22,7 +23,8 @@ use held::Held;
 use portcullis_common::event::{DetectionType, Process};
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::LockdownDetection;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use schedule::{Pace, Schedule};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -30,28 +32,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a job is looked at when nothing happens.
-const TICK: Duration = Duration::from_secs(1);
-
 /// How often, while it has to be seen whether data flows.
 const FLOW_TICK: Duration = Duration::from_millis(200);
-
-/// Looks after a connection was made: the program that made it puts it onto a shell's streams a moment later.
-const AFTER_CONNECTION: [Duration; 6] = [
-    Duration::ZERO,
-    Duration::from_millis(3),
-    Duration::from_millis(10),
-    Duration::from_millis(30),
-    Duration::from_millis(100),
-    Duration::from_millis(300),
-];
-
-/// Looking takes at most one part in so many of a processor,
-const SHARE: u32 = 20;
-
-/// but for as long as this it may take all of one, after a time in which it took less: what follows a connection is looked at
-/// at once.
-const BURST: Duration = Duration::from_millis(200);
 
 /// How long a process that was forked and has executed nothing must hold the streams: a shell that is about to execute
 /// another program holds that program's streams for less.
@@ -189,9 +171,8 @@ struct Watch {
 /// The kernel's sensors stop shells for the watch where they can, and where it ends the job: nothing is gained by stopping
 /// what is only recorded.
 fn streams(watched: &Watched) -> Option<JobStreams> {
-    let detection = DetectionType::Lockdown(LockdownDetection::ReverseShell);
     let Descent::Kernel(job) = &watched.processes else { return None };
-    if !watched.responder.would_lock_down(detection) {
+    if !ends_the_job(watched) {
         return None;
     }
     let streams = job.streams().map_err(str::to_owned).and_then(|streams| {
@@ -201,6 +182,11 @@ fn streams(watched: &Watched) -> Option<JobStreams> {
     streams
         .map_err(|reason| tracing::warn!(reason, "shells are not stopped before they are judged"))
         .ok()
+}
+
+/// Whether a reverse shell is the end of the job, or is recorded only.
+fn ends_the_job(watched: &Watched) -> bool {
+    watched.responder.would_lock_down(DetectionType::Lockdown(LockdownDetection::ReverseShell))
 }
 
 impl Watch {
@@ -219,14 +205,10 @@ impl Watch {
     }
 
     fn run(mut self, looks: &Looks) {
-        // Looks that follow a connection, and the one that comes when nothing happens: it is put off by each look, so that a
-        // job of many connections is not looked at more often for the rest of its life.
-        let mut due = BTreeSet::new();
-        let mut regular = Instant::now();
-        let mut budget = Budget::full(Instant::now());
+        let mut schedule = Schedule::starting(Instant::now(), self.pace());
         while !self.watched.worker.has_exited().unwrap_or(true) {
             let now = Instant::now();
-            let next = first_of(&due, regular).max(budget.not_before(now));
+            let next = schedule.next(now);
             let wait = self.held_again(now).map_or(next, |held| held.min(next));
             let asked = looks.queue.recv_timeout(wait.saturating_duration_since(now));
             // Stopped processes wait for nothing else.
@@ -237,20 +219,17 @@ impl Watch {
             let now = Instant::now();
             match asked {
                 Ok(()) if looks.shared.has_new_connection.swap(false, Ordering::Relaxed) => {
-                    due.extend(AFTER_CONNECTION.map(|after| now + after));
+                    schedule.connection(now);
                 }
-                Ok(()) => {
-                    due.insert(now);
-                }
+                Ok(()) => schedule.ask(now),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if first_of(&due, regular).max(budget.not_before(now)) > now {
+            if schedule.next(now) > now {
                 continue;
             }
             let begin = Instant::now();
             self.note_suspension(begin.saturating_duration_since(next));
-            due = due.split_off(&begin);
             let (again, any_remote) = match self.look() {
                 Ok(seen) => seen,
                 Err(error) => {
@@ -262,10 +241,13 @@ impl Watch {
             if self.watched.responder.is_locked_down() {
                 return;
             }
-            let end = Instant::now();
-            budget.spend(begin, end);
-            regular = end + again.unwrap_or(TICK);
+            schedule.looked(begin, Instant::now(), again);
         }
+    }
+
+    /// How soon it has to be looked.
+    fn pace(&self) -> Pace {
+        if self.held.is_none() && ends_the_job(&self.watched) { Pace::HASTY } else { Pace::CALM }
     }
 
     /// The monitor woke up late: it was stopped or frozen. (The clock stands still while the machine sleeps.)
@@ -414,68 +396,7 @@ impl Watch {
     }
 }
 
-/// When it is looked next.
-fn first_of(due: &BTreeSet<Instant>, regular: Instant) -> Instant {
-    due.first().map_or(regular, |first| regular.min(*first))
-}
-
 enum Judged {
     Sure,
     LookAgain(Duration),
-}
-
-/// The time that looking may take: it grows with the time that passes, and is spent by looks.
-#[derive(Clone, Copy, Debug)]
-struct Budget {
-    /// What was left at `at`; less than nothing counts as `debt`.
-    left: Duration,
-    debt: Duration,
-    at: Instant,
-}
-
-impl Budget {
-    const fn full(at: Instant) -> Self {
-        Self { left: BURST, debt: Duration::ZERO, at }
-    }
-
-    /// Takes in a look.
-    fn spend(&mut self, begin: Instant, end: Instant) {
-        let earned = begin.saturating_duration_since(self.at) / SHARE;
-        let has = (self.left + earned.saturating_sub(self.debt)).min(BURST);
-        let owes = self.debt.saturating_sub(earned);
-        let cost = end.saturating_duration_since(begin) + owes;
-        self.left = has.saturating_sub(cost);
-        self.debt = cost.saturating_sub(has);
-        self.at = end;
-    }
-
-    /// When the next look may begin.
-    fn not_before(&self, now: Instant) -> Instant {
-        now.max(self.at + self.debt * SHARE)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn looking_is_bounded_in_the_long_run_and_quick_at_first() {
-        let begin = Instant::now();
-        let mut budget = Budget::full(begin);
-        let look = Duration::from_millis(10);
-        let (mut now, mut looks) = (begin, 0_u32);
-        while now < begin + Duration::from_mins(1) {
-            now = budget.not_before(now);
-            budget.spend(now, now + look);
-            now += look;
-            looks += 1;
-            if looks == 15 {
-                assert!(now - begin < BURST, "the first looks follow each other at once");
-            }
-        }
-        let share = look * looks / 60;
-        assert!(share < Duration::from_millis(60), "{share:?} a second");
-        assert!(share > Duration::from_millis(40), "{share:?} a second");
-    }
 }

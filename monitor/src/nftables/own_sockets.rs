@@ -5,10 +5,6 @@
 
 use crate::caller::table::NetworkNamespaceId;
 use std::collections::{HashMap, VecDeque};
-use std::fs;
-use std::io;
-use std::os::fd::BorrowedFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -104,18 +100,6 @@ pub(super) fn is_ours(
                     && removed.table == table
                     && removed.at.elapsed() < NOTICE_DELAY
             })
-}
-
-/// The calling thread's network namespace.
-pub(super) fn namespace_here() -> io::Result<NetworkNamespaceId> {
-    let metadata = fs::metadata("/proc/thread-self/ns/net")?;
-    Ok(NetworkNamespaceId { device: metadata.dev(), inode: metadata.ino() })
-}
-
-/// The network namespace that an open `/proc/PID/ns/net` refers to.
-pub(super) fn namespace_of(namespace: BorrowedFd<'_>) -> io::Result<NetworkNamespaceId> {
-    let metadata = fs::File::from(namespace.try_clone_to_owned()?).metadata()?;
-    Ok(NetworkNamespaceId { device: metadata.dev(), inode: metadata.ino() })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A netlink socket to netfilter: transactions and dumps, one at a time.
 
-use super::own_sockets::{OwnSocket, namespace_here, namespace_of};
+use super::own_sockets::OwnSocket;
 use super::wire::{
     Attributes, HEADER_BYTES, Message, Parsed, add_flags, kernel, malformed, messages,
     write_message,
@@ -101,7 +101,7 @@ impl NetfilterSocket {
 
     /// Goes on with a socket that was opened in `namespace` before.
     pub(super) fn resume(descriptor: OwnedFd, namespace: BorrowedFd<'_>) -> io::Result<Self> {
-        let namespace = namespace_of(namespace)?;
+        let namespace = NetworkNamespaceId::of(namespace)?;
         let socket = socket_from(descriptor);
         let mut address = SocketAddr::new(0, 0);
         socket.get_address(&mut address)?;
@@ -114,7 +114,7 @@ impl NetfilterSocket {
     }
 
     fn set_up(mut socket: Socket) -> io::Result<Self> {
-        let namespace = namespace_here()?;
+        let namespace = NetworkNamespaceId::at("/proc/thread-self/ns/net")?;
         let own = OwnSocket::register(namespace, socket.bind_auto()?.port_number());
         setsockopt(&socket, SndBufForce, &BUFFER_BYTES)?;
         setsockopt(&socket, RcvBufForce, &BUFFER_BYTES)?;

@@ -1,8 +1,10 @@
 //! Files that were written or opened, by fanotify(7): an event for each descriptor that was open for writing and is closed, or
 //! for each that is opened.
 
+use nix::errno::Errno;
+use nix::unistd::read;
 use std::io;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Bytes that are read at once: some 170 events, each of which is an open descriptor of ours until it is dropped.
@@ -40,50 +42,53 @@ impl FileEvents {
     }
 
     fn new(directory: BorrowedFd<'_>, mask: u64) -> io::Result<Self> {
-        let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
         let event_flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE | libc::O_NOATIME;
-        // SAFETY: fanotify_init takes two integers and touches no memory of ours.
-        let group = unsafe { libc::fanotify_init(flags, event_flags.unsigned_abs()) };
-        if group < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
-        let group = unsafe { OwnedFd::from_raw_fd(group) };
-        // SAFETY: both descriptors are open, and the path ends with a zero byte.
-        let marked = unsafe {
-            libc::fanotify_mark(
-                group.as_raw_fd(),
-                libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM,
-                mask,
-                directory.as_raw_fd(),
-                c".".as_ptr(),
-            )
-        };
-        if marked < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { group }) }
+        Ok(Self { group: watch_file_system(directory, 0, event_flags, mask)? })
     }
 
     /// What waits, at most a batch; nothing when nothing waits.
     pub(crate) fn take(&self) -> io::Result<Vec<FileEvent>> {
-        let mut buffer = MaybeUninit::<[u64; BATCH / 8]>::zeroed();
-        // SAFETY: the kernel writes at most `BATCH` bytes to memory of that size.
-        let length =
-            unsafe { libc::read(self.group.as_raw_fd(), buffer.as_mut_ptr().cast(), BATCH) };
-        let Ok(length) = usize::try_from(length) else {
-            let error = io::Error::last_os_error();
-            return match error.raw_os_error() {
-                // Of the group itself, and nothing that passes.
-                Some(libc::EBADF | libc::EFAULT | libc::EMFILE | libc::ENFILE) => Err(error),
-                // Nothing waits; or the file of an event could not be opened for us, because its process has ended, or
-                // because it refuses to be opened like this (EINVAL), and the kernel has let the event go.
-                _ => Ok(Vec::new()),
-            };
-        };
-        // SAFETY: it was zeroed and is made of integers.
-        let buffer = unsafe { buffer.assume_init() };
-        let bytes: Vec<u8> =
-            buffer.iter().flat_map(|word| word.to_ne_bytes()).take(length).collect();
-        Ok(parse(&bytes))
+        let mut buffer = [0; BATCH];
+        match read(&self.group, &mut buffer) {
+            Ok(length) => Ok(parse(buffer.get(..length).unwrap_or_default())),
+            // Of the group itself, and nothing that passes.
+            Err(errno @ (Errno::EBADF | Errno::EFAULT | Errno::EMFILE | Errno::ENFILE)) => {
+                Err(errno.into())
+            }
+            // Nothing waits; or the file of an event could not be opened for us, because its process has ended, or because
+            // it refuses to be opened like this (EINVAL), and the kernel has let the event go.
+            Err(_) => Ok(Vec::new()),
+        }
     }
+}
+
+/// A group that is told of events of `mask` on the file system of `directory`. `group_flags` say what is told beside the usual,
+/// `event_flags` how files of events are opened.
+pub(super) fn watch_file_system(
+    directory: BorrowedFd<'_>,
+    group_flags: u32,
+    event_flags: i32,
+    mask: u64,
+) -> io::Result<OwnedFd> {
+    let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | group_flags;
+    // SAFETY: fanotify_init takes two integers and touches no memory of ours.
+    let group = unsafe { libc::fanotify_init(flags, event_flags.unsigned_abs()) };
+    if group < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
+    let group = unsafe { OwnedFd::from_raw_fd(group) };
+    // SAFETY: both descriptors are open, and the path ends with a zero byte.
+    let marked = unsafe {
+        libc::fanotify_mark(
+            group.as_raw_fd(),
+            libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM,
+            mask,
+            directory.as_raw_fd(),
+            c".".as_ptr(),
+        )
+    };
+    if marked < 0 { Err(io::Error::last_os_error()) } else { Ok(group) }
 }
 
 /// Is told of every file that is opened in the procfs at `/proc`.

@@ -1,9 +1,12 @@
 //! Files that were renamed, by fanotify(7): an event for each name that a file was given.
 
+use super::fanotify::watch_file_system;
+use nix::errno::Errno;
+use nix::unistd::read;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -61,55 +64,26 @@ impl Renames {
     /// Is told of every file that is renamed on the file system of `directory`. Needs `CAP_SYS_ADMIN`, `CAP_DAC_READ_SEARCH`
     /// to tell where, and a file system with handles for its files.
     pub(crate) fn of(directory: BorrowedFd<'_>) -> io::Result<Self> {
-        let flags = libc::FAN_CLASS_NOTIF
-            | libc::FAN_CLOEXEC
-            | libc::FAN_NONBLOCK
-            | libc::FAN_REPORT_DIR_FID
-            | libc::FAN_REPORT_NAME;
-        // SAFETY: fanotify_init takes two integers and touches no memory of ours.
-        let group = unsafe { libc::fanotify_init(flags, libc::O_RDONLY.unsigned_abs()) };
-        if group < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
-        let group = unsafe { OwnedFd::from_raw_fd(group) };
-        // SAFETY: both descriptors are open, and the path ends with a zero byte.
-        let marked = unsafe {
-            libc::fanotify_mark(
-                group.as_raw_fd(),
-                libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM,
-                libc::FAN_MOVED_TO,
-                directory.as_raw_fd(),
-                c".".as_ptr(),
-            )
-        };
-        if marked < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let named = libc::FAN_REPORT_DIR_FID | libc::FAN_REPORT_NAME;
+        let group = watch_file_system(directory, named, libc::O_RDONLY, libc::FAN_MOVED_TO)?;
         Ok(Self { group, mount: directory.try_clone_to_owned()? })
     }
 
     /// What waits, at most a batch; nothing when nothing waits.
     pub(crate) fn take(&self) -> io::Result<Vec<Rename>> {
-        let mut buffer = MaybeUninit::<[u64; BATCH / 8]>::zeroed();
-        // SAFETY: the kernel writes at most `BATCH` bytes to memory of that size.
-        let length =
-            unsafe { libc::read(self.group.as_raw_fd(), buffer.as_mut_ptr().cast(), BATCH) };
-        let Ok(length) = usize::try_from(length) else {
-            let error = io::Error::last_os_error();
-            return match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => Ok(Vec::new()),
-                _ => Err(error),
-            };
+        let mut buffer = [0; BATCH];
+        let length = match read(&self.group, &mut buffer) {
+            Ok(length) => length,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno.into()),
         };
-        // SAFETY: it was zeroed and is made of integers.
-        let buffer = unsafe { buffer.assume_init() };
-        let bytes: Vec<u8> =
-            buffer.iter().flat_map(|word| word.to_ne_bytes()).take(length).collect();
-        let told = parse(&bytes).into_iter().filter_map(|event| match event {
-            None => Some(Rename::Lost),
-            Some((place, pid)) => Some(Rename::To { path: self.path(&place).ok()?, pid }),
-        });
+        let told =
+            parse(buffer.get(..length).unwrap_or_default()).into_iter().filter_map(|event| {
+                match event {
+                    None => Some(Rename::Lost),
+                    Some((place, pid)) => Some(Rename::To { path: self.path(&place).ok()?, pid }),
+                }
+            });
         Ok(told.collect())
     }
 

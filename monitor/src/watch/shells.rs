@@ -56,7 +56,8 @@ impl ShellSensor {
         Self { worker, listener, group, programs, not_the_jobs: HashSet::new() }
     }
 
-    /// The connections of the Worker's network namespace. Costs some ten microseconds when there are few.
+    /// The connections of the Worker's network namespace. The kernel goes through the tables of the whole
+    /// machine for it, which takes some hundred microseconds.
     ///
     /// # Errors
     /// When the kernel does not tell.

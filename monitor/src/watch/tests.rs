@@ -18,6 +18,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+mod connections;
 mod short_lived;
 
 /// Runs `work` in the namespace.

@@ -27,6 +27,17 @@ attach:
   - repository: octo/hello
 ";
 
+/// Records calls, and ends the job for everything that Lockdown Mode knows.
+pub(crate) const AUDIT: &str = "
+name: hello-audit
+egress-policy: audit
+lockdown-mode:
+  enabled: true
+  detections: [Reverse-Shell, Runner-Worker-Memory-Read, Privileged-Container]
+attach:
+  - repository: octo/hello
+";
+
 /// A world whose runners have the hooks, with a monitor.
 pub(crate) struct Gate {
     pub(crate) world: World,
