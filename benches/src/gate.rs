@@ -56,6 +56,11 @@ impl Gate {
         } else {
             self.world.runner(0).set_hooks(None, None)?;
         }
+        self.run_prepared(job)
+    }
+
+    /// Runs a job with the hooks that are set.
+    pub(crate) fn run_prepared(&self, job: &Job) -> Result<Run> {
         let started = Instant::now();
         let result = self.world.runner(0).run(job)?;
         let wall = started.elapsed();

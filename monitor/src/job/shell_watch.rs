@@ -1,9 +1,10 @@
 //! When a job is looked at for reverse shells, and what is done with what is seen.
 //!
 //! Looking costs nothing worth measuring as long as there is no connection to another machine but the runner's own: then
-//! only the socket table is read, once a second. With one, its processes are looked at when a connection is made, when a
-//! program is executed, and once a second, at the [`Pace`] that it needs. Where the kernel's sensors can, they stop a shell that has read something at the end
-//! of a connection, until it was looked at ([`held`]): looking alone comes a moment too late for the first command.
+//! only the socket table is read, every few seconds. With one, its processes are looked at when a connection is made, when a
+//! program is executed, and once a second, at the [`Pace`] that it needs. Where the kernel's sensors can, they stop a shell
+//! that has read something at the end of a connection, until it was looked at ([`held`]): looking alone comes a moment too
+//! late for the first command.
 
 mod held;
 mod schedule;
@@ -38,6 +39,9 @@ const FLOW_TICK: Duration = Duration::from_millis(200);
 /// How long a process that was forked and has executed nothing must hold the streams: a shell that is about to execute
 /// another program holds that program's streams for less.
 const FORKED_FOR: Duration = Duration::from_millis(100);
+
+/// How long this sleeps at most, so that it is noticed when it slept for longer.
+const WAKE: Duration = Duration::from_secs(1);
 
 /// Waking up so much later than planned is no matter of load.
 const SUSPENDED: Duration = Duration::from_secs(10);
@@ -209,8 +213,9 @@ impl Watch {
         while !self.watched.worker.has_exited().unwrap_or(true) {
             let now = Instant::now();
             let next = schedule.next(now);
-            let wait = self.held_again(now).map_or(next, |held| held.min(next));
-            let asked = looks.queue.recv_timeout(wait.saturating_duration_since(now));
+            let wake = self.held_again(now).map_or(next, |held| held.min(next)).min(now + WAKE);
+            let asked = looks.queue.recv_timeout(wake.saturating_duration_since(now));
+            self.note_suspension(wake.elapsed());
             // Stopped processes wait for nothing else.
             self.judge_held(looks.shared.take_held());
             if self.watched.responder.is_locked_down() {
@@ -229,7 +234,6 @@ impl Watch {
                 continue;
             }
             let begin = Instant::now();
-            self.note_suspension(begin.saturating_duration_since(next));
             let (again, any_remote) = match self.look() {
                 Ok(seen) => seen,
                 Err(error) => {
@@ -241,7 +245,7 @@ impl Watch {
             if self.watched.responder.is_locked_down() {
                 return;
             }
-            schedule.looked(begin, Instant::now(), again);
+            schedule.looked(begin, Instant::now(), any_remote, again);
         }
     }
 

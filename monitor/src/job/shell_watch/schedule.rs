@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// How often a job is looked at when nothing happens.
+/// How often a job with a connection to another machine is looked at when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How much is spent on seeing a shell soon.
@@ -14,6 +14,9 @@ pub(super) struct Pace {
     after_connection: &'static [Duration],
     /// The least time between looks that something else asks for.
     rest: Duration,
+    /// How often a job without a connection to another machine is looked at when nothing happens: it may be handed one, which
+    /// nobody tells.
+    alone: Duration,
     /// Looking takes at most one part in so many of a processor,
     share: u32,
     /// but for as long as this it may take all of one, after a time in which it took less: what follows a connection is
@@ -33,6 +36,7 @@ impl Pace {
             Duration::from_millis(300),
         ],
         rest: Duration::ZERO,
+        alone: TICK,
         share: 20,
         burst: Duration::from_millis(200),
     };
@@ -45,6 +49,7 @@ impl Pace {
             Duration::from_millis(300),
         ],
         rest: Duration::from_millis(50),
+        alone: Duration::from_secs(5),
         share: 100,
         burst: Duration::from_millis(20),
     };
@@ -88,11 +93,18 @@ impl Schedule {
         self.asked.insert(now.max(rested));
     }
 
-    /// A look took this time, and wants another one after `again`.
-    pub(super) fn looked(&mut self, begin: Instant, end: Instant, again: Option<Duration>) {
+    /// A look took this time, saw a connection to another machine or none, and wants another look after `again`.
+    pub(super) fn looked(
+        &mut self,
+        begin: Instant,
+        end: Instant,
+        any_remote: bool,
+        again: Option<Duration>,
+    ) {
+        let usual = if any_remote { TICK } else { self.pace.alone };
         self.asked.retain(|asked| *asked > begin);
         self.budget.spend(begin, end);
-        self.regular = end + again.unwrap_or(TICK);
+        self.regular = end + again.unwrap_or(usual);
         self.last = Some(end);
     }
 }
@@ -142,7 +154,7 @@ mod tests {
                 *now = until;
                 return looks;
             }
-            schedule.looked(next, next + cost, None);
+            schedule.looked(next, next + cost, true, None);
             *now = next + cost;
             looks += 1;
         }
@@ -175,10 +187,25 @@ mod tests {
         let until = now + Duration::from_millis(400);
         assert_eq!(run(&mut schedule, &mut now, until, Duration::from_micros(100)), 6);
         // What takes longer to see is looked at when the look says.
-        schedule.looked(now, now, Some(Duration::from_millis(5)));
+        schedule.looked(now, now, true, Some(Duration::from_millis(5)));
         assert_eq!(schedule.next(now), now + Duration::from_millis(5));
         schedule.ask(now);
         assert_eq!(schedule.next(now), now);
+    }
+
+    #[test]
+    fn a_job_without_connections_is_looked_at_now_and_then() {
+        for (pace, looks) in [(Pace::HASTY, 60), (Pace::CALM, 12)] {
+            let begin = Instant::now();
+            let mut schedule = Schedule::starting(begin, pace);
+            let (mut now, mut found) = (begin, 0);
+            while now < begin + Duration::from_mins(1) {
+                schedule.looked(now, now, false, None);
+                now = schedule.next(now);
+                found += 1;
+            }
+            assert_eq!(found, looks);
+        }
     }
 
     #[test]
