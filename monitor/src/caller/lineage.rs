@@ -22,6 +22,8 @@ pub struct WorkerCandidate {
     pub executable: PathBuf,
     /// The Listener that started it.
     pub listener: ProcessKey,
+    /// The process that asks and those between it and the Worker, nearest to the Worker first.
+    pub callers: Vec<ProcessKey>,
 }
 
 /// A process and its ancestors.
@@ -98,10 +100,9 @@ fn walk(
 
 /// Every Worker below a Listener, the topmost first.
 fn find_candidates(chain: &[ProcessEntry]) -> Vec<WorkerCandidate> {
-    chain
-        .windows(2)
-        .rev()
-        .filter_map(|pair| {
+    let pairs = chain.windows(2).enumerate().rev();
+    pairs
+        .filter_map(|(below, pair)| {
             let [worker, listener] = pair else { return None };
             if !worker.is_named_worker() || !listener.is_named_listener() {
                 return None;
@@ -111,6 +112,7 @@ fn find_candidates(chain: &[ProcessEntry]) -> Vec<WorkerCandidate> {
                 uid: worker.uid,
                 executable: worker.executable.clone()?,
                 listener: listener.key,
+                callers: chain.iter().take(below).rev().map(|caller| caller.key).collect(),
             })
         })
         .collect()

@@ -88,6 +88,7 @@ impl Worker {
             uid: self.uid,
             executable: self.executable.clone(),
             listener: self.listener?,
+            callers: Vec::new(),
         })
     }
 

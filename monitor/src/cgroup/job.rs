@@ -18,6 +18,9 @@ pub(super) const MONITOR_PREFIX: &str = "portcullis-monitor-";
 /// children of processes that were outside can be missed, one generation a round.
 const ROUNDS: usize = 64;
 
+/// The most known descendants that are moved before the tree is looked through: a hook's shell, and what that has started.
+const KNOWN_LIMIT: usize = 16;
+
 /// A group that holds one job. Dropping it does nothing: the group outlives the monitor.
 #[derive(Clone, Debug)]
 pub struct JobCgroup {
@@ -50,7 +53,7 @@ impl JobCgroup {
         job_id: &str,
     ) -> Result<Self, CgroupError> {
         let job = Self::create_empty(hierarchy, worker, job_id)?;
-        match job.adopt(worker) {
+        match job.adopt(worker, &[]) {
             Ok(()) => Ok(job),
             Err(error) => {
                 // It stays when processes are in it already, and is then found as a stale group.
@@ -87,15 +90,20 @@ impl JobCgroup {
     }
 
     /// Moves the Worker and all its descendants into the group, until none is outside. This process stays where it is: a
-    /// started hook that runs as root may just have started it, and then it still is a descendant.
+    /// started hook that runs as root may just have started it, and then it still is a descendant. `known` are descendants that
+    /// need not be looked for.
     ///
     /// # Errors
     /// [`CgroupError::Gone`] when the Worker has exited, [`CgroupError::Unstable`], and others.
-    pub fn adopt(&self, worker: ProcessKey) -> Result<(), CgroupError> {
+    pub fn adopt(&self, worker: ProcessKey, known: &[ProcessKey]) -> Result<(), CgroupError> {
         // The Worker first: what it starts from then on is inside. Each move makes the kernel wait for all processors
         // (cgroup_threadgroup_rwsem), but moves that follow at once share that wait; so nothing is looked at before.
         if ProcFs.key(worker.pid) != Some(worker) || !self.group.add(worker.pid)? {
             return Err(CgroupError::Gone { pid: worker.pid });
+        }
+        let known = known.iter().filter(|key| key.pid != std::process::id());
+        for key in known.take(KNOWN_LIMIT).filter(|key| ProcFs.is_alive(**key)) {
+            self.group.add(key.pid)?;
         }
         for _ in 0..ROUNDS {
             let processes = ProcFs.parents();

@@ -199,6 +199,22 @@ fn a_worker_that_is_gone_leaves_no_group() {
 }
 
 #[test]
+fn known_descendants_are_moved_unless_their_pid_is_somebody_elses_now() {
+    let scratch = Scratch::new("known");
+    let mut runner = scratch.runner();
+    let child = runner.start_child("sleep 1000");
+    let hierarchy = Hierarchy::find().unwrap();
+    let job = JobCgroup::create_empty(&hierarchy, runner.worker, "04").unwrap();
+    let recycled = ProcessKey { pid: runner.listener.pid, start_time: 1 };
+    job.adopt(runner.worker, &[recycled, child]).unwrap();
+    assert!(job.contains(runner.worker.pid) && job.contains(child.pid));
+    assert!(!job.contains(runner.listener.pid));
+    job.group().kill_one_by_one().unwrap();
+    assert!(job.wait_empty(PATIENCE).unwrap());
+    job.remove().unwrap();
+}
+
+#[test]
 fn killing_without_cgroup_kill_ends_a_fork_chain() {
     let scratch = Scratch::new("oldkill");
     let mut runner = scratch.runner();

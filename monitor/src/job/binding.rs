@@ -37,6 +37,8 @@ pub struct Binding {
     pub state: JobState,
     /// The Worker, held by a pidfd.
     pub worker: Worker,
+    /// The hook that asks and its shells, which are on their way into the group as well.
+    callers: Vec<ProcessKey>,
     /// The job's group.
     pub group: Option<JobCgroup>,
     /// The Worker and everything below it on their way into the group.
@@ -53,7 +55,8 @@ impl Binding {
     /// Starts to move the Worker into its group, unless that has begun: once the rules of other jobs know the group.
     pub fn start_moving(&mut self) {
         if let (None, Some(group)) = (&self.moving, &self.group) {
-            self.moving = Some(Moving::start(group.clone(), self.worker.key()));
+            self.moving =
+                Some(Moving::start(group.clone(), self.worker.key(), self.callers.clone()));
         }
     }
 }
@@ -67,9 +70,10 @@ pub struct Moving {
 }
 
 impl Moving {
-    fn start(group: JobCgroup, worker: ProcessKey) -> Self {
-        let thread =
-            thread::Builder::new().name("cgroup".to_owned()).spawn(move || group.adopt(worker));
+    fn start(group: JobCgroup, worker: ProcessKey, callers: Vec<ProcessKey>) -> Self {
+        let thread = thread::Builder::new()
+            .name("cgroup".to_owned())
+            .spawn(move || group.adopt(worker, &callers));
         Self { thread }
     }
 
@@ -137,7 +141,7 @@ pub fn bind(
         .as_ref()
         .ok()
         .filter(|_| is_alone)
-        .map(|group| Moving::start(group.clone(), worker.key()));
+        .map(|group| Moving::start(group.clone(), worker.key(), candidate.callers.clone()));
     let hierarchy = host.hierarchy.as_ref().ok().filter(|_| group.is_ok());
     let (surveyed, network) = thread::scope(|scope| {
         let surveying = scope.spawn(|| {
@@ -181,7 +185,8 @@ pub fn bind(
             }
             let protecting = protect(&state);
             let group = group.ok();
-            Ok(Binding { state, worker, group, moving, protecting, left_overs, links })
+            let callers = candidate.callers.clone();
+            Ok(Binding { state, worker, callers, group, moving, protecting, left_overs, links })
         }
         Err(error) => {
             // Whatever became of the move: what was moved is moved back, or ended.
