@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use portcullis_common::wire::{Answer, Call, Refusal, RefusalKind, decode_answer};
 use portcullis_monitor::caller::Peer;
-use portcullis_monitor::server::{self, Requests};
+use portcullis_monitor::server::{self, Reply, Requests};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::linux::net::SocketAddrExt;
@@ -24,10 +24,10 @@ const PIECES: usize = 8;
 struct Echo;
 
 impl Requests for Echo {
-    fn answer(&self, caller: &Peer, call: Call) -> Answer {
+    fn answer(&self, caller: &Peer, call: Call) -> Reply {
         assert_eq!(caller.key().pid, std::process::id());
         let message = format!("{call:?}");
-        Answer::Refused(Refusal { kind: RefusalKind::BadRequest, message, hint: None })
+        Answer::Refused(Refusal { kind: RefusalKind::BadRequest, message, hint: None }).into()
     }
 }
 

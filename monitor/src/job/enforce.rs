@@ -40,7 +40,6 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
 pub(super) use target::table_name;
 use target::target;
 use tokio::sync::mpsc;
@@ -81,6 +80,37 @@ pub struct Enforced {
     pub job: Arc<Job>,
     /// What changes its posture.
     pub notices: mpsc::Receiver<String>,
+    /// What nobody needs to wait for.
+    pub watching: Watching,
+}
+
+/// What looks for findings in a job, and what is tidied up after its rules are in force. To be started when whoever waits
+/// for the job has the answer; no step of the job runs before.
+#[derive(Debug)]
+pub struct Watching {
+    job: Arc<Job>,
+    parts: detectors::Parts,
+    namespace: File,
+}
+
+impl Watching {
+    /// Starts it.
+    pub fn start(self) {
+        let Self { job, parts, namespace } = self;
+        // The job owns its detectors.
+        let told = Arc::downgrade(&job);
+        let started = Detectors::start(parts, move |problem: String| {
+            if let Some(job) = told.upgrade() {
+                job.note_gap(problem);
+            }
+        });
+        *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        // The rules are in force without it, and an old flow is blocked by them instead of redirected: its program would have
+        // to ask again from another port.
+        if let Err(error) = forget_dns_flows(namespace.as_fd()) {
+            tracing::warn!(job.id = job.id(), error = %error, "old DNS flows could not be forgotten");
+        }
+    }
 }
 
 /// Puts the policy of `state` in force for `worker`; `links` are the interfaces of its network namespace, where they are known
@@ -216,7 +246,6 @@ pub fn enforce(
     }
     let table = Arc::new(installed?);
     late_table.set(Arc::clone(&table));
-    forget_dns_flows_meanwhile(namespace, &state.id);
     let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
     let of_sensors = sensors.features();
@@ -247,8 +276,9 @@ pub fn enforce(
         state,
     };
     let job = Arc::new(job);
-    watch_for_findings(&job, &host.paths, executed, looks);
-    Ok(Enforced { job, notices })
+    let parts = detector_parts(&job, &host.paths, executed, looks);
+    let watching = Watching { job: Arc::clone(&job), parts, namespace };
+    Ok(Enforced { job, notices, watching })
 }
 
 /// Puts the rules into the kernel, and their socket into the keeping of whoever restarts the monitor, where they would
@@ -285,9 +315,14 @@ fn put_in_kernel(
     Ok(table)
 }
 
-/// Starts what looks for findings in the job.
-fn watch_for_findings(job: &Arc<Job>, paths: &Paths, executed: Arc<Executed>, looks: Looks) {
-    let parts = detectors::Parts {
+/// What looking for findings in the job needs.
+fn detector_parts(
+    job: &Job,
+    paths: &Paths,
+    executed: Arc<Executed>,
+    looks: Looks,
+) -> detectors::Parts {
+    detectors::Parts {
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
@@ -302,28 +337,6 @@ fn watch_for_findings(job: &Arc<Job>, paths: &Paths, executed: Arc<Executed>, lo
         own_files: vec![paths.config(), paths.run(), paths.spool(), paths.last_known_good()],
         executed,
         looks,
-    };
-    // The job owns its detectors.
-    let told = Arc::downgrade(job);
-    let started = Detectors::start(parts, move |problem: String| {
-        if let Some(job) = told.upgrade() {
-            job.note_gap(problem);
-        }
-    });
-    *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
-}
-
-/// Forgets old flows of DNS on a thread of its own. The rules are in force without it, and an old flow is blocked by them
-/// instead of redirected: its program would have to ask again from another port.
-fn forget_dns_flows_meanwhile(namespace: File, job_id: &str) {
-    let id = job_id.to_owned();
-    let forget = move || {
-        if let Err(error) = forget_dns_flows(namespace.as_fd()) {
-            tracing::warn!(job.id = id, error = %error, "old DNS flows could not be forgotten");
-        }
-    };
-    if let Err(error) = thread::Builder::new().name("dns-flows".to_owned()).spawn(forget) {
-        tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
     }
 }
 

@@ -8,14 +8,14 @@ mod unenforced;
 use super::Job;
 use super::binding::{Moving, bind};
 use super::end::end;
-use super::enforce::{EnforceError, Enforced, Rules, enforce};
+use super::enforce::{EnforceError, Enforced, Rules, Watching, enforce};
 use super::host::Host;
 use super::policy_choice::{Origin, PolicyChoice, choose};
 use super::run::run;
 use super::state::JobState;
 use crate::caller::{Lineage, Peer, ProcFs, WorkerCandidate, lineage};
 use crate::cgroup::CgroupIdentity;
-use crate::server::Requests;
+use crate::server::{Reply, Requests};
 use crate::sys::memory;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, EnforcementScope, JobEvent, JobStage, RecordedDetection,
@@ -88,23 +88,23 @@ impl Registry {
         context: JobContext,
         id_token: Option<String>,
         id_token_request: Option<&IdTokenRequest>,
-    ) -> Answer {
+    ) -> Reply {
         let started = Instant::now();
         if let Err(error) = context.validate() {
-            return refuse(RefusalKind::BadRequest, with_causes(&error), None);
+            return refuse(RefusalKind::BadRequest, with_causes(&error), None).into();
         }
         // Who calls is looked at twice: before the store is asked, so that nobody but a runner's job makes this host ask, and
         // under the lock, which is not held meanwhile, for a store that is slow must not hold up the other runners.
         let candidate = match self.unbound(caller, &context) {
             Ok(candidate) => candidate,
-            Err(answer) => return answer,
+            Err(answer) => return answer.into(),
         };
         let asked = self.host.resolve(&context, id_token, id_token_request);
         self.await_predecessors(&candidate);
         let _binding = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
         let candidate = match self.unbound(caller, &context) {
             Ok(candidate) => candidate,
-            Err(answer) => return answer,
+            Err(answer) => return answer.into(),
         };
         if let Ok(resolution) = &asked
             && let Err(error) = self.host.last_known_good.save(&context, resolution)
@@ -135,22 +135,25 @@ impl Registry {
         context: JobContext,
         choice: PolicyChoice,
         started: Instant,
-    ) -> Answer {
+    ) -> Reply {
         let id = Uuid::now_v7().simple().to_string();
         let origin = choice.origin.clone();
         let mode = choice.on_failure;
         let resolution = choice.resolution.clone();
         self.host.announce(&id, &context, &resolution);
         match self.try_enforce(&id, candidate, context, choice, started) {
-            Ok(job) => match origin {
-                Origin::Closed { problem } => refuse(
-                    RefusalKind::NotEnforced,
-                    format!("no policy could be had for this job ({problem}), and the failure mode is closed: nothing is allowed"),
-                    Some("repair the policy store, then run the job again; `monitor explain` shows what is wrong".to_owned()),
-                ),
-                _ => Answer::Started(job.started(job.posture_with(Ok(())))),
-            },
-            Err(failure) => self.not_enforced(&id, candidate, &resolution, mode, &failure),
+            Ok((job, watching)) => {
+                let answer = match origin {
+                    Origin::Closed { problem } => refuse(
+                        RefusalKind::NotEnforced,
+                        format!("no policy could be had for this job ({problem}), and the failure mode is closed: nothing is allowed"),
+                        Some("repair the policy store, then run the job again; `monitor explain` shows what is wrong".to_owned()),
+                    ),
+                    _ => Answer::Started(job.started(job.posture_with(Ok(())))),
+                };
+                Reply::followed_by(answer, || watching.start())
+            }
+            Err(failure) => self.not_enforced(&id, candidate, &resolution, mode, &failure).into(),
         }
     }
 
@@ -161,7 +164,7 @@ impl Registry {
         context: JobContext,
         choice: PolicyChoice,
         started: Instant,
-    ) -> Result<Arc<Job>, Failure> {
+    ) -> Result<(Arc<Job>, Watching), Failure> {
         let active: Vec<_> =
             self.jobs().values().filter_map(|job| job.state().cgroup.clone()).collect();
         let mut binding =
@@ -240,8 +243,8 @@ impl Registry {
             applied_ms = job.applied_ms(),
             "a policy is in force"
         );
-        self.watch(enforced);
-        Ok(job)
+        let watching = self.watch(enforced);
+        Ok((job, watching))
     }
 
     /// Jobs that were bound when theirs was the only runner, or the only one of its user, judge more than their own
@@ -283,8 +286,9 @@ impl Registry {
             .map_err(|error| format!("the job's state can't be written: {error}"))
     }
 
-    fn watch(&self, enforced: Enforced) {
-        let Enforced { job, notices } = enforced;
+    /// Follows a job to its end; what looks for findings is the caller's to start.
+    fn watch(&self, enforced: Enforced) -> Watching {
+        let Enforced { job, notices, watching } = enforced;
         self.jobs().insert(job.id().to_owned(), Arc::clone(&job));
         if let Some(watched) = job.watched() {
             let services = self.host.infrastructure_paths();
@@ -299,6 +303,7 @@ impl Registry {
             job_ended.notify_all();
         };
         self.runtime.spawn(run(Arc::clone(&self.host), job, notices, forget));
+        watching
     }
 
     fn finish_job(&self, caller: &Peer) -> Answer {
@@ -355,14 +360,14 @@ impl Registry {
 }
 
 impl Requests for Registry {
-    fn answer(&self, caller: &Peer, call: Call) -> Answer {
+    fn answer(&self, caller: &Peer, call: Call) -> Reply {
         match call {
             Call::StartJob { context, id_token, id_token_request } => {
                 self.start_job(caller, context, id_token, id_token_request.as_ref())
             }
-            Call::FinishJob {} => self.finish_job(caller),
-            Call::Status {} => Answer::Status(self.status_desk.answer(|| self.status())),
-            Call::Explain { context } => self.explain(&context),
+            Call::FinishJob {} => self.finish_job(caller).into(),
+            Call::Status {} => Answer::Status(self.status_desk.answer(|| self.status())).into(),
+            Call::Explain { context } => self.explain(&context).into(),
         }
     }
 }

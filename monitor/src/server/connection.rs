@@ -1,6 +1,6 @@
 //! One connection: one request, one answer.
 
-use super::Requests;
+use super::{Reply, Requests};
 use crate::caller::identify_peer;
 use portcullis_common::wire::{self, Answer, MAX_REQUEST_BYTES, Refusal, RefusalKind};
 use std::io;
@@ -18,20 +18,25 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads a request, has it answered, writes the answer.
 pub(super) async fn serve(mut stream: UnixStream, requests: Arc<dyn Requests>) -> io::Result<()> {
-    let answer = match timeout(READ_TIMEOUT, read_request(&mut stream)).await {
-        Err(_) => refused("the request did not come within 2 s"),
+    let Reply { answer, afterwards } = match timeout(READ_TIMEOUT, read_request(&mut stream)).await
+    {
+        Err(_) => refused("the request did not come within 2 s").into(),
         Ok(Err(error)) => return Err(error),
-        Ok(Ok(None)) => refused("the request is longer than a request may be"),
+        Ok(Ok(None)) => refused("the request is longer than a request may be").into(),
         Ok(Ok(Some(line))) => answer_to(&stream, &line, requests).await,
     };
     let line = wire::encode_answer(answer);
-    timeout(WRITE_TIMEOUT, stream.write_all(&line)).await.map_err(io::Error::from)?
+    let written = timeout(WRITE_TIMEOUT, stream.write_all(&line)).await;
+    if let Some(afterwards) = afterwards {
+        tokio::task::spawn_blocking(afterwards);
+    }
+    written.map_err(io::Error::from)?
 }
 
-async fn answer_to(stream: &UnixStream, line: &[u8], requests: Arc<dyn Requests>) -> Answer {
+async fn answer_to(stream: &UnixStream, line: &[u8], requests: Arc<dyn Requests>) -> Reply {
     let request = match wire::decode_request(line) {
         Ok(request) => request,
-        Err(refusal) => return Answer::Refused(refusal),
+        Err(refusal) => return Answer::Refused(refusal).into(),
     };
     // Asked for only now: a peer that never sends a request is not worth a look into /proc.
     let caller = match identify_peer(stream) {
@@ -41,7 +46,8 @@ async fn answer_to(stream: &UnixStream, line: &[u8], requests: Arc<dyn Requests>
                 kind: RefusalKind::NotARunnerJob,
                 message: format!("it can't be told who is calling: {error}"),
                 hint: Some("call from a process that lives until it has its answer".to_owned()),
-            });
+            })
+            .into();
         }
     };
     let answered =
@@ -53,6 +59,7 @@ async fn answer_to(stream: &UnixStream, line: &[u8], requests: Arc<dyn Requests>
             message: "the monitor failed while it answered; its log says why".to_owned(),
             hint: Some("journalctl -u portcullis-monitor.service".to_owned()),
         })
+        .into()
     })
 }
 

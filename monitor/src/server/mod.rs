@@ -30,7 +30,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What requests mean. Called on a thread that may block.
 pub trait Requests: fmt::Debug + Send + Sync {
     /// Answers one request of `caller`.
-    fn answer(&self, caller: &Peer, call: Call) -> Answer;
+    fn answer(&self, caller: &Peer, call: Call) -> Reply;
+}
+
+/// An answer, and what is still to be done.
+pub struct Reply {
+    answer: Answer,
+    afterwards: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Reply {
+    /// An answer, and what is done when the peer has it, or can't be given it: a hook, for which a person waits, must not
+    /// compete with that for the processors of a small machine.
+    pub fn followed_by(answer: Answer, afterwards: impl FnOnce() + Send + 'static) -> Self {
+        Self { answer, afterwards: Some(Box::new(afterwards)) }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Reply").field("answer", &self.answer).finish_non_exhaustive()
+    }
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self { answer, afterwards: None }
+    }
 }
 
 /// Serves connections until the task is dropped.

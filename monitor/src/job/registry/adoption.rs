@@ -91,7 +91,7 @@ impl Registry {
                 enforced.job.recorder.job(event);
                 enforced.job.note_gap(reason);
                 tracing::warn!(job.id = id, "a running job was taken over");
-                self.watch(enforced);
+                self.watch(enforced).start();
             }
             Err(error) => {
                 let problem = with_causes(&error);
