@@ -13,10 +13,12 @@ const [server, token, directory] = process.argv.slice(2);
 const admin = new Api(server, token);
 const browser = await Browser.start(server, { width: 1280, height: 800 });
 const { page } = browser;
-const picture = async (name) => {
+const picture = async (name, from) => {
   assert.deepEqual(await violations(page), [], name);
   if (!directory) return;
   await page.waitForLoadState("networkidle");
+  // Pictures begin where a page does, or where `from` is.
+  await page.evaluate((from) => (from ? document.querySelector(from).scrollIntoView() : scrollTo(0, 0)), from);
   await page.screenshot({ path: join(directory, `${name}.png`) });
 };
 const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
@@ -90,8 +92,7 @@ await part("the main job's blocked calls, each with who and why", async () => {
   await stolen.locator("summary").click();
   await page.selectOption("#status", "blocked");
   await until("blocked calls alone", async () => (await rows("Allowed").count()) === 0);
-  await page.evaluate(() => document.querySelector(".tabs").scrollIntoView());
-  await picture("tour-4-blocked-call");
+  await picture("tour-4-blocked-call", ".tabs");
 });
 
 await part("its processes, by step", async () => {
@@ -121,7 +122,7 @@ await part("the next run is green", async () => {
   await page.fill("#endpoint", "api.ok.test");
   await until("the upload", async () => (await rows("api.ok.test:443").count()) > 0 && (await rows("git.test").count()) === 0);
   assert.match(await rows("api.ok.test:443").first().textContent(), /Allowed/);
-  await picture("tour-6-next-run");
+  await picture("tour-6-next-run", ".facts");
 });
 
 await admin.call("PUT", "/policies/lab", "name: lab\negress-policy: audit\nlockdown-mode: {enabled: true, detections: [Reverse-Shell]}\n");

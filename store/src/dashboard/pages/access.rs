@@ -29,6 +29,8 @@ const MAX_DAYS: u32 = 3650;
 struct Access {
     layout: Layout,
     tokens: Vec<Token>,
+    /// What people can sign in by besides a token: the provider's host, and which of its groups has which role.
+    provider: Option<(String, Vec<(String, Role)>)>,
     made: Option<(String, CreatedSecret)>,
     alert: Option<Html>,
 }
@@ -57,7 +59,14 @@ async fn shown(
 ) -> Result<Access, PageError> {
     let found: store_api::Page<Token> = page.api.get(&path(&["tokens"])).await?;
     let layout = page.layout("Access", Section::Access);
-    Ok(Access { layout, tokens: found.items, made, alert })
+    let store = &page.open.dashboard.store;
+    let provider = store.sign_in.as_ref().zip(store.configuration.sign_in.as_ref()).map(
+        |(sign_in, configured)| {
+            let roles = configured.roles.iter().map(|(group, role)| (group.clone(), *role));
+            (sign_in.provider(), roles.collect())
+        },
+    );
+    Ok(Access { layout, tokens: found.items, provider, made, alert })
 }
 
 async fn access(page: Page) -> PageResult {

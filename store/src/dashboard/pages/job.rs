@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use portcullis_common::event::{
     DnsEvent, Event, EventKind, NetworkEvent, PolicyReference, Process, Verdict,
 };
-use portcullis_common::report::endpoint;
+use portcullis_common::report::{Report, endpoint};
 use portcullis_common::store_api::{self, DetectionRecord, JobRecord, Role, Timeline};
 use portcullis_common::text::shown;
 use std::collections::BTreeSet;
@@ -68,6 +68,29 @@ impl Head {
         let report = self.job.report.as_ref();
         report.is_some_and(|report| report.detections.iter().any(|found| found.is_lockdown))
     }
+}
+
+/// How many endpoints a job called or tried to, in words: `7, 2 of them blocked`.
+fn destinations(report: &Report) -> String {
+    let endpoints = |verdict: Option<Verdict>| {
+        let chosen = report
+            .destinations
+            .iter()
+            .filter(|one| verdict.is_none_or(|verdict| one.verdict == verdict));
+        chosen.map(|one| one.endpoint.as_str()).collect::<BTreeSet<_>>().len()
+    };
+    // A report leaves some out when there are too many; how many different endpoints those were is not known.
+    let at_least = if report.destinations_left_out > 0 { "more than " } else { "" };
+    let mut told = format!("{at_least}{}", endpoints(None));
+    for (verdict, what) in
+        [(Verdict::Blocked, "blocked"), (Verdict::WouldBlock, "would be blocked")]
+    {
+        match endpoints(Some(verdict)) {
+            0 => {}
+            count => told += &format!(", {count} of them {what}"),
+        }
+    }
+    told
 }
 
 /// A call, or a name that was refused before a call could be made, as a row.

@@ -30,6 +30,10 @@ function labels(step) {
   };
 }
 
+/** Steps of axes: round numbers, and nothing between two counts or two bars. */
+const COUNTS = Array.from({ length: 13 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
+const SECONDS = [1, 2, 5, 10, 15, 30].flatMap((size) => [size, size * 60]).concat([1, 2, 3, 6, 12].map((hours) => hours * 3600), [1, 2, 7, 14, 28, 91, 182, 364].map((days) => days * 86_400)).sort((one, other) => one - other);
+
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 function draw(figure, { times, series }) {
@@ -52,7 +56,10 @@ function draw(figure, { times, series }) {
     width: place.clientWidth,
     height: 190,
     series: [{}, ...shown.reverse()],
-    axes: [{ ...axis, values: (_, splits, __, ___, step) => labels(step)(splits) }, { ...axis, size: 46, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? value : "")) }],
+    axes: [
+      { ...axis, incrs: SECONDS.filter((size) => size >= step), values: (_, splits, __, ___, step) => labels(step)(splits) },
+      { ...axis, size: 46, incrs: COUNTS },
+    ],
     scales: { x: { range: (_, min, max) => [min - step / 2, max + step / 2] }, y: { range: (_, __, max) => [0, Math.max(4, max * 1.1)] } },
     cursor: { drag: { x: false, y: false }, points: { show: false } },
     legend: { live: false },
