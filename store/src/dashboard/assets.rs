@@ -66,6 +66,46 @@ pub(super) fn answer(file: &str, headers: &HeaderMap) -> Response {
 #[cfg(test)]
 mod tests {
     use super::{is_built, missing, without};
+    use std::fs;
+    use std::path::Path;
+    use std::process::{Command, Output};
+
+    /// Runs the build script where no program is found in `PATH`.
+    fn build_without_node(program: &Path, out: &Path, wish: &str) -> Output {
+        Command::new(program)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("PATH", out.join("no-programs"))
+            .env("OUT_DIR", out)
+            .env("PORTCULLIS_DASHBOARD", wish)
+            .output()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_build_without_node_goes_on_and_says_so_unless_the_dashboard_is_required() {
+        let out = tempfile::tempdir().unwrap();
+        let program = out.path().join("build-script");
+        // The script needs nothing but the standard library.
+        let compiled = Command::new("rustc")
+            .args(["--edition=2024", "--crate-name=build_script", "build.rs", "-o"])
+            .arg(&program)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(compiled.success());
+        let built = build_without_node(&program, out.path(), "");
+        let told = String::from_utf8_lossy(&built.stdout);
+        assert!(built.status.success(), "{built:?}");
+        assert!(
+            told.contains("cargo::warning=portcullis is built WITHOUT its dashboard: npm can't be run"),
+            "{told}"
+        );
+        let code = fs::read_to_string(out.path().join("dashboard_assets.rs")).unwrap();
+        assert!(code.contains("= Err(\"npm can't be run"), "{code}");
+        let refused = build_without_node(&program, out.path(), "required");
+        assert!(!refused.status.success(), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("npm can't be run"));
+    }
 
     #[test]
     fn who_has_no_dashboard_is_told_why_and_what_there_is() {
