@@ -29,6 +29,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         Err(error) if wish == "required" => return Err(error),
         Err(error) => {
             let reason = error.to_string().replace('\n', " ");
+            if wish != "off" {
+                try_again();
+            }
             println!(
                 "cargo::warning=portcullis is built WITHOUT its dashboard: {reason}. Install Node.js 20 or newer with npm and build again; PORTCULLIS_DASHBOARD=required makes this an error."
             );
@@ -40,6 +43,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     fs::write(out.join("dashboard_assets.rs"), code)?;
     Ok(())
+}
+
+/// Has cargo run this again once it may work: when a program comes into a directory of `PATH`, or, where npm is there and
+/// failed, with the next build. Without this, cargo would keep what it has after Node.js was installed.
+fn try_again() {
+    println!("cargo::rerun-if-env-changed=PATH");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<PathBuf> = std::env::split_paths(&path)
+        .filter(|place| place.is_absolute() && place.is_dir())
+        .collect();
+    let is_there = |program: &str| directories.iter().any(|place| place.join(program).is_file());
+    if is_there("npm") && is_there("node") {
+        // What does not exist counts as changed.
+        println!("cargo::rerun-if-changed={WEB}/failed-before");
+        return;
+    }
+    for directory in directories {
+        println!("cargo::rerun-if-changed={}", directory.display());
+    }
 }
 
 /// Builds, and returns the assets as Rust expressions.

@@ -125,9 +125,10 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
             );
         }
     });
-    if !dashboard::is_built() {
+    if let Some(reason) = dashboard::why_missing() {
         tracing::warn!(
-            "this program was built without its dashboard, because there was no Node.js; the API and the command line are complete"
+            reason,
+            "this program was built without its dashboard; the API and the command line are complete"
         );
     }
     tracing::info!(listen = %address, database = store.database.kind(), version = env!("CARGO_PKG_VERSION"), "the store listens");

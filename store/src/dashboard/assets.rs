@@ -19,13 +19,18 @@ pub(super) struct Asset {
 }
 
 /// Whether this program was built with its dashboard.
-pub(crate) const fn is_built() -> bool {
+pub(super) const fn is_built() -> bool {
     BUILT.is_ok()
+}
+
+/// Why this program was built without its dashboard; nothing where it has one.
+pub(crate) fn why_missing() -> Option<&'static str> {
+    BUILT.err()
 }
 
 /// What people are told in the place of every page by a program that was built without its dashboard; nothing by others.
 pub(super) fn missing() -> Option<String> {
-    BUILT.err().map(without)
+    why_missing().map(without)
 }
 
 fn without(reason: &str) -> String {
@@ -97,9 +102,12 @@ mod tests {
         let told = String::from_utf8_lossy(&built.stdout);
         assert!(built.status.success(), "{built:?}");
         assert!(
-            told.contains("cargo::warning=portcullis is built WITHOUT its dashboard: npm can't be run"),
+            told.contains(
+                "cargo::warning=portcullis is built WITHOUT its dashboard: npm can't be run"
+            ),
             "{told}"
         );
+        assert!(told.contains("cargo::rerun-if-env-changed=PATH"), "{told}");
         let code = fs::read_to_string(out.path().join("dashboard_assets.rs")).unwrap();
         assert!(code.contains("= Err(\"npm can't be run"), "{code}");
         let refused = build_without_node(&program, out.path(), "required");

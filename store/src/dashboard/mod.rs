@@ -20,7 +20,7 @@ mod pages;
 mod session;
 mod sign_in;
 
-pub(crate) use assets::is_built;
+pub(crate) use assets::why_missing;
 
 use crate::api::access::{Called, address_of};
 use crate::api::rate::RateLimits;
@@ -225,7 +225,7 @@ impl Unknown {
     pub(crate) async fn answer(&self, request: Request) -> Response {
         let error = ApiError::not_found("there is nothing at this address");
         let takes = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
-        let is_page = is_built()
+        let is_page = assets::is_built()
             && request.method() == Method::GET
             && !request.uri().path().starts_with("/api/")
             && takes.is_some_and(|takes| takes.contains("text/html"));
