@@ -81,16 +81,16 @@ fn destinations(report: &Report) -> String {
     };
     // A report leaves some out when there are too many; how many different endpoints those were is not known.
     let at_least = if report.destinations_left_out > 0 { "more than " } else { "" };
-    let mut told = format!("{at_least}{}", endpoints(None));
+    let mut told = vec![format!("{at_least}{}", endpoints(None))];
     for (verdict, what) in
         [(Verdict::Blocked, "blocked"), (Verdict::WouldBlock, "would be blocked")]
     {
         match endpoints(Some(verdict)) {
             0 => {}
-            count => told += &format!(", {count} of them {what}"),
+            count => told.push(format!("{count} of them {what}")),
         }
     }
-    told
+    told.join(", ")
 }
 
 /// A call, or a name that was refused before a call could be made, as a row.
