@@ -81,6 +81,7 @@ await part("the main job's blocked calls, each with who and why", async () => {
   await page.waitForURL(`**/jobs/${first.id}`);
   assert.match(await text("#job-head"), /Enforced/);
   assert.match(await text("#job-head"), /verified by GitHub/);
+  assert.match(await text("#job-head"), /Destinations ?[1-9]\d*, [1-9]\d* of them blocked/);
   for (const name of ["git.test:443", "pypi.test:443"]) {
     assert.match(await rows(name).first().textContent(), /Allowed/, name);
   }
