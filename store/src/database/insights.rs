@@ -205,14 +205,13 @@ impl Database {
         let rows: Vec<(String, String, i64, String, String)> = read!(self, |pool| {
             let mut query = QueryBuilder::new("SELECT j.host_id, j.id, j.started_ms, j.posture, ");
             query.push(if host.is_some() { "COALESCE(j.report, '')" } else { "''" });
-            // For each host by itself, so that an index leads to the job.
             query.push(
-                " FROM hosts h JOIN jobs j ON j.key = \
-                 (SELECT MAX(o.key) FROM jobs o WHERE o.host_id = h.id AND o.posture IS NOT NULL)",
+                " FROM jobs j JOIN (SELECT MAX(key) AS key FROM jobs WHERE posture IS NOT NULL",
             );
             if let Some(host) = host {
-                query.push(" WHERE h.id = ").push_bind(host.to_owned());
+                query.push(" AND host_id = ").push_bind(host.to_owned());
             }
+            query.push(" GROUP BY host_id) last ON last.key = j.key");
             query.build_query_as().fetch_all(pool).await?
         });
         rows.into_iter()

@@ -93,11 +93,9 @@ async fn every_earlier_version_with_data(world: World) {
         }
         if version >= 3 {
             assert_runs(&server).await;
-            // By the jobs of hosts, for which version 10 has an index.
             let states = server.get("/hosts:state").await.expect(200);
-            let level = if version >= 10 { "degraded" } else { "enforced" };
-            let (host, found) = (&states["items"][0]["host_id"], &states["items"][0]["level"]);
-            assert_eq!((host, found), (&json!("h1"), &json!(level)), "{states}");
+            let (host, level) = (&states["items"][0]["host_id"], &states["items"][0]["level"]);
+            assert_eq!((host, level), (&json!("h1"), &json!("enforced")), "{states}");
         }
         if version >= 4 {
             let rules = server.get("/suppressions").await.expect(200);
