@@ -369,7 +369,9 @@ fn orphans_are_known_by_their_tracking_id() -> Result<()> {
     let world = World::builder().build()?;
     let job = Job::script(
         "sleep 1001 </dev/null >/dev/null 2>&1 & echo tracked $!\n\
-         RUNNER_TRACKING_ID= sleep 1002 </dev/null >/dev/null 2>&1 & echo untracked $!",
+         RUNNER_TRACKING_ID= sleep 1002 </dev/null >/dev/null 2>&1 & echo untracked $!\n\
+         # Until then it is a copy of the shell, which is tracked.\n\
+         until [ \"$(cat /proc/$!/comm)\" = sleep ]; do :; done",
     );
     let result = succeed(&world, &job)?;
     let pid = |word: &str| {

@@ -91,3 +91,71 @@ fn refused(message: &str) -> Answer {
         hint: Some("speak the protocol of docs/socket.md: one line of JSON".to_owned()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caller::Peer;
+    use portcullis_common::wire::{Call, Status};
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Tells afterwards whether the peer had its answer, or was gone, when it began to wait.
+    #[derive(Debug)]
+    struct Follows {
+        go_on: Mutex<Option<Receiver<()>>>,
+        done: Sender<bool>,
+    }
+
+    impl Requests for Follows {
+        fn answer(&self, _: &Peer, _: Call) -> Reply {
+            let go_on = self.go_on.lock().unwrap().take().unwrap();
+            let done = self.done.clone();
+            let answer = Answer::Status(Status { jobs: Vec::new(), infrastructure: Vec::new() });
+            Reply::followed_by(answer, move || {
+                done.send(go_on.recv_timeout(PATIENCE).is_ok()).unwrap();
+            })
+        }
+    }
+
+    fn serve_one(peer: impl FnOnce(UnixStream)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (go, go_on) = channel();
+        let (done, is_done) = channel();
+        let requests = Arc::new(Follows { go_on: Mutex::new(Some(go_on)), done });
+        let (ours, theirs) = runtime.block_on(async { UnixStream::pair() }).unwrap();
+        runtime.spawn(serve(ours, requests));
+        let _context = runtime.enter();
+        peer(theirs);
+        go.send(()).unwrap();
+        assert!(is_done.recv_timeout(PATIENCE).unwrap());
+    }
+
+    #[test]
+    fn what_follows_an_answer_waits_for_it_and_for_nobody() {
+        let request = wire::encode_request(Call::Status {}).unwrap();
+        serve_one(|peer| {
+            let mut peer = peer.into_std().unwrap();
+            peer.set_nonblocking(false).unwrap();
+            io::Write::write_all(&mut peer, &request).unwrap();
+            let mut answer = Vec::new();
+            // To the end: the connection is closed although what follows has not ended.
+            io::Read::read_to_end(&mut peer, &mut answer).unwrap();
+            assert!(matches!(wire::decode_answer(&answer).unwrap(), Answer::Status(_)));
+        });
+        // Somebody who asks and does not wait for the answer.
+        serve_one(|peer| {
+            let mut peer = peer.into_std().unwrap();
+            peer.set_nonblocking(false).unwrap();
+            io::Write::write_all(&mut peer, &request).unwrap();
+            drop(peer);
+        });
+    }
+}

@@ -185,7 +185,7 @@ fn looking_and_debugging_go_on() {
         "strace -f -o /dev/null true".to_owned(),
         "gdb -batch -ex run true >/dev/null 2>&1".to_owned(),
         format!(
-            "sleep 1000 & {} open $! 3 {MARKER} | grep -q 'obtained 3'; s=$?; kill %1; [ $s = 0 ]",
+            "sleep 1000 & until [ \"$(cat /proc/$!/comm)\" = sleep ]; do :; done; {} open $! 3 {MARKER} | grep -q 'obtained 3'; s=$?; kill %1; [ $s = 0 ]",
             reader.display()
         ),
     ] {
