@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use client::Request;
 use portcullis_common::job_context::JobContext;
 use serde_json::{Value, json};
-use server::{Backend, Server, admin};
+use server::{Backend, Kept, Server, admin};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -255,7 +255,11 @@ const PAGES_OF_DASHBOARD: [&str; 24] = [
 
 /// What the API and the dashboard answer with ten million events stored, on both databases.
 pub(crate) fn pages(found: Found<'_>) -> Result<()> {
+    let kept = Kept::from_environment()?.map(|kept| kept.backend);
     for (backend, name) in [(Backend::Sqlite, "SQLite"), (Backend::Postgres, "PostgreSQL")] {
+        if kept.is_some_and(|kept| kept != backend) {
+            continue;
+        }
         let (jobs, calls) = stored();
         let server = Server::start_with_events(backend, jobs, calls)?;
         pages_of(&server, &format!("{} events, {name}", jobs * calls), jobs, found)?;

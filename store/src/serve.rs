@@ -200,7 +200,7 @@ impl Running {
         if let Err(error) = self.store.flush_uses().await {
             tracing::warn!(error = %error, "when callers were last heard of could not be written down");
         }
-        self.store.database.close().await;
+        self.store.close().await;
         tracing::info!("the store has stopped");
         result.context("the server ended")
     }

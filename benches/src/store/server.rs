@@ -31,7 +31,7 @@ mod postgres;
 )]
 mod small_disk;
 
-/// Names a file of SQLite with the events already, for looking at one thing again and again.
+/// Names a database with the events already, for looking at one thing again and again: a file of SQLite, or a URL of PostgreSQL.
 const EVENTS: &str = "PORTCULLIS_BENCH_EVENTS";
 
 /// The token of the admin.
@@ -44,6 +44,26 @@ pub(super) enum Backend {
     Sqlite,
     /// A server of its own on this machine.
     Postgres,
+}
+
+/// A database that [`EVENTS`] names.
+pub(super) struct Kept {
+    /// Its kind.
+    pub(super) backend: Backend,
+    url: String,
+}
+
+impl Kept {
+    /// The database, if one is named.
+    pub(super) fn from_environment() -> Result<Option<Self>> {
+        let Some(text) = std::env::var_os(EVENTS) else { return Ok(None) };
+        let text = text.into_string().ok().context("a database's name that is not UTF-8")?;
+        Ok(Some(if text.starts_with("postgres") {
+            Self { backend: Backend::Postgres, url: text }
+        } else {
+            Self { backend: Backend::Sqlite, url: format!("sqlite:{text}") }
+        }))
+    }
 }
 
 /// A running server.
@@ -85,9 +105,10 @@ impl Server {
 
     /// A store with so many jobs of so many calls.
     pub(super) fn start_with_events(backend: Backend, jobs: usize, calls: usize) -> Result<Self> {
-        if let Some(kept) = std::env::var_os(EVENTS).filter(|_| backend == Backend::Sqlite) {
-            let database = format!("sqlite:{}", kept.display());
-            return Self::serve(tempfile::tempdir()?, None, &database);
+        if let Some(Kept { backend: kept, url }) = Kept::from_environment()?
+            && kept == backend
+        {
+            return Self::serve(tempfile::tempdir()?, None, &url);
         }
         let (directory, postgres, database) = Self::database(backend)?;
         let status = Command::new(program()?)
@@ -96,6 +117,12 @@ impl Server {
             .status()?;
         if !status.success() {
             bail!("no events were generated: {status}");
+        }
+        if let Some(postgres) = &postgres {
+            // Events of a real installation come over weeks, and autovacuum with them; after ten million within minutes it would
+            // be what is measured.
+            postgres.run_sql("VACUUM (ANALYZE)");
+            postgres.run_sql("CHECKPOINT");
         }
         Self::serve(directory, postgres, &database)
     }

@@ -13,7 +13,7 @@ use crate::policy::EffectivePolicy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use set::{DefaultPolicy, HostDefaults, PolicySet, ResolveError};
+pub use set::{Choice, Chosen, DefaultPolicy, HostDefaults, PolicySet, ResolveError};
 
 /// Where a policy can be attached, the most specific last: the order is the precedence.
 #[derive(

@@ -74,6 +74,48 @@ pub struct PolicySet {
     attached: BTreeMap<Attachment, String>,
 }
 
+/// Which policy applies to a job, and why.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Choice<'a> {
+    /// The policy.
+    pub policy: Chosen<'a>,
+    /// The kind of target that matched.
+    pub scope: ScopeKind,
+    /// The target that matched, `default` for the host's default.
+    pub target: String,
+    /// Every target that was looked at, the most specific first.
+    pub considered: Vec<Considered>,
+}
+
+/// A policy, by what it is found by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Chosen<'a> {
+    /// One of the set, by its name. Only a host's default can name one that is not there.
+    Named(&'a str),
+    /// A built-in one.
+    BuiltIn(EgressMode),
+}
+
+impl<'a> Chosen<'a> {
+    /// A host's default.
+    pub fn default_of(default: &'a DefaultPolicy) -> Self {
+        match default {
+            DefaultPolicy::Audit => Self::BuiltIn(EgressMode::Audit),
+            DefaultPolicy::Block => Self::BuiltIn(EgressMode::Block),
+            DefaultPolicy::Named(name) => Self::Named(name),
+        }
+    }
+
+    /// The policy's name. No policy of a set has that of a built-in one.
+    pub const fn name(&self) -> &'a str {
+        match self {
+            Self::Named(name) => name,
+            Self::BuiltIn(EgressMode::Audit) => crate::policy::DEFAULT_AUDIT,
+            Self::BuiltIn(EgressMode::Block) => crate::policy::DEFAULT_BLOCK,
+        }
+    }
+}
+
 /// Why no policy could be given to a job.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ResolveError {
@@ -180,8 +222,15 @@ impl PolicySet {
         context: &JobContext,
         host: &HostDefaults,
     ) -> Result<Resolution, ResolveError> {
+        let Choice { policy, scope, target, considered } = self.choose(context, host);
+        let policy = self.chosen_policy(policy)?;
+        Ok(Resolution { policy, scope, target, identity: Identity::Asserted, considered })
+    }
+
+    /// Which policy applies to a job on a host, and why, without putting the policy together.
+    pub fn choose<'a>(&'a self, context: &JobContext, host: &'a HostDefaults) -> Choice<'a> {
         let mut considered = Vec::with_capacity(5);
-        let mut chosen: Option<(ScopeKind, String, &str)> = None;
+        let mut chosen: Option<(ScopeKind, String, &'a str)> = None;
         let organization = context.repository.split('/').next().unwrap_or_default();
         let targets = [
             (ScopeKind::Workflow, Some(context.workflow_path())),
@@ -226,15 +275,28 @@ impl PolicySet {
             }
         }
         considered.push(considered_default(host, chosen.as_ref().map(|(scope, ..)| *scope)));
-        let (policy, scope, target) = match chosen {
-            Some((scope, target, name)) => (self.by_name(name)?, scope, target),
-            None => (
-                self.default_policy(&host.default_policy)?,
-                ScopeKind::Default,
-                DEFAULT_TARGET.to_owned(),
-            ),
-        };
-        Ok(Resolution { policy, scope, target, identity: Identity::Asserted, considered })
+        match chosen {
+            Some((scope, target, name)) => {
+                Choice { policy: Chosen::Named(name), scope, target, considered }
+            }
+            None => Choice {
+                policy: Chosen::default_of(&host.default_policy),
+                scope: ScopeKind::Default,
+                target: DEFAULT_TARGET.to_owned(),
+                considered,
+            },
+        }
+    }
+
+    /// The policy that was chosen.
+    ///
+    /// # Errors
+    /// When it is not in the store, or never says `egress-policy`.
+    pub fn chosen_policy(&self, chosen: Chosen<'_>) -> Result<EffectivePolicy, ResolveError> {
+        match chosen {
+            Chosen::BuiltIn(egress) => Ok(EffectivePolicy::built_in(egress)),
+            Chosen::Named(name) => self.by_name(name),
+        }
     }
 
     /// The host's default policy.
@@ -242,11 +304,7 @@ impl PolicySet {
     /// # Errors
     /// When it is not in the store, or can't be put in force. A host that starts asks for it to learn so early.
     pub fn default_policy(&self, default: &DefaultPolicy) -> Result<EffectivePolicy, ResolveError> {
-        match default {
-            DefaultPolicy::Audit => Ok(EffectivePolicy::built_in(EgressMode::Audit)),
-            DefaultPolicy::Block => Ok(EffectivePolicy::built_in(EgressMode::Block)),
-            DefaultPolicy::Named(name) => self.by_name(name),
-        }
+        self.chosen_policy(Chosen::default_of(default))
     }
 
     fn by_name(&self, name: &str) -> Result<EffectivePolicy, ResolveError> {

@@ -1,6 +1,6 @@
 //! Errors as HTTP answers: problem documents after RFC 9457.
 
-use crate::catalog::ChangeError;
+use crate::catalog::{AnswerError, ChangeError};
 use crate::database::DatabaseError;
 use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -191,6 +191,15 @@ impl From<ChangeError> for ApiError {
             ChangeError::NotAttached { .. } => Self::not_found(detail),
             ChangeError::InUse { .. } => Self::new(StatusCode::CONFLICT, "in-use", detail)
                 .hint("detach it, and take it out of the others' `extends`, first"),
+        }
+    }
+}
+
+impl From<AnswerError> for ApiError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Resolve(error) => error.into(),
+            AnswerError::Json(_) => Self::internal(with_causes(&error)),
         }
     }
 }

@@ -12,11 +12,13 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use portcullis_common::hook::with_causes;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::policy::is_cluster;
-use portcullis_common::resolution::{HostDefaults, Identity};
+use portcullis_common::resolution::{Considered, HostDefaults, Identity, ScopeKind};
 use portcullis_common::store_api::{ResolveRequest, Resolved, SIGNATURE_HEADER};
+use serde::Serialize;
 use serde_json::json;
 use std::time::Duration;
 
@@ -63,6 +65,39 @@ impl DescribeAnswer for Signed {
     }
 }
 
+/// A [`Resolved`] but for its policy, which is written already.
+#[derive(Debug, Serialize)]
+struct WithoutPolicy<'a> {
+    scope: ScopeKind,
+    target: &'a str,
+    identity: Identity,
+    considered: &'a [Considered],
+    context: &'a JobContext,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nonce: Option<&'a str>,
+    issued_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+/// The text of a [`Resolved`] with this policy.
+fn body(policy: &str, rest: &WithoutPolicy<'_>) -> Result<Vec<u8>, serde_json::Error> {
+    /// What stands around the policy; the rest begins with a brace, of which a comma is made.
+    const BEFORE: &[u8] = b"{\"policy\":";
+    /// The rest is some 1.2 KiB with a job's usual names.
+    const USUAL_REST_BYTES: usize = 2048;
+    let mut body = Vec::with_capacity(BEFORE.len() + policy.len() + USUAL_REST_BYTES);
+    body.extend_from_slice(BEFORE);
+    body.extend_from_slice(policy.as_bytes());
+    let end = body.len();
+    serde_json::to_writer(&mut body, rest)?;
+    if let Some(brace) = body.get_mut(end) {
+        *brace = b',';
+    }
+    Ok(body)
+}
+
 async fn resolve(
     State(store): TheStore,
     called: Called,
@@ -85,19 +120,23 @@ async fn resolve(
         None => store.snapshot().await?,
     };
     let host = HostDefaults { cluster: cluster.clone(), default_policy: request.default_policy };
-    let mut resolution = snapshot.resolve(&request.context, &host)?;
-    resolution.identity = identity;
+    let answer = snapshot.answer(&request.context, &host)?;
     let issued_at = now();
-    let resolved = Resolved {
-        resolution,
-        context: request.context,
-        cluster,
-        nonce: request.nonce,
-        issued_at,
-        expires_at: issued_at + VALIDITY,
-    };
-    let body = serde_json::to_vec(&resolved)
-        .map_err(|error| ApiError::internal(format!("the answer can't be written: {error}")))?;
+    let body = body(
+        &answer.policy,
+        &WithoutPolicy {
+            scope: answer.scope,
+            target: &answer.target,
+            identity,
+            considered: &answer.considered,
+            context: &request.context,
+            cluster: cluster.as_deref(),
+            nonce: request.nonce.as_deref(),
+            issued_at,
+            expires_at: issued_at + VALIDITY,
+        },
+    )
+    .map_err(|error| ApiError::internal(format!("the answer can't be written: {error}")))?;
     let signature = store.signer.sign(&body);
     Ok(Signed { body, signature })
 }
@@ -156,6 +195,61 @@ pub(super) fn identity_error(error: &IdentityError) -> ApiError {
             ApiError::new(StatusCode::FORBIDDEN, "identity-refused", error.to_string()).hint(
                 "the job is not what it says it is, or its clock or the store's audience is wrong",
             )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WithoutPolicy, body};
+    use jiff::Timestamp;
+    use portcullis_common::job_context::JobContext;
+    use portcullis_common::policy::{EffectivePolicy, EgressMode};
+    use portcullis_common::resolution::{Considered, Identity, Resolution, ScopeKind};
+    use portcullis_common::store_api::Resolved;
+
+    #[test]
+    fn the_text_is_that_of_the_whole_answer() {
+        for optional in [None, Some("prod \"{,}\" \u{e9}".to_owned())] {
+            let considered = Considered {
+                scope: ScopeKind::Repository,
+                target: "octo/hello".to_owned(),
+                policy: optional.clone(),
+                reason: "because".to_owned(),
+                chosen: true,
+            };
+            let whole = Resolved {
+                resolution: Resolution {
+                    policy: EffectivePolicy::built_in(EgressMode::Block),
+                    scope: ScopeKind::Repository,
+                    target: "octo/hello".to_owned(),
+                    identity: Identity::Verified,
+                    considered: vec![considered],
+                },
+                context: JobContext {
+                    repository: "octo/hello".to_owned(),
+                    run_id: 7,
+                    ..JobContext::default()
+                },
+                cluster: optional.clone(),
+                nonce: optional,
+                issued_at: Timestamp::UNIX_EPOCH,
+                expires_at: Timestamp::MAX,
+            };
+            let resolution = &whole.resolution;
+            let rest = WithoutPolicy {
+                scope: resolution.scope,
+                target: &resolution.target,
+                identity: resolution.identity,
+                considered: &resolution.considered,
+                context: &whole.context,
+                cluster: whole.cluster.as_deref(),
+                nonce: whole.nonce.as_deref(),
+                issued_at: whole.issued_at,
+                expires_at: whole.expires_at,
+            };
+            let policy = serde_json::to_string(&resolution.policy).unwrap();
+            assert_eq!(body(&policy, &rest).unwrap(), serde_json::to_vec(&whole).unwrap());
         }
     }
 }

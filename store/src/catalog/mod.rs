@@ -4,6 +4,7 @@
 //! functions of a snapshot, with the same checks and messages as a directory of policy files; writing is the database's, and
 //! succeeds only while the snapshot is still true.
 
+mod answers;
 mod bundle;
 mod change;
 mod diff;
@@ -12,18 +13,20 @@ mod lint;
 #[cfg(test)]
 mod tests;
 
+pub use answers::{AnswerError, PolicyAnswer};
 pub use bundle::{export, import};
 pub use change::{ChangeError, Expected, Plan, attach, delete, detach, put, rename};
 pub use diff::diff;
 pub use lint::lint;
 
+use answers::Answers;
 use jiff::Timestamp;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::policy::{
     Attachment, EffectivePolicy, EndpointList, JsonPolicyDocument, PolicyDocument, PolicyErrors,
     PolicyRules, SourceDocument,
 };
-use portcullis_common::resolution::{HostDefaults, PolicySet, Resolution, ResolveError};
+use portcullis_common::resolution::{Choice, HostDefaults, PolicySet, Resolution, ResolveError};
 use portcullis_common::store_api::{Policy, PolicySummary};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,6 +89,8 @@ pub struct Snapshot {
     generation: i64,
     entries: BTreeMap<String, Entry>,
     set: Result<PolicySet, PolicyErrors>,
+    /// Policies as they are answered, once they were asked for.
+    answers: Arc<Answers>,
 }
 
 fn count(endpoints: Option<&EndpointList>) -> u64 {
@@ -101,7 +106,7 @@ impl Snapshot {
             .map(|entry| (entry.source.document.name.as_str().to_owned(), entry))
             .collect();
         let set = PolicySet::new(entries.values().map(|entry| Arc::clone(&entry.source)));
-        Self { generation, entries, set }
+        Self { generation, entries, set, answers: Arc::default() }
     }
 
     /// The generation.
@@ -143,6 +148,25 @@ impl Snapshot {
         let mut resolution = set.resolve(context, host)?;
         self.number(&mut resolution.policy);
         Ok(resolution)
+    }
+
+    /// As [`Self::resolve`], with the policy as the text that hosts get, which is made once for all who ask.
+    ///
+    /// # Errors
+    /// When the default is needed and not there, or the policies have mistakes.
+    pub fn answer(
+        &self,
+        context: &JobContext,
+        host: &HostDefaults,
+    ) -> Result<PolicyAnswer, AnswerError> {
+        let set = self.set.as_ref().map_err(|errors| ResolveError::Policy(errors.clone()))?;
+        let Choice { policy: chosen, scope, target, considered } = set.choose(context, host);
+        let policy = self.answers.get_or_make(chosen.name(), || {
+            let mut policy = set.chosen_policy(chosen)?;
+            self.number(&mut policy);
+            Ok(policy)
+        })?;
+        Ok(PolicyAnswer { policy, scope, target, considered })
     }
 
     /// What a policy means once `extends` is followed; `None` when there is none of this name.

@@ -9,6 +9,7 @@ mod archive;
 mod audit;
 mod baselines;
 mod batch;
+mod counters;
 mod destinations;
 mod detection_records;
 mod detections;
@@ -33,6 +34,7 @@ pub use archive::JobToArchive;
 pub use audit::{AuditFilter, NewAuditEntry};
 pub use baselines::{BaselineFilter, BaselineKind, RecordedCalls, TrialFilter};
 pub use batch::NewEvent;
+pub use counters::Counters;
 pub use destinations::{DestinationFilter, EndpointFilter};
 pub use detection_records::DetectionFilter;
 pub use detections::{DetectionState, NewDetection};
@@ -183,6 +185,8 @@ impl Database {
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
+                // A file does not go away like a server; each test would be a way to the connection's thread and back.
+                .test_before_acquire(false)
                 // On a full disk SQLite ends a transaction by itself, and its rollback then fails: the connection counts as one
                 // within a transaction for ever, and would refuse every other. It is replaced.
                 .before_acquire(|connection, _| {

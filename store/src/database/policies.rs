@@ -102,19 +102,6 @@ pub enum Change {
 }
 
 impl Database {
-    /// What changed last.
-    ///
-    /// # Errors
-    /// When the database can't be used.
-    pub async fn generations(&self) -> Result<Generations, DatabaseError> {
-        let (policies, identities) = read!(self, |pool| {
-            sqlx::query_as("SELECT policies, identities FROM store_state WHERE id = 1")
-                .fetch_one(pool)
-                .await?
-        });
-        Ok(Generations { policies, identities })
-    }
-
     /// All policies.
     ///
     /// # Errors

@@ -142,6 +142,12 @@ impl Store {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Ends all connections to the database, after what they do is done.
+    pub async fn close(&self) {
+        self.freshness.close().await;
+        self.database.close().await;
+    }
+
     /// Says that the server is about to stop.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

@@ -93,6 +93,9 @@ async fn every_earlier_version_with_data(world: World) {
         }
         if version >= 3 {
             assert_runs(&server).await;
+            let states = server.get("/hosts:state").await.expect(200);
+            let (host, level) = (&states["items"][0]["host_id"], &states["items"][0]["level"]);
+            assert_eq!((host, level), (&json!("h1"), &json!("enforced")), "{states}");
         }
         if version >= 4 {
             let rules = server.get("/suppressions").await.expect(200);

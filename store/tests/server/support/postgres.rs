@@ -160,14 +160,19 @@ impl Postgres {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Runs SQL in a database of its own beside `postgres`.
-    pub fn make_database(&self, name: &str) -> String {
+    /// Runs SQL in the database `postgres`.
+    pub fn run_sql(&self, sql: &str) {
         let made = as_postgres("psql", None)
-            .args(["-q", "-U", "postgres", "-c", &format!("CREATE DATABASE {name}"), "-h"])
+            .args(["-q", "-U", "postgres", "-c", sql, "-h"])
             .arg(self.directory.path())
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    /// Makes a database of its own beside `postgres`.
+    pub fn make_database(&self, name: &str) -> String {
+        self.run_sql(&format!("CREATE DATABASE {name}"));
         self.url().replace("/postgres?", &format!("/{name}?"))
     }
 
