@@ -111,6 +111,12 @@ struct StateParams {
     organization: Option<String>,
     /// Only of this repository and its jobs.
     repository: Option<String>,
+    /// Only of this cluster.
+    cluster: Option<String>,
+    /// Only of jobs of this workflow: `octo/hello/.github/workflows/ci.yml`.
+    workflow: Option<String>,
+    /// Only of jobs with this key.
+    job: Option<String>,
     /// Only those that have learned so much: `creating`, `stable`, `unstable`.
     state: Option<BaselineState>,
     /// Where to go on: `next_cursor` of the page before.
@@ -133,6 +139,9 @@ async fn states(
         }),
         organization: params.organization.map(|name| name.to_ascii_lowercase()),
         repository: params.repository.map(|name| name.to_ascii_lowercase()),
+        cluster: params.cluster,
+        workflow: params.workflow,
+        job: params.job,
         state: params.state,
         after: super::runs::number(params.cursor.as_deref())?,
     };

@@ -167,6 +167,8 @@ struct EventParams {
     process: Option<String>,
     /// Only of this step.
     step: Option<String>,
+    /// Only judged by the policy with this name.
+    policy: Option<String>,
     /// Queries for names as well.
     dns: bool,
     /// Only events of this kind: `network`, `dns`, `process`, `file`, `detection`, `posture`, `job`.
@@ -216,6 +218,7 @@ async fn read_events(
         endpoint: params.endpoint,
         process: params.process,
         step: params.step,
+        policy: params.policy,
     };
     let mut rows = store.database.events(key, &filter, asked(limit)).await?;
     let has_more = rows.len() > limit;

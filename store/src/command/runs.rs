@@ -164,7 +164,7 @@ pub(super) struct Events {
     #[arg(long = "type", value_name = "KIND", conflicts_with = "all")]
     kind: Option<String>,
     /// Show the job's processes as a tree, with what they executed and where they called.
-    #[arg(long, conflicts_with_all = ["all", "kind", "status", "endpoint", "process", "step"])]
+    #[arg(long, conflicts_with_all = ["all", "kind", "status", "endpoint", "process", "step", "policy"])]
     tree: bool,
     /// Only with this verdict: `allowed`, `blocked`, `would-block`.
     #[arg(long)]
@@ -178,6 +178,9 @@ pub(super) struct Events {
     /// Only of this step.
     #[arg(long)]
     step: Option<String>,
+    /// Only judged by the policy with this name.
+    #[arg(long)]
+    policy: Option<String>,
 }
 
 impl Events {
@@ -196,6 +199,7 @@ impl Events {
             ("endpoint", &self.endpoint),
             ("process", &self.process),
             ("step", &self.step),
+            ("policy", &self.policy),
         ]);
         let events: Vec<Event> = super::baseline::pages(&server, &path, query, "events").await?;
         show(self.store.output, &events, |events| {

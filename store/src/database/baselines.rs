@@ -36,6 +36,12 @@ pub struct BaselineFilter {
     pub organization: Option<String>,
     /// Only of this repository and its jobs.
     pub repository: Option<String>,
+    /// Only of this cluster.
+    pub cluster: Option<String>,
+    /// Only of jobs of this workflow.
+    pub workflow: Option<String>,
+    /// Only of jobs with this key.
+    pub job: Option<String>,
     /// Only those that have learned so much.
     pub state: Option<BaselineState>,
     /// Only newer ones than this key.
@@ -211,11 +217,16 @@ impl Database {
             if let Some(kind) = filter.kind {
                 query.push(" AND b.source = ").push_bind(kind.code());
             }
-            if let Some(organization) = &filter.organization {
-                query.push(" AND b.organization = ").push_bind(organization.clone());
-            }
-            if let Some(repository) = &filter.repository {
-                query.push(" AND b.repository = ").push_bind(repository.clone());
+            for (column, wanted) in [
+                ("organization", &filter.organization),
+                ("repository", &filter.repository),
+                ("cluster", &filter.cluster),
+                ("workflow_path", &filter.workflow),
+                ("job_name", &filter.job),
+            ] {
+                if let Some(wanted) = wanted {
+                    query.push(" AND b.").push(column).push(" = ").push_bind(wanted.clone());
+                }
             }
             if let Some(after) = filter.after {
                 query.push(" AND b.key > ").push_bind(after);

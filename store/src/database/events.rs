@@ -29,6 +29,8 @@ pub struct EventFilter {
     pub process: Option<String>,
     /// Only of this step.
     pub step: Option<String>,
+    /// Only judged by this policy.
+    pub policy: Option<String>,
 }
 
 /// The kinds of events, as they are asked for.
@@ -118,6 +120,14 @@ macro_rules! events_query {
         }
         if let Some(text) = &$filter.process {
             query.push(" AND process LIKE ").push_bind(containing(text)).push(" ESCAPE '!'");
+        }
+        if let Some(policy) = &$filter.policy {
+            // In the text alone: a job has one policy, and nobody looks for it among many.
+            query.push(match $database {
+                Database::Sqlite(_) => " AND body ->> '$.policy.name' = ",
+                Database::Postgres(_) => " AND body::json #>> '{policy,name}' = ",
+            });
+            query.push_bind(policy.clone());
         }
         query.push(" ORDER BY seq LIMIT ").push_bind(i64::from($limit));
         query

@@ -311,6 +311,7 @@ await part("a policy from a baseline, and its endpoints", async () => {
   await browser.open("/baselines?source=repository");
   await page.click("#rows >> text=octo/hello");
   await page.waitForURL("**/baselines/of?*");
+  assert.match(await page.textContent("dl.facts"), /State\s*(Creating|Stable|Unstable)/i);
   const exported = await page.evaluate(async (query) => (await fetch(`/baselines/endpoints.txt?${query}`)).text(), baseline);
   assert.match(exported, /^pypi\.org:443$/m);
   assert.doesNotMatch(exported, /collect\.evil\.test/);

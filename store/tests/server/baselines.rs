@@ -137,6 +137,10 @@ async fn new_destinations_of_a_stable_job_are_told_once(world: World) {
     let all = state(&server, "repository=octo/hello").await;
     assert_eq!(all.len(), 3, "two jobs and the repository: {all:?}");
     assert_eq!(state(&server, "source=cluster").await.len(), 1);
+    assert_eq!(state(&server, "source=cluster&cluster=prod").await.len(), 1);
+    assert_eq!(state(&server, "cluster=nobodys").await, []);
+    assert_eq!(state(&server, "source=job&job=build").await.len(), 1);
+    assert_eq!(state(&server, "source=job&workflow=elsewhere").await, []);
     let paged = server.get("/baselines/states?limit=1").await.expect(200);
     let next = paged["next_cursor"].as_str().unwrap();
     assert_eq!(state(&server, &format!("cursor={next}")).await.len(), 4);

@@ -206,6 +206,8 @@ async fn a_run_is_read_back(world: World) {
         ("endpoint=b_x", vec![2]),
         ("process=curl", vec![1, 2, 3]),
         ("step=test", vec![]),
+        ("policy=p", vec![1, 2, 3]),
+        ("policy=nobodys", vec![]),
         ("limit=1&cursor=1", vec![2]),
     ] {
         let events = server.get(&format!("/jobs/{job}/network-events?{filter}")).await.expect(200);

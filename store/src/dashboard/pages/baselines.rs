@@ -51,6 +51,8 @@ struct Show {
     layout: Layout,
     source: BaselineSource,
     query: String,
+    /// What it has learned; nothing before its first run.
+    learned: Option<BaselineSummary>,
     endpoints: Vec<DestinationSummary>,
     next: Option<String>,
     alert: Option<Html>,
@@ -108,9 +110,11 @@ fn query_of(source: &BaselineSource) -> String {
 }
 
 fn asked(source: &BaselineSource) -> Path {
-    parameters(source)
-        .into_iter()
-        .fold(path(&["baselines"]), |path, (name, value)| path.with(name, value))
+    with_parameters(path(&["baselines"]), source)
+}
+
+fn with_parameters(path: Path, source: &BaselineSource) -> Path {
+    parameters(source).into_iter().fold(path, |path, (name, value)| path.with(name, value))
 }
 
 async fn list(page: Page) -> PageResult {
@@ -141,6 +145,8 @@ async fn shown(page: &Page, fields: &Fields, alert: Option<Html>) -> Result<Show
     let source = source(fields)?;
     let asked = asked(&source).with("limit", ROWS).with_some("cursor", page.query("cursor"));
     let found: store_api::Page<DestinationSummary> = page.api.get(&asked).await?;
+    let states = with_parameters(path(&["baselines", "states"]), &source).with("limit", "1");
+    let states: store_api::Page<BaselineSummary> = page.api.get(&states).await?;
     let query = query_of(&source);
     let next = found.next_cursor.map(|cursor| {
         let cursor: String = url::form_urlencoded::byte_serialize(cursor.as_bytes()).collect();
@@ -150,6 +156,7 @@ async fn shown(page: &Page, fields: &Fields, alert: Option<Html>) -> Result<Show
     Ok(Show {
         layout: page.layout(format!("Baseline of {words}"), Section::Baselines),
         query,
+        learned: states.items.into_iter().find(|one| one.source == source),
         endpoints: found.items,
         next,
         alert,
