@@ -22,7 +22,7 @@ use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::OwnerMode;
 use crate::egress::{RuleSet, rule_set};
 use crate::network::{self, interfaces};
-use crate::nftables::{InstalledTable, forget_dns_flows};
+use crate::nftables::{DnsFlows, InstalledTable};
 use crate::protect::Protecting;
 use crate::protect::engine_sockets::EngineSockets;
 use crate::record::recorder::Recorder;
@@ -37,9 +37,11 @@ use portcullis_common::policy::EffectivePolicy;
 use resolving::{resolver_config, upstream_servers};
 use std::error::Error;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 pub(super) use target::table_name;
 use target::target;
 use tokio::sync::mpsc;
@@ -90,13 +92,14 @@ pub struct Enforced {
 pub struct Watching {
     job: Arc<Job>,
     parts: detectors::Parts,
-    namespace: File,
+    /// To be closed, which can take a moment.
+    dns_flows: Option<DnsFlows>,
 }
 
 impl Watching {
     /// Starts it.
     pub fn start(self) {
-        let Self { job, parts, namespace } = self;
+        let Self { job, parts, dns_flows } = self;
         // The job owns its detectors.
         let told = Arc::downgrade(&job);
         let started = Detectors::start(parts, move |problem: String| {
@@ -105,11 +108,7 @@ impl Watching {
             }
         });
         *job.detectors.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
-        // The rules are in force without it, and an old flow is blocked by them instead of redirected: its program would have
-        // to ask again from another port.
-        if let Err(error) = forget_dns_flows(namespace.as_fd()) {
-            tracing::warn!(job.id = job.id(), error = %error, "old DNS flows could not be forgotten");
-        }
+        drop(dns_flows);
     }
 }
 
@@ -134,6 +133,7 @@ pub fn enforce(
         None => interfaces(namespace.as_fd())
             .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
     };
+    let dns_flows = list_dns_flows(&namespace);
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
         .map_err(at("the packets that rules log can't be received"))?
         .without_link_header(
@@ -246,6 +246,7 @@ pub fn enforce(
     }
     let table = Arc::new(installed?);
     late_table.set(Arc::clone(&table));
+    let dns_flows = forget(dns_flows, &state.id);
     let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
     let of_sensors = sensors.features();
@@ -277,7 +278,7 @@ pub fn enforce(
     };
     let job = Arc::new(job);
     let parts = detector_parts(&job, &host.paths, executed, looks);
-    let watching = Watching { job: Arc::clone(&job), parts, namespace };
+    let watching = Watching { job: Arc::clone(&job), parts, dns_flows };
     Ok(Enforced { job, notices, watching })
 }
 
@@ -313,6 +314,31 @@ fn put_in_kernel(
         }
     }
     Ok(table)
+}
+
+/// Lists the flows of DNS that are older than the rules, beside what is done before those are in force.
+fn list_dns_flows(namespace: &File) -> io::Result<JoinHandle<io::Result<DnsFlows>>> {
+    let namespace = namespace.try_clone()?;
+    thread::Builder::new()
+        .name("dns-flows".to_owned())
+        .spawn(move || DnsFlows::list(namespace.as_fd()))
+}
+
+/// Forgets flows of DNS that are older than the rules. Those are in force without it, and an old flow is blocked by them instead
+/// of redirected: its program has to ask again from another port.
+fn forget(listing: io::Result<JoinHandle<io::Result<DnsFlows>>>, job_id: &str) -> Option<DnsFlows> {
+    let listed = listing.and_then(|thread| {
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("listing them panicked")))
+    });
+    let forgotten = listed.and_then(|mut flows| {
+        flows.forget()?;
+        Ok(flows)
+    });
+    forgotten
+        .map_err(|error| {
+            tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
+        })
+        .ok()
 }
 
 /// What looking for findings in the job needs.

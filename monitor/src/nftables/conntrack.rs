@@ -27,55 +27,74 @@ struct Flow {
     zone: Option<Vec<u8>>,
 }
 
-/// Makes connection tracking forget every flow to port 53 in `namespace`. Address translation is decided with the first
-/// packet of a flow, so that an old one would go on past the DNS redirection, where it is blocked. Returns how many there
-/// were.
+/// The flows to port 53 that connection tracking knew at some time in a network namespace. Address translation is decided
+/// with the first packet of a flow, so that an old one would go on past the DNS redirection, where it is blocked.
 ///
-/// It takes milliseconds: listing looks through the kernel's whole hash table, and the `close` of a netfilter socket waits
-/// for an RCU grace period when a transaction has just been applied.
-///
-/// # Errors
-/// When the flows can't be listed or deleted (needs `CAP_NET_ADMIN`).
-pub fn forget_dns_flows(namespace: BorrowedFd<'_>) -> io::Result<usize> {
-    if in_network_namespace(namespace, flow_count)? == Some(0) {
-        return Ok(0);
-    }
-    let mut socket = NetfilterSocket::open(namespace)?;
-    let flows: Vec<Flow> = socket.dump(
-        GET,
-        kernel::NFPROTO_UNSPEC,
-        |_| (),
-        |flows: &mut Vec<Flow>, message| {
-            let attributes = message.attributes()?;
-            let Some(tuple) = attributes.get(TUPLE_ORIGINAL) else { return Ok(()) };
-            let protocol = Parsed::parse(tuple)?.nested(TUPLE_PROTOCOL)?;
-            if protocol.and_then(|protocol| protocol.be16(DESTINATION_PORT)) == Some(DNS_PORT) {
-                flows.push(Flow {
-                    family: message.family(),
-                    tuple: tuple.to_vec(),
-                    id: attributes.get(ID).map(<[u8]>::to_vec),
-                    zone: attributes.get(ZONE).map(<[u8]>::to_vec),
-                });
-            }
-            Ok(())
-        },
-    )?;
-    for flow in &flows {
-        let deleted = socket.request(DELETE, flow.family, |body| {
-            body.nest(TUPLE_ORIGINAL, |tuple| tuple.raw(&flow.tuple));
-            for (kind, value) in [(ID, &flow.id), (ZONE, &flow.zone)] {
-                if let Some(value) = value {
-                    body.bytes(kind, value);
-                }
-            }
-        });
-        match deleted {
-            // It has ended by itself.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            other => other?,
+/// They are listed before a job's rules are in force and forgotten after: a flow that began behind the rules, whose answer
+/// may be on its way, must not be taken for an old one.
+#[derive(Debug)]
+pub struct DnsFlows {
+    /// Dropping it can take milliseconds: the `close` of a netfilter socket waits for an RCU grace period when a transaction
+    /// has just been applied.
+    socket: Option<NetfilterSocket>,
+    flows: Vec<Flow>,
+}
+
+impl DnsFlows {
+    /// Lists them in `namespace`. It takes milliseconds, for the kernel looks through its whole hash table.
+    ///
+    /// # Errors
+    /// When the flows can't be listed (needs `CAP_NET_ADMIN`).
+    pub fn list(namespace: BorrowedFd<'_>) -> io::Result<Self> {
+        if in_network_namespace(namespace, flow_count)? == Some(0) {
+            return Ok(Self { socket: None, flows: Vec::new() });
         }
+        let mut socket = NetfilterSocket::open(namespace)?;
+        let flows: Vec<Flow> = socket.dump(
+            GET,
+            kernel::NFPROTO_UNSPEC,
+            |_| (),
+            |flows: &mut Vec<Flow>, message| {
+                let attributes = message.attributes()?;
+                let Some(tuple) = attributes.get(TUPLE_ORIGINAL) else { return Ok(()) };
+                let protocol = Parsed::parse(tuple)?.nested(TUPLE_PROTOCOL)?;
+                if protocol.and_then(|protocol| protocol.be16(DESTINATION_PORT)) == Some(DNS_PORT) {
+                    flows.push(Flow {
+                        family: message.family(),
+                        tuple: tuple.to_vec(),
+                        id: attributes.get(ID).map(<[u8]>::to_vec),
+                        zone: attributes.get(ZONE).map(<[u8]>::to_vec),
+                    });
+                }
+                Ok(())
+            },
+        )?;
+        Ok(Self { socket: Some(socket), flows })
     }
-    Ok(flows.len())
+
+    /// Makes connection tracking forget them. Returns how many there were.
+    ///
+    /// # Errors
+    /// When one can't be deleted (needs `CAP_NET_ADMIN`).
+    pub fn forget(&mut self) -> io::Result<usize> {
+        let Some(socket) = &mut self.socket else { return Ok(0) };
+        for flow in &self.flows {
+            let deleted = socket.request(DELETE, flow.family, |body| {
+                body.nest(TUPLE_ORIGINAL, |tuple| tuple.raw(&flow.tuple));
+                for (kind, value) in [(ID, &flow.id), (ZONE, &flow.zone)] {
+                    if let Some(value) = value {
+                        body.bytes(kind, value);
+                    }
+                }
+            });
+            match deleted {
+                // It has ended by itself, and another one may have begun.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                other => other?,
+            }
+        }
+        Ok(self.flows.len())
+    }
 }
 
 /// How many flows connection tracking knows in the calling thread's network namespace; `None` when it does not say.

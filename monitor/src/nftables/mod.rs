@@ -13,7 +13,7 @@ mod verify;
 mod watcher;
 mod wire;
 
-pub use conntrack::forget_dns_flows;
+pub use conntrack::DnsFlows;
 pub use error::InstallError;
 pub use grants::LiveGrant;
 pub use installed::{Counter, InstalledTable};
