@@ -53,6 +53,13 @@ require_cargo() {
     command -v cargo >/dev/null || die "cargo was not found" "install Rust: https://rustup.rs"
 }
 
+# Whether users without rights can start programs below this directory, as tests do.
+require_open_directory() {
+    setpriv --reuid=65534 --regid=65534 --clear-groups test -x "$PWD" ||
+        die "other users can't enter $PWD, and tests start programs in it as users without rights" \
+            "let them into it and the directories above it (chmod o+x), or clone to another place"
+}
+
 require_cgroup_v2() {
     grep -q ' - cgroup2 ' /proc/self/mountinfo ||
         die "no cgroup v2 is mounted, so a job can't be told apart from the rest of the machine" \
