@@ -81,7 +81,7 @@ impl NetworkHooks {
         look_up(&self.flows, &flow_key(protocol, source_port, destination))
     }
 
-    /// Who made a call from this local port last.
+    /// Who asked a name server (port 53) from this local port last.
     pub fn client(&self, protocol: u8, source_port: u16) -> Option<Owner> {
         look_up(&self.clients, &client_key(protocol, source_port))
     }

@@ -27,6 +27,7 @@ fn finds_the_worker_of_a_hook() {
     let lineage = lineage(&honest(), key(40)).unwrap();
     let worker = lineage.worker().unwrap();
     assert_eq!((worker.worker, worker.listener, worker.uid), (key(20), key(10), 1001));
+    assert_eq!(worker.callers, [key(30), key(40)]);
     assert!(lineage.contains(key(30)) && !lineage.contains(key(41)));
 }
 

@@ -246,7 +246,7 @@ pub fn enforce(
     }
     let table = Arc::new(installed?);
     late_table.set(Arc::clone(&table));
-    let dns_flows = forget(dns_flows, &state.id);
+    let dns_flows = forget_dns_flows(dns_flows, &state.id);
     let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
     let of_sensors = sensors.features();
@@ -326,7 +326,10 @@ fn list_dns_flows(namespace: &File) -> io::Result<JoinHandle<io::Result<DnsFlows
 
 /// Forgets flows of DNS that are older than the rules. Those are in force without it, and an old flow is blocked by them instead
 /// of redirected: its program has to ask again from another port.
-fn forget(listing: io::Result<JoinHandle<io::Result<DnsFlows>>>, job_id: &str) -> Option<DnsFlows> {
+fn forget_dns_flows(
+    listing: io::Result<JoinHandle<io::Result<DnsFlows>>>,
+    job_id: &str,
+) -> Option<DnsFlows> {
     let listed = listing.and_then(|thread| {
         thread.join().unwrap_or_else(|_| Err(io::Error::other("listing them panicked")))
     });

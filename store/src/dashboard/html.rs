@@ -1,10 +1,12 @@
 //! Small pieces of HTML that many pages have. Whatever is put into them is escaped here.
 
+use super::api_client::segment;
 use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 use portcullis_common::event::{FeatureState, PostureLevel, Verdict};
-use portcullis_common::policy::EgressMode;
+use portcullis_common::policy::{DEFAULT_AUDIT, DEFAULT_BLOCK, EgressMode};
 use portcullis_common::store_api::BaselineState;
+use portcullis_common::text;
 use std::borrow::Borrow;
 use std::fmt;
 
@@ -36,12 +38,13 @@ pub(super) fn time(time: Timestamp, style: &'static str) -> Html {
     ))
 }
 
+fn escaped(text: &str) -> String {
+    let text = askama::filters::escape(text, askama::filters::Html);
+    text.map(|text| text.to_string()).unwrap_or_default()
+}
+
 /// A path whose directory is less to see than its last part; it may be wrapped behind a slash.
 pub(super) fn path(text: &str) -> Html {
-    let escaped = |part: &str| {
-        let text = askama::filters::escape(part, askama::filters::Html);
-        text.map(|text| text.to_string()).unwrap_or_default()
-    };
     let (directory, name) = text.rfind('/').map_or(("", text), |at| text.split_at(at + 1));
     let directory = escaped(directory).replace('/', "/<wbr>");
     if directory.is_empty() {
@@ -75,6 +78,21 @@ pub(super) fn verdict(verdict: impl Borrow<Verdict>) -> Html {
         Verdict::Blocked => badge("bad", "Blocked"),
         Verdict::WouldBlock => badge("warn", "Would be blocked"),
     }
+}
+
+/// Whether a policy is one of those that every host has, and no page of its own.
+pub(super) fn is_built_in(policy: impl AsRef<str>) -> bool {
+    [DEFAULT_AUDIT, DEFAULT_BLOCK].contains(&policy.as_ref())
+}
+
+/// A policy by its name, which a host may have made up, and its page where it has one.
+pub(super) fn policy(name: impl AsRef<str>) -> Html {
+    let name = name.as_ref();
+    let shown = escaped(&text::shown(name, 80));
+    if is_built_in(name) {
+        return Html(shown);
+    }
+    Html(format!("<a href=\"/policies/{}\">{shown}</a>", escaped(&segment(name))))
 }
 
 /// A policy's mode.
@@ -147,7 +165,19 @@ pub(super) fn lockdown() -> Html {
 
 #[cfg(test)]
 mod tests {
-    use super::{number, path};
+    use super::{is_built_in, number, path, policy};
+
+    #[test]
+    fn only_built_in_policies_have_no_page() {
+        assert_eq!(policy("default-block").to_string(), "default-block");
+        assert_eq!(
+            policy("default-web").to_string(),
+            "<a href=\"/policies/default-web\">default-web</a>"
+        );
+        assert!(is_built_in("default-audit") && !is_built_in("default-web"));
+        let hostile = policy("\"><img onerror=x>").to_string();
+        assert!(!hostile.contains("<img") && hostile.matches('"').count() == 2, "{hostile}");
+    }
 
     #[test]
     fn a_path_is_escaped_and_may_be_wrapped() {
