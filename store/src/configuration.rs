@@ -186,11 +186,25 @@ pub struct LimitsConfiguration {
     pub burst: u32,
     /// Failed attempts to become somebody, from one address in a minute.
     pub failed_sign_ins_per_minute: u32,
+    /// How long a request may take, with its body.
+    pub request_timeout_seconds: u32,
 }
 
 impl Default for LimitsConfiguration {
     fn default() -> Self {
-        Self { requests_per_second: 200, burst: 1000, failed_sign_ins_per_minute: 30 }
+        Self {
+            requests_per_second: 200,
+            burst: 1000,
+            failed_sign_ins_per_minute: 30,
+            request_timeout_seconds: 30,
+        }
+    }
+}
+
+impl LimitsConfiguration {
+    /// How long a request may take, with its body.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_seconds.into())
     }
 }
 

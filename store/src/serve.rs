@@ -148,7 +148,10 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
 }
 
 /// Removes what is older than the configuration keeps, in portions between which others get their turn.
-async fn remove_old(store: &Store) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When the database can't be used.
+pub async fn remove_old(store: &Store) -> anyhow::Result<()> {
     let kept = &store.configuration.retention;
     let before = |days: u32| (now() - Duration::from_hours(24) * days).as_millisecond();
     let retention = Retention {

@@ -53,6 +53,10 @@ pub struct JobRecord {
     pub target: String,
     /// How sure the store was of the job's identity.
     pub identity: Identity,
+    /// The workflow that holds the job, as its OIDC token says: `octo/shared/.github/workflows/build.yml@refs/tags/v1`. Another
+    /// one than the context's when a reusable workflow runs; absent when the store verified no token of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_workflow_ref: Option<String>,
     /// Audit or block.
     pub mode: EgressMode,
     /// `running` or `ended`.

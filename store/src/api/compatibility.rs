@@ -15,6 +15,7 @@ use crate::identity::secret::SecretKind;
 use crate::service::{AuthenticationError, Store};
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
 use portcullis_common::job_context::JobContext;
 use portcullis_common::policy::{Attachment, EffectivePolicy, EgressMode, Rule};
 use portcullis_common::resolution::{DefaultPolicy, HostDefaults, ScopeKind};
@@ -123,32 +124,34 @@ async fn by_workflow(
     headers: HeaderMap,
 ) -> ApiResult<Answer<CompatiblePolicy>> {
     let full_name = format!("{owner}/{repository}");
-    let key = headers.get("vm-api-key").and_then(|key| key.to_str().ok());
-    let secret = match key {
+    let secret = match api_key(&headers) {
         Some(key) => key,
         None => bearer(&headers)?,
-    };
-    let cluster = if secret.starts_with(SecretKind::Host.prefix()) {
-        Some(cluster_of(&store, secret).await?)
-    } else {
-        let claims = claims(&store, secret, &owner).await?;
-        let is_same = claims.repository.eq_ignore_ascii_case(&full_name)
-            && params.run_id.as_ref().is_none_or(|run_id| *run_id == claims.run_id);
-        if !is_same {
-            return Err(ApiError::forbidden("the id token is another job's"));
-        }
-        None
     };
     let path = if params.workflow.contains('/') {
         params.workflow.trim_start_matches('/').to_owned()
     } else {
         format!(".github/workflows/{}", params.workflow)
     };
-    let context = JobContext {
+    let mut context = JobContext {
         repository: full_name.clone(),
         repository_owner: owner.clone(),
         workflow_ref: format!("{full_name}/{path}@refs/heads/main"),
         ..JobContext::default()
+    };
+    let cluster = if secret.starts_with(SecretKind::Host.prefix()) {
+        Some(cluster_of(&store, secret).await?)
+    } else {
+        let claims = claims(&store, secret, &owner).await?;
+        let mut is_same = claims.repository.eq_ignore_ascii_case(&full_name)
+            && params.run_id.as_ref().is_none_or(|run_id| *run_id == claims.run_id);
+        // The token says which workflow it is, also when that is one of another repository; the client may not say another.
+        context.workflow_ref = claims.workflow_ref;
+        is_same &= file_of(context.workflow_path()) == Some(&path);
+        if !is_same {
+            return Err(ApiError::forbidden("the id token is another job's"));
+        }
+        None
     };
     let host = HostDefaults { cluster, default_policy: DefaultPolicy::Audit };
     let resolution = store.snapshot().await?.resolve(&context, &host)?;
@@ -158,6 +161,21 @@ async fn by_workflow(
         ));
     }
     Ok(Answer(compatible(&owner, &resolution.policy)))
+}
+
+/// A host's credential, as clients send their key: `Authorization: vm-api-key KEY`, or in a header of that name.
+fn api_key(headers: &HeaderMap) -> Option<&str> {
+    let of_header = headers.get("vm-api-key").and_then(|key| key.to_str().ok());
+    of_header.or_else(|| {
+        let text = headers.get(AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, key) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("vm-api-key").then(|| key.trim())
+    })
+}
+
+/// The path in its repository of `owner/name/path`.
+fn file_of(workflow_path: &str) -> Option<&str> {
+    workflow_path.splitn(3, '/').nth(2)
 }
 
 async fn cluster_of(store: &Store, secret: &str) -> ApiResult<String> {

@@ -56,13 +56,9 @@ use tower_http::request_id::{
     MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 use tower_http::set_header::SetResponseHeaderLayer;
-use tower_http::timeout::TimeoutLayer;
 
 /// The largest body in bytes, as it comes and after it is unpacked: a bundle of thousands of policies, a batch of events.
 pub const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
-
-/// How long a request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The header that carries a request's id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -189,6 +185,7 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
     for path in ["/openapi.json", "/metrics"] {
         list.push(RouteInfo { method: "GET", path: path.to_owned(), access: Access::Public });
     }
+    let timeout = store.configuration.limits.request_timeout();
     // The dashboard calls the same routes, within the process.
     let in_process =
         router.clone().layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(Arc::clone(&store));
@@ -205,12 +202,12 @@ pub fn api(store: &Arc<Store>, metrics: &Arc<Metrics>) -> Api {
                 "this can't be done with what is at this address",
             )
         })
+        .layer(from_fn_with_state(timeout, in_time))
         .layer(from_fn_with_state(Arc::clone(metrics), observe))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(RequestDecompressionLayer::new())
         .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES))
         .layer(from_fn(as_problem))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT))
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::internal("the request made the server fail; others are not affected")
                 .into_response()
@@ -252,6 +249,21 @@ async fn as_problem(request: Request, next: Next) -> Response {
         .hint("send it as it is, or with Content-Encoding gzip or zstd")
         .into_response(),
         _ => response,
+    }
+}
+
+/// Gives up a request that takes too long, with everything it waits for: a body that trickles in, a database that hangs.
+async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            format!("the request took longer than {} seconds", limit.as_secs()),
+        )
+        .hint("send less at a time; if the store is slow, its log and /metrics show it")
+        .retry_after(2)
+        .into_response(),
     }
 }
 

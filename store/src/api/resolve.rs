@@ -5,6 +5,7 @@ use super::access::{Access, Called};
 use super::describe::{DescribeAnswer, Operation};
 use super::extract::{JsonBody, TheStore};
 use super::problem::{ApiError, ApiResult};
+use crate::database::job_of_token;
 use crate::identity::oidc::IdentityError;
 use crate::identity::secret::hash;
 use crate::service::{Store, now};
@@ -27,6 +28,9 @@ const VALIDITY: Duration = Duration::from_mins(5);
 
 /// The longest nonce in bytes.
 const MAX_NONCE_BYTES: usize = 128;
+
+/// The longest `job_workflow_ref` that is kept, in bytes: names and paths of GitHub are shorter.
+const MAX_WORKFLOW_REF_BYTES: usize = 1024;
 
 pub(super) fn routes(routes: &mut Routes) {
     routes.api(
@@ -163,17 +167,12 @@ fn cluster(called: &Called, asked: Option<String>) -> ApiResult<Option<String>> 
 async fn verify(store: &Store, token: &str, context: &JobContext) -> ApiResult<()> {
     let claims =
         store.verifier.verify(token, context).await.map_err(|error| identity_error(&error))?;
-    // Legs of a matrix share run and key, and differ by their runner.
-    let job = format!(
-        "{}/{}/{}/{}/{}",
-        context.repository.to_ascii_lowercase(),
-        context.run_id,
-        context.run_attempt,
-        context.job,
-        context.runner_name
-    );
+    let job = job_of_token(context);
     let expires_ms = claims.exp.saturating_mul(1000).saturating_add(120_000);
-    if store.database.claim_id_token(&hash(token), &job, expires_ms).await? {
+    // Signed by GitHub all the same; a text that no column of ours takes is not kept.
+    let is_text = |text: &&str| text.len() <= MAX_WORKFLOW_REF_BYTES && !text.contains('\0');
+    let workflow = claims.job_workflow_ref.as_deref().filter(is_text);
+    if store.database.claim_id_token(&hash(token), &job, workflow, expires_ms).await? {
         return Ok(());
     }
     Err(ApiError::new(

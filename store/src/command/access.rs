@@ -1,9 +1,10 @@
 //! `portcullis token`.
 
 use super::connect::StoreOptions;
-use super::output::{Output, Table, print, show};
+use super::output::{Output, Table, done, print, show};
 use clap::{Args, Subcommand};
 use portcullis_common::store_api::{CreateToken, CreatedSecret, Page, Role, Token as StoredToken};
+use serde_json::json;
 
 #[derive(Args, Debug)]
 pub(super) struct Token {
@@ -72,7 +73,11 @@ impl Token {
                 let made: CreatedSecret = server.post("tokens", &[], &body).await?;
                 secret(self.store.output, &made)
             }
-            TokenCommand::Revoke { id } => Ok(server.delete(&format!("tokens/{id}"), &[]).await?),
+            TokenCommand::Revoke { id } => {
+                server.delete(&format!("tokens/{id}"), &[]).await?;
+                let answer = json!({ "token": id, "action": "revoked" });
+                done(self.store.output, &answer, &format!("token {id} is revoked"))
+            }
         }
     }
 }

@@ -1,12 +1,13 @@
 //! `portcullis attach` and `detach`.
 
 use super::connect::StoreOptions;
-use super::output::print;
+use super::output::done;
 use anyhow::Context as _;
 use clap::Args;
 use portcullis_common::policy::{Attachment, scope_name};
 use portcullis_common::resolution::ScopeKind;
 use portcullis_common::store_api::Page;
+use serde_json::json;
 
 /// One target.
 #[derive(Args, Debug)]
@@ -67,8 +68,9 @@ impl Attach {
         let target = self.target.attachment()?;
         let path = format!("policies/{}/attachments", self.policy);
         let query = [("replace", self.replace.to_string())];
-        let _: Page<Attachment> = server.post(&path, &query, &target).await?;
-        print(&format!("policy {} applies to the {target}\n", self.policy))
+        let attached: Page<Attachment> = server.post(&path, &query, &target).await?;
+        let sentence = format!("policy {} applies to the {target}", self.policy);
+        done(self.store.output, &attached.items, &sentence)
     }
 }
 
@@ -88,6 +90,8 @@ impl Detach {
         let target = self.target.attachment()?;
         let path = format!("policies/{}/attachments", self.policy);
         server.delete(&path, &[(scope_name(target.scope()), target.target().to_owned())]).await?;
-        print(&format!("policy {} no longer applies to the {target}\n", self.policy))
+        let answer = json!({ "policy": self.policy, "action": "detached", "target": target });
+        let sentence = format!("policy {} no longer applies to the {target}", self.policy);
+        done(self.store.output, &answer, &sentence)
     }
 }

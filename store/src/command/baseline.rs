@@ -2,7 +2,7 @@
 
 use super::connect::StoreOptions;
 use super::import_endpoints::show_left_out;
-use super::output::{Output, Table, print, show};
+use super::output::{Output, Table, print, show, text_only};
 use super::progress::Progress;
 use super::source::{SourceOptions, source_query};
 use clap::{Args, Subcommand};
@@ -179,6 +179,7 @@ impl Baseline {
                 })
             }
             BaselineCommand::Export { source, filter } => {
+                text_only(output)?;
                 let query = endpoint_query(&source.needed()?, filter);
                 print(&server.get_text("baselines", "text/plain", &query).await?)
             }

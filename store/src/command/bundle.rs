@@ -1,7 +1,8 @@
 //! `portcullis export` and `import`.
 
 use super::connect::{Place, StoreOptions};
-use super::output::{Table, print, show};
+use super::output::{Table, print, show, text_only};
+use super::progress::waiting;
 use clap::Args;
 use portcullis_common::store_api::ImportOutcome;
 use std::path::PathBuf;
@@ -14,9 +15,11 @@ pub(super) struct Export {
 
 impl Export {
     pub(super) async fn run(&self) -> anyhow::Result<()> {
+        text_only(self.store.output)?;
         match self.store.place()? {
             Place::Server(server) => {
-                print(&server.get_text("policies:export", "application/yaml", &[]).await?)
+                let asked = server.get_text("policies:export", "application/yaml", &[]);
+                print(&waiting("exporting", asked).await?)
             }
             Place::Directory(policies) => {
                 let documents: Vec<String> = policies
@@ -57,7 +60,8 @@ impl Import {
             ("prune", self.prune.to_string()),
         ];
         query.extend(self.comment.as_ref().map(|comment| ("comment", comment.clone())));
-        let outcome: ImportOutcome = server.post_text("policies:import", &query, bytes).await?;
+        let asked = server.post_text("policies:import", &query, bytes);
+        let outcome: ImportOutcome = waiting("importing", asked).await?;
         show(self.store.output, &outcome, |outcome| {
             Table::new(
                 ["NAME", "ACTION", "VERSION", "ATTACHED", "DETACHED"],

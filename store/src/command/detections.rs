@@ -2,12 +2,13 @@
 
 use super::attach::attachment;
 use super::connect::StoreOptions;
-use super::output::{Output, Table, print, show};
+use super::output::{Output, Table, done, print, show};
 use super::runs::{given, newest};
 use clap::{Args, Subcommand};
 use portcullis_common::store_api::{
     DetectionRecord, Page, Suppression, SuppressionPreview, WriteDetectionState, WriteSuppression,
 };
+use serde_json::json;
 
 #[derive(Args, Debug)]
 pub(super) struct Detections {
@@ -142,15 +143,15 @@ impl Detections {
             Some(DetectionCommand::Resolve { id, comment }) => {
                 let body =
                     WriteDetectionState { state: "resolved".to_owned(), comment: comment.clone() };
-                let _: DetectionRecord =
+                let record: DetectionRecord =
                     server.put(&format!("detections/{id}/state"), &body).await?;
-                print(&format!("detection {id} is resolved\n"))
+                done(output, &record, &format!("detection {id} is resolved"))
             }
             Some(DetectionCommand::Reopen { id }) => {
                 let body = WriteDetectionState { state: "new".to_owned(), comment: None };
                 let record: DetectionRecord =
                     server.put(&format!("detections/{id}/state"), &body).await?;
-                print(&format!("detection {id} is {}\n", record.state))
+                done(output, &record, &format!("detection {id} is {}", record.state))
             }
             Some(DetectionCommand::Suppress(rule)) if rule.preview => {
                 let found: SuppressionPreview =
@@ -166,7 +167,9 @@ impl Detections {
             }
             Some(DetectionCommand::Suppress(rule)) => {
                 let made: Suppression = server.post("suppressions", &[], &rule.written()?).await?;
-                print(&format!("rule {} suppresses {} detections\n", made.id, made.suppressed))
+                let sentence =
+                    format!("rule {} suppresses {} detections", made.id, made.suppressed);
+                done(output, &made, &sentence)
             }
             Some(DetectionCommand::Rules) => {
                 let page: Page<Suppression> = server.get("suppressions", &[]).await?;
@@ -174,7 +177,8 @@ impl Detections {
             }
             Some(DetectionCommand::Unsuppress { rule }) => {
                 server.delete(&format!("suppressions/{rule}"), &[]).await?;
-                print(&format!("rule {rule} is removed\n"))
+                let answer = json!({ "rule": rule, "action": "removed" });
+                done(output, &answer, &format!("rule {rule} is removed"))
             }
         }
     }

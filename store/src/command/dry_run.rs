@@ -2,6 +2,7 @@
 
 use super::connect::StoreOptions;
 use super::output::{Found, Output, Table, print, show, word};
+use super::progress::waiting;
 use super::source::SourceOptions;
 use anyhow::bail;
 use clap::Args;
@@ -66,7 +67,8 @@ impl DryRunOptions {
             since: self.days.map(super::baseline::since),
             jobs: self.jobs,
         };
-        let tried: DryRun = server.post("policies:dry-run", &[], &request).await?;
+        let asked = server.post("policies:dry-run", &[], &request);
+        let tried: DryRun = waiting("judging recorded runs", asked).await?;
         match store.output {
             Output::Table => tell(&tried)?,
             output => show(output, &tried, |_| Table::new([""], []))?,

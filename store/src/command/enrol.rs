@@ -2,12 +2,13 @@
 
 use super::access::secret;
 use super::connect::StoreOptions;
-use super::output::{Table, print, show};
+use super::output::{Table, done, show};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use portcullis_common::store_api::{
     CreateEnrolment, CreatedSecret, Credential, Host as StoredHost, Page,
 };
+use serde_json::json;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -91,11 +92,16 @@ impl Enrol {
                     audience: enrolled.audience,
                 };
                 keep(credential_file, &credential)?;
-                print(&format!(
-                    "host {name} is enrolled in cluster {}; its credential is in {}\n",
+                let answer = json!({
+                    "host_id": credential.host_id, "host_name": name, "cluster": enrolled.cluster,
+                    "credential_file": credential_file, "expires_at": credential.expires_at,
+                });
+                let sentence = format!(
+                    "host {name} is enrolled in cluster {}; its credential is in {}",
                     enrolled.cluster,
                     credential_file.display()
-                ))
+                );
+                done(self.store.output, &answer, &sentence)
             }
             EnrolCommand::List => {
                 let page: Page<StoredHost> = self.store.server()?.get("hosts", &[]).await?;
@@ -120,7 +126,9 @@ impl Enrol {
                 })
             }
             EnrolCommand::Revoke { id } => {
-                Ok(self.store.server()?.delete(&format!("hosts/{id}"), &[]).await?)
+                self.store.server()?.delete(&format!("hosts/{id}"), &[]).await?;
+                let answer = json!({ "host_id": id, "action": "revoked" });
+                done(self.store.output, &answer, &format!("host {id} is revoked"))
             }
         }
     }

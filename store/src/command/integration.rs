@@ -1,7 +1,7 @@
 //! `portcullis integration`.
 
 use super::connect::StoreOptions;
-use super::output::{Table, print, show};
+use super::output::{Output, Table, done, show};
 use anyhow::{Context as _, bail};
 use aws_lc_rs::rand::fill;
 use base64::Engine as _;
@@ -12,6 +12,7 @@ use portcullis_common::store_api::{
     WriteTarget,
 };
 use portcullis_store_client::OperatorClient;
+use serde::Serialize;
 use serde_json::json;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -78,34 +79,39 @@ enum IntegrationCommand {
 impl Integration {
     pub(super) async fn run(&self) -> anyhow::Result<()> {
         let server = self.store.server()?;
+        let output = self.store.output;
         match &self.command {
             IntegrationCommand::List => {
                 let page: Page<Stored> = server.get("integrations", &[]).await?;
-                show(self.store.output, &page.items, |items| list(items))
+                show(output, &page.items, |items| list(items))
             }
             IntegrationCommand::Create { file, generate_secret } => {
                 let mut written = read(file)?;
                 let made = if *generate_secret { add_key(&mut written)? } else { None };
                 let stored: Stored = server.post("integrations", &[], &written).await?;
-                print(&format!("integration {} created, id {}\n", stored.name, stored.id))?;
-                match made {
-                    Some(key) => print(&format!("{key}\n")),
-                    None => Ok(()),
+                let mut sentence = format!("integration {} created, id {}", stored.name, stored.id);
+                if let Some(key) = &made {
+                    sentence.push('\n');
+                    sentence.push_str(key);
                 }
+                done(output, &Made { integration: &stored, secret: made.as_deref() }, &sentence)
             }
             IntegrationCommand::Update { file } => {
                 let written = read(file)?;
                 let found = find(&server, &written.name).await?;
                 let path = format!("integrations/{}", found.id);
                 let stored: Stored = server.put(&path, &written).await?;
-                print(&format!("integration {} updated\n", stored.name))
+                done(output, &stored, &format!("integration {} updated", stored.name))
             }
             IntegrationCommand::Test { integration } => {
                 let found = find(&server, integration).await?;
                 let path = format!("integrations/{}/test", found.id);
                 let delivery: Delivery = server.post(&path, &[], &json!({})).await?;
                 if delivery.state == DeliveryState::Delivered {
-                    return print(&format!("integration {} works\n", found.name));
+                    return done(output, &delivery, &format!("integration {} works", found.name));
+                }
+                if output != Output::Table {
+                    show(output, &delivery, |_| Table::new([""], []))?;
                 }
                 bail!(
                     "integration {} does not work: {}",
@@ -116,7 +122,8 @@ impl Integration {
             IntegrationCommand::Delete { integration } => {
                 let found = find(&server, integration).await?;
                 server.delete(&format!("integrations/{}", found.id), &[]).await?;
-                print(&format!("integration {} deleted\n", found.name))
+                let answer = json!({ "integration": found.id, "action": "deleted" });
+                done(output, &answer, &format!("integration {} deleted", found.name))
             }
             IntegrationCommand::Deliveries { integration, state, limit } => {
                 let found = find(&server, integration).await?;
@@ -124,14 +131,24 @@ impl Integration {
                 query.extend(state.as_ref().map(|state| ("state", state.clone())));
                 let path = format!("integrations/{}/deliveries", found.id);
                 let page: Page<Delivery> = server.get(&path, &query).await?;
-                show(self.store.output, &page.items, |items| deliveries(items))
+                show(output, &page.items, |items| deliveries(items))
             }
             IntegrationCommand::Retry { delivery } => {
                 server.post_empty(&format!("deliveries/{delivery}/retry")).await?;
-                print(&format!("delivery {delivery} is tried again\n"))
+                let answer = json!({ "delivery": delivery, "action": "retried" });
+                done(output, &answer, &format!("delivery {delivery} is tried again"))
             }
         }
     }
+}
+
+/// An integration that was made, and the key that was made for it, which is told this once.
+#[derive(Debug, Serialize)]
+struct Made<'a> {
+    #[serde(flatten)]
+    integration: &'a Stored,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<&'a str>,
 }
 
 fn read(path: &Path) -> anyhow::Result<WriteIntegration> {

@@ -76,6 +76,14 @@ pub(super) fn show<T: Serialize>(
     }
 }
 
+/// Shows what was done: a sentence for people, what the store answered for programs.
+pub(super) fn done<T: Serialize>(output: Output, answer: &T, sentence: &str) -> anyhow::Result<()> {
+    match output {
+        Output::Table => print(&format!("{sentence}\n")),
+        _ => show(output, answer, |_| Table::new([""], [])),
+    }
+}
+
 /// Shows text.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     let mut output = std::io::stdout().lock();
@@ -114,6 +122,22 @@ pub(super) fn word<T: Serialize>(value: &T) -> String {
 #[error("{0}")]
 pub(super) struct Found(pub(super) String);
 
+/// Options that make no sense together, which only the command can tell.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) &'static str);
+
+/// Refuses `--output` where what is printed is a document of its own, as other programs read it.
+pub(super) fn text_only(output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Table => Ok(()),
+        _ => Err(Usage("this command prints a document as it is; leave --output out").into()),
+    }
+}
+
+/// The exit status of [`Usage`], as that of options that are not known.
+const USAGE: u8 = 64;
+
 /// The exit status of [`Found`].
 const FOUND: u8 = 3;
 
@@ -126,6 +150,7 @@ pub fn exit_code(error: &anyhow::Error) -> (u8, String) {
     let status = match () {
         () if is_unreachable => 2,
         () if error.is::<Found>() => FOUND,
+        () if error.is::<Usage>() => USAGE,
         () => 1,
     };
     (status, error_text(error))

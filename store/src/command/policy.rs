@@ -3,7 +3,7 @@
 use super::connect::{Place, StoreOptions};
 use super::dry_run::DryRunOptions;
 use super::import_endpoints::ImportOptions;
-use super::output::{Found, Output, Table, print, show};
+use super::output::{Found, Output, Table, done, print, show, text_only};
 use crate::catalog;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -14,6 +14,7 @@ use portcullis_common::store_api::{
     RenamePolicy, RestorePolicy,
 };
 use portcullis_store_client::{OperatorClient, StoreError};
+use serde_json::json;
 use std::io::Read as _;
 use std::path::PathBuf;
 
@@ -111,9 +112,14 @@ impl Policy {
         match (&self.command, &place) {
             (PolicyCommand::List, Place::Directory(policies)) => self.list_files(policies),
             (PolicyCommand::Get { name, version: None }, Place::Directory(policies)) => {
-                print(&document(policies, name)?.to_yaml()?)
+                let document = document(policies, name)?;
+                match self.store.output {
+                    Output::Json => show(Output::Json, document, |_| Table::new([""], [])),
+                    _ => print(&document.to_yaml()?),
+                }
             }
             (PolicyCommand::ExportEndpoints { name }, Place::Directory(policies)) => {
+                text_only(self.store.output)?;
                 let rules = policies.library().rules(name);
                 let rules = rules.with_context(|| no_policy(name))??;
                 let lines = rules.allowed.iter().flat_map(|rule| [&rule.text, "\n"]);
@@ -143,14 +149,8 @@ impl Policy {
         let output = self.store.output;
         match &self.command {
             PolicyCommand::List => {
-                let mut all: Vec<PolicySummary> = Vec::new();
-                let mut query = vec![("limit", "1000".to_owned())];
-                loop {
-                    let page: Page<PolicySummary> = server.get("policies", &query).await?;
-                    all.extend(page.items);
-                    let Some(cursor) = page.next_cursor else { break };
-                    query = vec![("limit", "1000".to_owned()), ("cursor", cursor)];
-                }
+                let all: Vec<PolicySummary> =
+                    super::baseline::pages(server, "policies", Vec::new(), "policies").await?;
                 show(output, &all, |all| {
                     Table::new(
                         ["NAME", "VERSION", "MODE", "ATTACHED TO", "UPDATED", "BY"],
@@ -170,24 +170,36 @@ impl Policy {
                     )
                 })
             }
+            // The document is YAML; as JSON there is everything that the store knows of it.
+            PolicyCommand::Get { name, version: None } if output == Output::Json => {
+                let policy: StoredPolicy = server.get(&format!("policies/{name}"), &[]).await?;
+                show(output, &policy, |_| Table::new([""], []))
+            }
             PolicyCommand::Get { name, version: None } => {
                 print(&server.get_text(&format!("policies/{name}"), "application/yaml", &[]).await?)
             }
             PolicyCommand::Get { name, version: Some(version) } => {
                 let path = format!("policies/{name}/versions/{version}");
                 let version: PolicyVersion = server.get(&path, &[]).await?;
+                if output == Output::Json {
+                    return show(output, &version, |_| Table::new([""], []));
+                }
                 let document = version.document.context("the store sent no document")?;
                 print(&document.0.to_yaml()?)
             }
-            PolicyCommand::Apply { file, comment } => apply(server, file, comment.as_deref()).await,
+            PolicyCommand::Apply { file, comment } => {
+                apply(server, file, comment.as_deref(), output).await
+            }
             PolicyCommand::Delete { name } => {
-                Ok(server.delete(&format!("policies/{name}"), &[]).await?)
+                server.delete(&format!("policies/{name}"), &[]).await?;
+                let answer = json!({ "policy": name, "action": "deleted" });
+                done(output, &answer, &format!("policy {name} deleted"))
             }
             PolicyCommand::Rename { name, new_name } => {
                 let body = RenamePolicy { name: new_name.clone(), comment: None };
                 let policy: StoredPolicy =
                     server.post(&format!("policies/{name}/rename"), &[], &body).await?;
-                written(&policy, "renamed")
+                written(output, &policy, "renamed")
             }
             PolicyCommand::History { name } => {
                 let path = format!("policies/{name}/versions");
@@ -227,7 +239,7 @@ impl Policy {
                 let body = RestorePolicy { version: *version, comment: None };
                 let policy: StoredPolicy =
                     server.post(&format!("policies/{name}/restore"), &[], &body).await?;
-                written(&policy, "restored")
+                written(output, &policy, "restored")
             }
             PolicyCommand::Lint { name, unused_days, check } => {
                 let days = unused_days.map(|days| ("unused_days", days.to_string()));
@@ -237,6 +249,7 @@ impl Policy {
             PolicyCommand::DryRun(options) => options.run(&self.store, server).await,
             PolicyCommand::ImportEndpoints(options) => options.run(output, server).await,
             PolicyCommand::ExportEndpoints { name } => {
+                text_only(output)?;
                 let path = format!("policies/{name}/endpoints");
                 print(&server.get_text(&path, "text/plain", &[]).await?)
             }
@@ -328,8 +341,9 @@ fn document<'a>(policies: &'a PolicySet, name: &str) -> anyhow::Result<&'a Polic
     Ok(&source.with_context(|| no_policy(name))?.document)
 }
 
-fn written(policy: &StoredPolicy, what: &str) -> anyhow::Result<()> {
-    print(&format!("policy {} {what}, version {}\n", policy.summary.name, policy.summary.version))
+fn written(output: Output, policy: &StoredPolicy, what: &str) -> anyhow::Result<()> {
+    let PolicySummary { name, version, .. } = &policy.summary;
+    done(output, policy, &format!("policy {name} {what}, version {version}"))
 }
 
 /// Writes a document over the version that is there now, so that what somebody else writes meanwhile is not lost.
@@ -337,6 +351,7 @@ async fn apply(
     server: &OperatorClient,
     file: &std::path::Path,
     comment: Option<&str>,
+    output: Output,
 ) -> anyhow::Result<()> {
     let (bytes, source) = read(file)?;
     let name = portcullis_common::policy::parse_documents(&source, &bytes)
@@ -353,7 +368,7 @@ async fn apply(
     let mut query = vec![("source", source)];
     query.extend(comment.map(|comment| ("comment", comment.to_owned())));
     let policy: StoredPolicy = server.put_text(&path, &query, bytes, tag.as_deref()).await?;
-    written(&policy, if tag.is_some() { "updated" } else { "created" })
+    written(output, &policy, if tag.is_some() { "updated" } else { "created" })
 }
 
 /// A file or standard input, bounded, with what messages call it.

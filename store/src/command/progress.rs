@@ -28,6 +28,10 @@ impl Progress {
 
     /// So many are done.
     pub(super) fn set(&mut self, done: u64) {
+        self.write(&line(self.what, done, self.total));
+    }
+
+    fn write(&mut self, text: &str) {
         let now = Instant::now();
         let is_due = match self.written {
             None => now - self.started >= PATIENCE,
@@ -38,7 +42,7 @@ impl Progress {
         }
         self.written = Some(now);
         // The line is a courtesy; a standard error that is closed stops nothing.
-        let _ = write!(std::io::stderr(), "\r{}", line(self.what, done, self.total));
+        let _ = write!(std::io::stderr(), "\r{text}");
     }
 
     /// Takes the line away.
@@ -47,6 +51,24 @@ impl Progress {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
     }
+}
+
+/// Waits for one answer that may take long, and tells how long it has been.
+pub(super) async fn waiting<T>(what: &'static str, answer: impl Future<Output = T>) -> T {
+    let mut progress = Progress::new(what, None);
+    let mut answer = std::pin::pin!(answer);
+    let mut pause = tokio::time::interval(PAUSE);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut answer => break answer,
+            _ = pause.tick() => {
+                let seconds = progress.started.elapsed().as_secs();
+                progress.write(&format!("{what}, {seconds} s"));
+            }
+        }
+    };
+    progress.finish();
+    answer
 }
 
 fn line(what: &str, done: u64, total: Option<u64>) -> String {

@@ -1,7 +1,8 @@
 //! `portcullis runs` and `events`.
 
 use super::connect::StoreOptions;
-use super::output::{Table, show};
+use super::output::{Table, show, word};
+use super::progress::Progress;
 use clap::Args;
 use portcullis_common::event::{Event, EventKind};
 use portcullis_common::report::endpoint;
@@ -51,24 +52,28 @@ pub(super) fn given(options: &[(&'static str, &Option<String>)]) -> Vec<(&'stati
 /// The newest so many items of a list, over as many pages as they need.
 pub(super) async fn newest<T: serde::de::DeserializeOwned>(
     server: &OperatorClient,
-    path: &str,
+    path: &'static str,
     mut query: Vec<(&'static str, String)>,
     wanted: u32,
 ) -> anyhow::Result<Vec<T>> {
     let given = query.len();
+    let mut progress = Progress::new(path, Some(wanted.into()));
     let mut items: Vec<T> = Vec::new();
     loop {
         let left = wanted.saturating_sub(u32::try_from(items.len()).unwrap_or(u32::MAX));
         if left == 0 {
-            return Ok(items);
+            break;
         }
         query.push(("limit", left.min(MAX_PAGE).to_string()));
         let page: Page<T> = server.get(path, &query).await?;
         items.extend(page.items);
-        let Some(cursor) = page.next_cursor else { return Ok(items) };
+        progress.set(u64::try_from(items.len()).unwrap_or(u64::MAX));
+        let Some(cursor) = page.next_cursor else { break };
         query.truncate(given);
         query.push(("cursor", cursor));
     }
+    progress.finish();
+    Ok(items)
 }
 
 impl Runs {
@@ -83,6 +88,8 @@ impl Runs {
                         "NAME",
                         "STATE",
                         "POLICY",
+                        "IDENTITY",
+                        "JOB WORKFLOW",
                         "POSTURE",
                         "ALLOWED",
                         "BLOCKED",
@@ -95,6 +102,8 @@ impl Runs {
                             job.context.job.clone(),
                             job.state.clone(),
                             format!("{} version {}", job.policy.name, job.policy.version),
+                            word(&job.identity),
+                            job.job_workflow_ref.clone().unwrap_or_else(|| "-".to_owned()),
                             job.posture.map_or_else(
                                 || "-".to_owned(),
                                 |posture| format!("{posture:?}").to_lowercase(),

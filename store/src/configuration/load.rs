@@ -100,7 +100,11 @@ impl Configuration {
         if baseline.min_runs == 0 || baseline.window_runs == 0 {
             return senseless("baseline.min-runs and window-runs must be at least 1".to_owned());
         }
-        // Somebody who tries an integration waits for it, and no request to the store takes longer than 30 seconds.
+        if !(1..=600).contains(&limits.request_timeout_seconds) {
+            return senseless("limits.request-timeout-seconds must be 1 to 600".to_owned());
+        }
+        // Somebody who tries an integration waits for it, and no request to the store takes longer than 30 seconds, if nothing
+        // else is said.
         if !(1..=25).contains(&self.notifications.timeout_seconds) {
             return senseless("notifications.timeout-seconds must be 1 to 25".to_owned());
         }

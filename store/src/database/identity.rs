@@ -2,6 +2,7 @@
 
 use super::audit::{optional_time_of, time_of, write_audit};
 use super::{Database, DatabaseError, NewAuditEntry, read, transaction, unsigned};
+use portcullis_common::job_context::JobContext;
 use portcullis_common::store_api::{Role, Token};
 
 /// A token that is to be stored.
@@ -98,6 +99,18 @@ pub(super) use count_identities;
 
 type TokenRow = (String, String, String, i64, String, Option<i64>, Option<i64>);
 type HostCredentialRow = (String, String, String, Option<i64>, String, Option<i64>);
+
+/// What tells the jobs of an attempt apart: legs of a matrix share run and key, and differ by their runner.
+pub fn job_of_token(context: &JobContext) -> String {
+    format!(
+        "{}/{}/{}/{}/{}",
+        context.repository.to_ascii_lowercase(),
+        context.run_id,
+        context.run_attempt,
+        context.job,
+        context.runner_name
+    )
+}
 
 impl Database {
     /// Stores a token.
@@ -257,7 +270,8 @@ impl Database {
         Ok(())
     }
 
-    /// Notes that an OIDC token was presented for a job. `false` when it was presented for another one before.
+    /// Notes that an OIDC token was presented for a job, and which workflow it says the job is of. `false` when it was
+    /// presented for another job before.
     ///
     /// # Errors
     /// When the database can't be used.
@@ -265,14 +279,17 @@ impl Database {
         &self,
         hash: &str,
         job: &str,
+        job_workflow_ref: Option<&str>,
         expires_ms: i64,
     ) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
             sqlx::query(
-                "INSERT INTO used_id_tokens (hash, job, expires_ms) VALUES ($1, $2, $3) ON CONFLICT (hash) DO NOTHING",
+                "INSERT INTO used_id_tokens (hash, job, job_workflow_ref, expires_ms) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (hash) DO NOTHING",
             )
             .bind(hash)
             .bind(job)
+            .bind(job_workflow_ref)
             .bind(expires_ms)
             .execute(&mut *transaction)
             .await?;

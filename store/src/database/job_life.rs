@@ -1,7 +1,9 @@
 //! Where a job begins and ends, as its host says.
 
+use super::identity::job_of_token;
 use super::values::word;
 use super::{Database, DatabaseError, signed, transaction, unsigned};
+use portcullis_common::resolution::Identity;
 use portcullis_common::store_api::NewJob;
 
 /// A job that begins, with what the store knows of its host.
@@ -88,11 +90,23 @@ impl Database {
                 .fetch_one(&mut *transaction)
                 .await?;
             }
+            // What its token said, which the job presented when its policy was resolved.
+            let workflow: Option<(Option<String>,)> = match job.identity {
+                Identity::Asserted => None,
+                Identity::Verified => {
+                    sqlx::query_as(
+                        "SELECT job_workflow_ref FROM used_id_tokens WHERE job = $1 ORDER BY expires_ms DESC LIMIT 1",
+                    )
+                    .bind(job_of_token(context))
+                    .fetch_optional(&mut *transaction)
+                    .await?
+                }
+            };
             let inserted = sqlx::query(
                 "INSERT INTO jobs (id, run, host_id, cluster, organization, repository, workflow_path, job_name, context, \
                  policy, policy_version, scope, target, identity, mode, started_ms, last_seq, allowed, blocked, would_block, detections, \
-                 job_baseline, repository_baseline, organization_baseline, cluster_baseline) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 0, 0, 0, 0, $17, $18, $19, $20) \
+                 job_baseline, repository_baseline, organization_baseline, cluster_baseline, job_workflow_ref) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 0, 0, 0, 0, $17, $18, $19, $20, $21) \
                  ON CONFLICT (id) DO NOTHING",
             )
             .bind(job.id.as_str())
@@ -115,6 +129,7 @@ impl Database {
             .bind(baselines[1])
             .bind(baselines[2])
             .bind(baselines[3])
+            .bind(workflow.and_then(|(workflow,)| workflow))
             .execute(&mut *transaction)
             .await?
             .rows_affected();

@@ -54,7 +54,8 @@ impl Database {
             for sql in [
                 "DELETE FROM enrolments WHERE expires_ms <= $1 OR hosts_left <= 0",
                 "DELETE FROM host_credentials WHERE expires_ms <= $1",
-                "DELETE FROM used_id_tokens WHERE expires_ms <= $1",
+                // Kept for a week, so that a job whose upload was late is told which workflow it is of.
+                "DELETE FROM used_id_tokens WHERE expires_ms <= $1 - 604800000",
                 "DELETE FROM sessions WHERE expires_ms <= $1",
                 // Written by an upload that did not know yet that the integration is gone.
                 "DELETE FROM deliveries WHERE created_ms <= $1 AND NOT EXISTS \

@@ -42,7 +42,7 @@ pub use error::DatabaseError;
 pub use events::{EventFilter, EventName};
 pub use generate::Generated;
 pub use hosts::{EnrolmentUse, NewCredential};
-pub use identity::{Caller, CredentialRow, StoredToken};
+pub use identity::{Caller, CredentialRow, StoredToken, job_of_token};
 pub use insights::{SeenKind, SummaryCounts, TimelineCount, hours_before};
 pub use intake::Intake;
 pub use integrations::{

@@ -35,7 +35,7 @@ pub struct RunFilter {
 
 type RunRow = (i64, i64, i64, String, String, i64, i64, i64, i64, i64, i64);
 
-const JOB_COLUMNS: &str = "SELECT key, id, context, cluster, host_id, policy, policy_version, scope, target, identity, mode, \
+const JOB_COLUMNS: &str = "SELECT key, id, context, cluster, host_id, policy, policy_version, scope, target, identity, job_workflow_ref, mode, \
     started_ms, ended_ms, last_seq, allowed, blocked, would_block, detections, posture, report FROM jobs";
 
 #[derive(sqlx::FromRow)]
@@ -50,6 +50,7 @@ struct JobRow {
     scope: String,
     target: String,
     identity: String,
+    job_workflow_ref: Option<String>,
     mode: String,
     started_ms: i64,
     ended_ms: Option<i64>,
@@ -196,6 +197,7 @@ fn record(row: JobRow) -> Result<JobRecord, DatabaseError> {
         cluster: row.cluster,
         host: row.host_id,
         target: row.target,
+        job_workflow_ref: row.job_workflow_ref,
         events: unsigned(row.last_seq),
         allowed: unsigned(row.allowed),
         blocked: unsigned(row.blocked),

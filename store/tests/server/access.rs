@@ -4,8 +4,9 @@ use crate::on_both;
 use crate::support::{World, send};
 use portcullis_store::api::Access;
 use reqwest::Method;
+use serde_json::json;
 
-on_both!(every_route_asks_for_its_role, tokens_end);
+on_both!(every_route_asks_for_its_role, tokens_end, secrets_are_stored_as_hashes);
 
 /// The routes that need no token, checked in: a new one is a decision that a reviewer sees.
 const UNAUTHENTICATED: &str = include_str!("../unauthenticated-endpoints.txt");
@@ -83,4 +84,48 @@ async fn tokens_end(world: World) {
     let server = world.start().await;
     assert_eq!(server.running.first_token, None);
     server.stop().await;
+}
+
+/// Nobody who has the database has the secrets: of tokens, enrolments, hosts or sessions.
+async fn secrets_are_stored_as_hashes(world: World) {
+    let server = world.start().await;
+    let made = server.post("/enrolments", json!({ "cluster": "prod", "hosts": 2 })).await;
+    let enrolment = made.expect(201)["secret"].as_str().unwrap().to_owned();
+    let enrol = server.as_caller(&enrolment, Method::POST, "/enrol");
+    let host = send(enrol.json(&json!({ "host_name": "runner-1" }))).await.expect(201);
+    let first = host["credential"].as_str().unwrap().to_owned();
+    let renewed = send(server.as_caller(&first, Method::POST, "/host/credential")).await;
+    let second = renewed.expect(201)["credential"].as_str().unwrap().to_owned();
+    let cookie = crate::dashboard::sign_in(&server, &server.token).await;
+    let session = cookie.split_once('=').unwrap().1.to_owned();
+    let secrets = [
+        ("the first token", server.token.clone()),
+        ("a token", server.token("editor").await),
+        ("an enrolment", enrolment),
+        ("a credential", first),
+        ("a renewed credential", second),
+        ("a session", session),
+    ];
+    server.stop().await;
+    let stored = everything(&world);
+    let stored = String::from_utf8_lossy(&stored);
+    // What has to be there is: this search finds what is stored.
+    for (what, secret) in &secrets {
+        let hash = portcullis_store::identity::secret::hash(secret);
+        assert!(stored.contains(&hash), "the hash of {what} is not found");
+        assert!(!stored.contains(secret.as_str()), "{what} is stored");
+        // Not without its prefix either.
+        let (_, random) = secret.split_once('_').unwrap();
+        assert!(!stored.contains(random), "{what} is stored");
+    }
+}
+
+/// All that the database holds: SQLite's files as they are, PostgreSQL's tables as its own tool writes them.
+fn everything(world: &World) -> Vec<u8> {
+    let Some(postgres) = &world.postgres else {
+        let files = std::fs::read_dir(world.directory.path()).unwrap();
+        let files = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        return files.flat_map(|path| std::fs::read(path).unwrap()).collect();
+    };
+    postgres.dump()
 }

@@ -5,8 +5,17 @@ use crate::support::{World, context, eventually, send};
 use reqwest::Method;
 use serde_json::json;
 use std::io::Write as _;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-on_both!(bodies_are_bounded, text_is_text, too_many_requests_are_refused, the_database_goes_away);
+on_both!(
+    bodies_are_bounded,
+    a_body_that_trickles_in_is_given_up,
+    text_is_text,
+    too_many_requests_are_refused,
+    the_database_goes_away
+);
 
 async fn bodies_are_bounded(world: World) {
     let server = world.start().await;
@@ -64,6 +73,66 @@ async fn bodies_are_bounded(world: World) {
     send(server.anonymous(Method::GET, "/nowhere")).await.problem(404);
     send(server.anonymous(Method::PATCH, "/api/v1/policies")).await.problem(405);
     assert_eq!(send(server.anonymous(Method::GET, "/healthz")).await.status, 200);
+    server.stop().await;
+}
+
+/// Somebody who sends a byte now and then is told that it takes too long, in the words of every other refusal.
+async fn a_body_that_trickles_in_is_given_up(world: World) {
+    let mut configuration = world.configuration();
+    configuration.limits.request_timeout_seconds = 1;
+    let server = world.start_with(configuration).await;
+    let mut stream = TcpStream::connect(server.running.address).await.unwrap();
+    let head = format!(
+        "PUT /api/v1/policies/p HTTP/1.1\r\nHost: store\r\nAuthorization: Bearer {}\r\nContent-Length: 100000\r\n\r\n",
+        server.token
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let trickle = async {
+        loop {
+            if writing.write_all(b"#").await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answer = async {
+        let mut told = Vec::new();
+        // The server closes the connection behind its answer: the rest of the body would never come.
+        while reading.read_buf(&mut told).await.is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&told);
+            if text.contains("\r\n\r\n") && text.ends_with('}') {
+                break;
+            }
+        }
+        String::from_utf8(told).unwrap()
+    };
+    let told = tokio::select! { told = answer => told, () = trickle => unreachable!() };
+    let (head, body) = told.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 503 "), "{told}");
+    let head = head.to_lowercase();
+    for line in ["content-type: application/problem+json", "retry-after: 2", "x-request-id: "] {
+        assert!(head.contains(line), "{told}");
+    }
+    let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(
+        (&problem["type"], &problem["status"], &problem["detail"]),
+        (
+            &json!("urn:portcullis:problem:unavailable"),
+            &json!(503),
+            &json!("the request took longer than 1 seconds")
+        )
+    );
+    server.get("/policies/p").await.problem(404);
+    // It is counted as any other answer.
+    let metrics = send(server.anonymous(Method::GET, "/metrics")).await.text;
+    let counted = metrics.lines().any(|line| {
+        line.starts_with("portcullis_store_requests_total")
+            && line.contains("route=\"/api/v1/policies/{name}\"")
+            && line.contains("status=\"503\"")
+            && line.ends_with(" 1")
+    });
+    assert!(counted, "{metrics}");
     server.stop().await;
 }
 

@@ -318,6 +318,27 @@ async fn endpoints_are_imported_from_baselines_and_lists(world: World) {
     let nobody = json!({ "baseline": { "source": "cluster", "cluster": "x" } });
     server.post("/policies/build/import-endpoints", nobody).await.problem(404);
 
+    // From each kind of baseline; all of them learned the same here, but for calls that only some runs made.
+    for (name, source) in [
+        ("organization", json!({ "source": "organization", "organization": "octo" })),
+        ("repository", json!({ "source": "repository", "repository": "octo/hello" })),
+        ("cluster", json!({ "source": "cluster", "cluster": "prod" })),
+        (
+            "job",
+            json!({ "source": "job", "repository": "octo/hello", "workflow": "octo/hello/.github/workflows/ci.yml", "job": "build" }),
+        ),
+    ] {
+        let policy = format!("from-{name}");
+        let yaml = format!("name: {policy}\negress-policy: block\n");
+        server.put_policy(&policy, &yaml).await.expect(201);
+        let body = json!({ "baseline": source });
+        let path = format!("/policies/{policy}/import-endpoints");
+        let done = server.post(&path, body).await.expect(200);
+        let expected = json!(["a.test:443", "b.test:443", "no.test:443", "x.wide.test:443"]);
+        assert_eq!((&done["added"], &done["version"]), (&expected, &json!(2)), "{name}: {done}");
+        server.delete(&format!("/policies/{policy}")).await;
+    }
+
     // A policy of its own.
     let job = json!({ "source": "job", "repository": "octo/hello", "workflow": "octo/hello/.github/workflows/ci.yml", "job": "build" });
     let made = json!({ "name": "learned", "baseline": job, "dry_run": true });

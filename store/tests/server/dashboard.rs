@@ -30,7 +30,7 @@ async fn post(
     request.send().await.unwrap()
 }
 
-async fn get(server: &Server, path: &str, cookie: Option<&str>) -> Response {
+pub async fn get(server: &Server, path: &str, cookie: Option<&str>) -> Response {
     let mut request = client().get(server.url(path));
     if let Some(cookie) = cookie {
         request = request.header(COOKIE, cookie);
@@ -43,7 +43,7 @@ fn header<'a>(response: &'a Response, name: &str) -> &'a str {
 }
 
 /// Signs in, and returns the cookie as it is sent back.
-async fn sign_in(server: &Server, token: &str) -> String {
+pub async fn sign_in(server: &Server, token: &str) -> String {
     let response = post(server, "/sign-in", None, &[("token", token), ("next", "/runs")]).await;
     assert_eq!((response.status().as_u16(), header(&response, LOCATION.as_str())), (303, "/runs"));
     let cookie = header(&response, SET_COOKIE.as_str());

@@ -114,6 +114,13 @@ async fn every_earlier_version_with_data(world: World) {
         if version >= 7 {
             assert_sessions(&server, version).await;
         }
+        let job = server.get(&format!("/jobs/{}", crate::runs::JOB)).await;
+        if version >= 10 {
+            let workflow = "octo/shared/.github/workflows/build.yml@refs/tags/v1";
+            assert_eq!(job.expect(200)["job_workflow_ref"], workflow);
+        } else if version >= 3 {
+            assert!(job.expect(200).get("job_workflow_ref").is_none(), "nobody knows");
+        }
         server.stop().await;
     }
 }
@@ -147,7 +154,8 @@ async fn assert_identities(server: &Server) {
     send(as_host(Method::POST, "/resolve").json(&body)).await.expect(200);
     let renewed = send(as_host(Method::POST, "/host/credential")).await.expect(201);
     assert!(renewed["expires_at"].is_string());
-    let used = server.running.store.database.claim_id_token("used", "another", 0).await.unwrap();
+    let used =
+        server.running.store.database.claim_id_token("used", "another", None, 0).await.unwrap();
     assert!(!used, "a token that was used stays used");
 }
 

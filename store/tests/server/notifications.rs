@@ -20,6 +20,7 @@ on_both!(
     failures_are_tried_again_and_given_up,
     a_target_that_hangs_keeps_nobody_waiting,
     a_new_destination_of_a_stable_job_is_told,
+    a_bucket_is_nowhere_that_a_webhook_may_not_be,
     secrets_go_in_and_never_out
 );
 
@@ -141,8 +142,32 @@ async fn everybody_who_asks_is_told(world: World) {
     assert_eq!(data["process"]["argv"], json!(["/usr/bin/sudo", "-i"]));
 
     assert_eq!(at("/ocsf").json()["class_uid"], 2004);
-    let blocks = at("/services").json()["blocks"].to_string();
-    assert!(blocks.contains("Sudo-Use in job build of octo/hello"), "{blocks}");
+    let slack = at("/services").json();
+    assert_eq!(slack["text"], "Sudo-Use in job build of octo/hello");
+    let blocks = slack["blocks"].as_array().unwrap();
+    assert_eq!(blocks[0]["text"]["text"], "Sudo-Use in job build of octo/hello");
+    let texts = |fields: &Value| -> Vec<String> {
+        let fields = fields.as_array().unwrap().iter();
+        fields.map(|field| field["text"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        texts(&blocks[1]["fields"]),
+        [
+            "Repository: octo/hello",
+            "Workflow: octo/hello/.github/workflows/ci.yml",
+            "Run: 7 attempt 1",
+            "Job: build",
+            &format!("Job id: {JOB}"),
+            "Policy: p version 1",
+            "Cluster: prod",
+        ]
+    );
+    assert_eq!(
+        blocks[2]["text"]["text"],
+        "/usr/bin/sudo did it\nProcess: /usr/bin/sudo: /usr/bin/sudo -i"
+    );
+    assert_eq!(texts(&blocks[3]["elements"]), ["<https://store.test/runs/7-1|Open the run>"]);
+    assert_eq!(blocks.len(), 4, "{slack}");
     let logs = at("/v1/logs");
     assert_eq!(logs.header("api-key"), "k");
     assert_eq!(
@@ -389,5 +414,37 @@ async fn secrets_go_in_and_never_out(world: World) {
     server.get(&path).await.problem(404);
     server.get(&format!("{path}/deliveries")).await.problem(404);
     server.post(&format!("{path}/test"), json!({})).await.problem(404);
+    server.stop().await;
+}
+
+/// A bucket's server is looked at as every other target is: not this machine, not the cloud's metadata.
+async fn a_bucket_is_nowhere_that_a_webhook_may_not_be(world: World) {
+    let receiver = Receiver::start().await;
+    let mut strict = configuration(&world);
+    strict.notifications.allowed_networks = vec!["192.0.2.0/24".parse().unwrap()];
+    let server = world.start_with(strict).await;
+    let port = receiver.address.port();
+    let bucket = |endpoint: &str| {
+        json!({
+            "kind": "s3", "bucket": "evidence", "region": "us-east-1", "endpoint": endpoint,
+            "access_key_id": "id", "secret_access_key": "key",
+        })
+    };
+    for (endpoint, told) in [
+        (format!("https://127.0.0.1:{port}"), "loopback"),
+        (format!("http://127.0.0.1:{port}"), "allowed-networks"),
+        (format!("https://[::ffff:127.0.0.1]:{port}"), "is not on the internet"),
+        ("https://169.254.169.254".to_owned(), "is not on the internet"),
+        ("https://[fe80::1]".to_owned(), "is not on the internet"),
+        // A name is looked at when it is resolved.
+        (format!("https://localhost:{port}"), "is not on the internet (loopback)"),
+    ] {
+        let id = make(&server, &endpoint, bucket(&endpoint), json!({})).await;
+        let tried = server.post(&format!("/integrations/{id}/test"), json!({})).await.expect(200);
+        let error = tried["last_error"].as_str().unwrap();
+        assert!(error.contains(told), "{endpoint}: {tried}");
+        assert_ne!(tried["state"], "delivered", "{tried}");
+    }
+    assert!(receiver.received().is_empty(), "nobody was connected to");
     server.stop().await;
 }

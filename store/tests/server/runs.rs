@@ -13,7 +13,8 @@ on_both!(
     what_is_no_upload_is_refused,
     a_run_is_read_back,
     nothing_acknowledged_is_lost,
-    baselines_add_up_and_old_things_go
+    baselines_add_up_and_old_things_go,
+    each_kind_is_kept_for_its_own_days
 );
 
 pub const JOB: &str = "0197aaaaaaaa7000800000000000000a";
@@ -77,8 +78,12 @@ async fn batches_are_stored_once(world: World) {
     for range in [0..4, 2..6, 0..2, 5..10, 0..10] {
         upload(&server, &host, JOB, lines(&events[range])).await.expect(200);
     }
-    let many = (0..8).map(|_| upload(&server, &host, JOB, lines(&events)));
-    for reply in futures(many).await {
+    let mut many = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let post = server.as_caller(&host, Method::POST, &format!("/jobs/{JOB}/events"));
+        many.spawn(send(post.body(lines(&events))));
+    }
+    for reply in many.join_all().await {
         assert_eq!(reply.expect(200)["last_seq"], 10);
     }
     let gap = upload(&server, &host, JOB, lines(&[call(JOB, 12, "allowed", "a.test")])).await;
@@ -89,22 +94,30 @@ async fn batches_are_stored_once(world: World) {
     let post = server.as_caller(&host, Method::POST, &format!("/jobs/{JOB}/events"));
     let packed = send(post.header("content-encoding", "gzip").body(packed.finish().unwrap())).await;
     assert_eq!(packed.expect(200)["last_seq"], 11);
+    let packed = in_zstd(lines(&[call(JOB, 12, "blocked", "b.test")]).as_bytes());
+    let post = server.as_caller(&host, Method::POST, &format!("/jobs/{JOB}/events"));
+    let packed = send(post.header("content-encoding", "zstd").body(packed)).await;
+    assert_eq!(packed.expect(200)["last_seq"], 12);
     let job = server.get(&format!("/jobs/{JOB}")).await.expect(200);
     assert_eq!(
         (job["allowed"].as_u64(), job["blocked"].as_u64(), job["events"].as_u64()),
-        (Some(20), Some(2), Some(11))
+        (Some(20), Some(4), Some(12))
     );
     let destinations = server.get("/destinations").await.expect(200);
     assert_eq!(destinations["items"][0]["calls"], 20);
     server.stop().await;
 }
 
-async fn futures(all: impl Iterator<Item = impl Future<Output = Reply>>) -> Vec<Reply> {
-    let mut replies = Vec::new();
-    for one in all {
-        replies.push(one.await);
-    }
-    replies
+/// A frame of RFC 8878 with one block that is as it is.
+fn in_zstd(text: &[u8]) -> Vec<u8> {
+    // The magic number; one segment, its size in two bytes (256 are taken off); the last block, raw, of this size.
+    let size = u16::try_from(text.len()).unwrap();
+    let block = u32::from(size) << 3 | 1;
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x60];
+    frame.extend_from_slice(&(size - 256).to_le_bytes());
+    frame.extend_from_slice(&block.to_le_bytes()[..3]);
+    frame.extend_from_slice(text);
+    frame
 }
 
 async fn what_is_no_upload_is_refused(world: World) {
@@ -160,6 +173,7 @@ async fn a_run_is_read_back(world: World) {
         call(&job, 2, "blocked", "b_x.test"),
         call(&job, 3, "blocked", "bxx.test"),
     ];
+    events[1]["process"]["step"] = json!("test");
     events.push(json!({ "job_id": job, "seq": 4, "time": "2026-01-01T00:01:00.000000Z", "type": "detection", "detection": "Reverse-Shell", "evidence": "it was <b>", "is_lockdown": true }));
     upload(&server, &host, &job, lines(&events)).await.expect(200);
     let put = server.as_caller(&host, Method::PUT, &format!("/jobs/{job}/report"));
@@ -205,7 +219,9 @@ async fn a_run_is_read_back(world: World) {
         ("status=blocked", vec![2, 3]),
         ("endpoint=b_x", vec![2]),
         ("process=curl", vec![1, 2, 3]),
-        ("step=test", vec![]),
+        ("step=build", vec![1, 3]),
+        ("step=test", vec![2]),
+        ("step=deploy", vec![]),
         ("policy=p", vec![1, 2, 3]),
         ("policy=nobodys", vec![]),
         ("limit=1&cursor=1", vec![2]),
@@ -234,6 +250,20 @@ async fn a_run_is_read_back(world: World) {
     );
     let destinations = server.get("/destinations?status=blocked&limit=1").await.expect(200);
     assert_eq!(destinations["items"][0]["endpoint"], "b_x.test:443");
+    // Another run called the same a day earlier: each destination says when it was called first and last.
+    let mut earlier = call(&id(2), 1, "blocked", "b_x.test");
+    earlier["time"] = json!("2025-12-31T08:00:00.000000Z");
+    upload(&server, &host, &id(2), lines(&[earlier])).await.expect(200);
+    let seen = server.get("/destinations?status=blocked").await.expect(200);
+    let times = |index: usize| {
+        let item = &seen["items"][index];
+        let time = |key: &str| item[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        (time("first_seen").to_string(), time("last_seen").to_string(), item["runs"].clone())
+    };
+    let (early, late) = ("2025-12-31T08:00:00Z".to_owned(), "2026-01-01T00:00:02Z".to_owned());
+    assert_eq!(times(0), (early, late, json!(2)), "{seen}");
+    let once = "2026-01-01T00:00:03Z".to_owned();
+    assert_eq!(times(1), (once.clone(), once, json!(1)), "{seen}");
     let rest = server
         .request(Method::GET, "/destinations")
         .query(&[("status", "blocked"), ("cursor", destinations["next_cursor"].as_str().unwrap())]);
@@ -340,4 +370,76 @@ async fn baselines_add_up_and_old_things_go(world: World) {
     );
     assert_eq!(text("source=cluster&cluster=prod").await, "");
     server.stop().await;
+}
+
+/// Each kind of record has days of its own, counted back from now.
+async fn each_kind_is_kept_for_its_own_days(world: World) {
+    use crate::notifications::{configuration, deliveries, make, webhook};
+    use crate::support::receiver::Receiver;
+    use portcullis_store::database::NewAuditEntry;
+    use portcullis_store::serve::remove_old;
+    const DAY: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+    let receiver = Receiver::start().await;
+    let mut configured = configuration(&world);
+    let kept = &mut configured.retention;
+    (kept.events_days, kept.jobs_days, kept.audit_days, kept.deliveries_days) = (7, 30, 100, 2);
+    let server = world.start_with(configured.clone()).await;
+    let hook = make(&server, "hook", webhook(&receiver.url("/")), json!({})).await;
+    server.post(&format!("/integrations/{hook}/test"), json!({})).await.expect(200);
+    assert_eq!(deliveries(&server, &hook, "delivered").await.len(), 1);
+    let host = host(&server, "prod").await;
+    let id = |number: i32| format!("0197aaaaaaaa70008000{number:012x}");
+    let now = jiff::Timestamp::now();
+    // By how many days ago they began; the last one still runs.
+    for (number, days) in [(1, 6), (2, 8), (3, 29), (4, 31), (5, 500)] {
+        let mut job = new_job(&id(number), u64::from(number.unsigned_abs()), "build");
+        job["started_at"] = json!(now - DAY * days);
+        begin(&server, &host, job).await.expect(200);
+        let event = call(&id(number), 1, "allowed", "a.test");
+        upload(&server, &host, &id(number), lines(&[event])).await.expect(200);
+        if number < 5 {
+            let put = server.as_caller(&host, Method::PUT, &format!("/jobs/{}/report", id(number)));
+            assert_eq!(send(put.json(&report(&id(number)))).await.status, 204);
+        }
+    }
+    let database = &server.running.store.database;
+    for days in [99, 101] {
+        let entry = NewAuditEntry {
+            time_ms: (now - DAY * days).as_millisecond(),
+            actor: "token:first-admin".to_owned(),
+            action: "host.revoke",
+            subject: format!("host:{days}"),
+            detail: None,
+            address: None,
+        };
+        database.audit(&entry).await.unwrap();
+    }
+    remove_old(&server.running.store).await.unwrap();
+
+    let events = async |number: i32| {
+        let reply = server.get(&format!("/jobs/{}/events", id(number))).await;
+        let is_there = reply.status == 200;
+        is_there.then(|| reply.json()["items"].as_array().unwrap().len())
+    };
+    for (number, expected) in [(1, Some(1)), (2, Some(0)), (3, Some(0)), (4, None), (5, Some(1))] {
+        assert_eq!(events(number).await, expected, "job {number}");
+    }
+    let log = server.get("/audit-log?action=host.revoke").await.expect(200);
+    let subjects: Vec<&Value> =
+        log["items"].as_array().unwrap().iter().map(|entry| &entry["subject"]).collect();
+    assert_eq!(subjects, ["host:99"]);
+    assert_eq!(deliveries(&server, &hook, "delivered").await.len(), 1, "it is not two days old");
+
+    // Deliveries alone: what is older than now goes, and nothing else does.
+    let token = server.token.clone();
+    server.stop().await;
+    configured.retention.deliveries_days = 0;
+    configured.retention.events_days = 10_000;
+    let mut again = world.start_with(configured).await;
+    again.token = token;
+    remove_old(&again.running.store).await.unwrap();
+    assert_eq!(deliveries(&again, &hook, "delivered").await.len(), 0);
+    let reply = again.get(&format!("/jobs/{}/events", id(1))).await.expect(200);
+    assert_eq!(reply["items"].as_array().map(Vec::len), Some(1));
+    again.stop().await;
 }

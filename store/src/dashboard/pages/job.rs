@@ -63,6 +63,14 @@ impl Head {
         Self { job, tab, github }
     }
 
+    /// The workflow that holds the job, when it is another one than the run's.
+    fn reusable_workflow(&self) -> Option<&str> {
+        let own = &self.job.context.workflow_ref;
+        let of_job = self.job.job_workflow_ref.as_deref()?;
+        // Owners and repositories are written in any case.
+        (!of_job.eq_ignore_ascii_case(own)).then_some(of_job)
+    }
+
     /// Whether Lockdown Mode killed the job, by its report.
     fn is_killed(&self) -> bool {
         let report = self.job.report.as_ref();

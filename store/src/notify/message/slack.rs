@@ -27,6 +27,7 @@ pub(in crate::notify) fn slack(notification: &Notification) -> Value {
             field("Workflow", &notification.workflow),
             field("Run", &format!("{} attempt {}", notification.run_id, notification.run_attempt)),
             field("Job", &notification.job),
+            field("Job id", &notification.job_id),
             field("Policy", &format!("{} version {}", policy.name, policy.version)),
             field("Cluster", &notification.cluster),
         ] }),

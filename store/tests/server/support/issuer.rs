@@ -17,13 +17,24 @@ use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The client that may sign people in, and its secret; one without a secret is public.
 pub const CLIENT: &str = "portcullis";
 pub const CLIENT_SECRET: &str = "s3cret of:the client";
 
+/// What the address of the keys answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeysAnswer {
+    Keys,
+    Fails,
+    /// Nothing, for a long time.
+    Hangs,
+}
+
 pub struct Issuer {
     address: SocketAddr,
+    path: &'static str,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -35,6 +46,7 @@ struct Shared {
     exponent: Vec<u8>,
     fetches: usize,
     is_down: bool,
+    keys_answer: KeysAnswer,
     /// Whether the person is signed in there, so that nothing has to be asked.
     is_signed_in: bool,
     /// How often a browser came to be confirmed.
@@ -173,16 +185,22 @@ async fn authorize(State(shared): TheShared, RawQuery(query): RawQuery) -> Respo
 
 impl Issuer {
     pub async fn start() -> Self {
+        Self::start_below("").await
+    }
+
+    /// One whose address has a path, as that of a GitHub Enterprise Server has: `/_services/token`.
+    pub async fn start_below(path: &'static str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut shared = Shared {
-            url: format!("http://{address}"),
+            url: format!("http://{address}{path}"),
             key: EncodingKey::from_secret(&[]),
             key_id: String::new(),
             modulus: Vec::new(),
             exponent: Vec::new(),
             fetches: 0,
             is_down: false,
+            keys_answer: KeysAnswer::Keys,
             is_signed_in: true,
             confirmations: 0,
             person: json!({ "sub": "248289761001", "email": "ada@example.com", "groups": ["developers"] }),
@@ -206,7 +224,17 @@ impl Issuer {
             )
             .route(
                 "/keys",
-                get(async |State(shared): TheShared| Json(shared.lock().unwrap().keys())),
+                get(async |State(shared): TheShared| {
+                    let answer = shared.lock().unwrap().keys_answer;
+                    if answer == KeysAnswer::Hangs {
+                        tokio::time::sleep(Duration::from_mins(10)).await;
+                    }
+                    let mut shared = shared.lock().unwrap();
+                    if shared.is_down || answer != KeysAnswer::Keys {
+                        return Err(StatusCode::BAD_GATEWAY);
+                    }
+                    Ok(Json(shared.keys()))
+                }),
             )
             .route("/authorize", get(authorize))
             .route(
@@ -232,12 +260,13 @@ impl Issuer {
                 }),
             )
             .with_state(Arc::clone(&shared));
+        let router = if path.is_empty() { router } else { Router::new().nest(path, router) };
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, shared }
+        Self { address, path, shared }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}{}", self.address, self.path)
     }
 
     /// How often the keys were asked for.
@@ -247,6 +276,11 @@ impl Issuer {
 
     pub fn set_down(&self, down: bool) {
         self.shared.lock().unwrap().is_down = down;
+    }
+
+    /// What the address of the keys answers from now on; the rest of the issuer goes on.
+    pub fn set_keys(&self, answer: KeysAnswer) {
+        self.shared.lock().unwrap().keys_answer = answer;
     }
 
     /// Whether somebody is signed in at the provider.

@@ -162,12 +162,32 @@ impl Postgres {
 
     /// Runs SQL in the database `postgres`.
     pub fn run_sql(&self, sql: &str) {
-        let made = as_postgres("psql", None)
-            .args(["-q", "-U", "postgres", "-c", sql, "-h"])
-            .arg(self.directory.path())
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        self.run_client("psql", &["-q", "-c", sql]);
+    }
+
+    /// All tables of the database `postgres`, as SQL.
+    pub fn dump(&self) -> Vec<u8> {
+        self.run_client("pg_dump", &[])
+    }
+
+    /// Runs one of its client programs on the database `postgres`. The socket is there before the server answers.
+    fn run_client(&self, program: &str, arguments: &[&str]) -> Vec<u8> {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        loop {
+            let made = as_postgres(program, None)
+                .args(["-U", "postgres", "-d", "postgres", "-h"])
+                .arg(self.directory.path())
+                .args(arguments)
+                .output()
+                .unwrap();
+            if made.status.success() {
+                return made.stdout;
+            }
+            let told = String::from_utf8_lossy(&made.stderr).into_owned();
+            let is_starting = told.contains("the database system is starting up");
+            assert!(is_starting && Instant::now() < deadline, "{program}: {told}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Makes a database of its own beside `postgres`.
