@@ -11,7 +11,7 @@ use askama::Template;
 use axum::response::IntoResponse as _;
 use jiff::Timestamp;
 use portcullis_common::event::{
-    DnsEvent, Event, EventKind, NetworkEvent, PolicyReference, Process, Verdict,
+    DnsEvent, Event, EventKind, NetworkEvent, PolicyReference, PostureLevel, Process, Verdict,
 };
 use portcullis_common::report::{Report, endpoint};
 use portcullis_common::store_api::{self, DetectionRecord, JobRecord, Role, Timeline};
@@ -61,6 +61,13 @@ impl Head {
         let context = &job.context;
         let github = super::runs::github(&context.server_url, &context.repository, context.run_id);
         Self { job, tab, github }
+    }
+
+    /// Whether the job has ended, its policy was in force, and nothing was stopped.
+    fn is_clean(&self) -> bool {
+        self.job.report.as_ref().is_some_and(|report| {
+            report.blocked == 0 && report.posture.level == PostureLevel::Enforced
+        })
     }
 
     /// Whether Lockdown Mode killed the job, by its report.
