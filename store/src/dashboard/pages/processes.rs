@@ -2,9 +2,9 @@
 
 use super::job::{Head, Tab};
 use crate::dashboard::api_client::path;
+use crate::dashboard::html::{self, Html};
 use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageResult, render};
-use crate::dashboard::html::{self, Html};
 use crate::dashboard::{Pages, filters};
 use askama::Template;
 use portcullis_common::event::Verdict;
