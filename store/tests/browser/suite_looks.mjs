@@ -35,6 +35,9 @@ export async function reading(browser, admin, filled) {
   const ports = await page.locator("#rows td[data-label='Destination'] .nowrap").evaluateAll((all) => all.map((port) => [port.textContent, port.getClientRects().length]));
   assert.ok(ports.length >= 10);
   for (const [port, lines] of ports) assert.ok(/^:\d+$/.test(port) && lines === 1, `${port} in ${lines} lines`);
+  // Nothing of a row stands out of its cell, and an ordinary reason is one line.
+  const cells = await page.locator("#rows td").evaluateAll((all) => all.filter((cell) => cell.offsetParent && cell.scrollWidth > cell.clientWidth).map((cell) => cell.textContent));
+  assert.deepEqual(cells, []);
   // The chart names what there is to see, and takes no room for what it says when it is pointed at.
   const legend = async () => (await page.locator(".u-legend .u-label").allTextContents()).filter((name) => ["Allowed", "Blocked", "Would be blocked"].includes(name));
   await until("the chart", async () => (await legend()).length > 0);

@@ -17,7 +17,8 @@ const { page } = browser;
 /** Keeps a picture of the window; it begins where the page does, or where `from` is. */
 const picture = async (name, { from, width = 1280, height = 800, theme = "light" } = {}) => {
   await page.setViewportSize({ width, height });
-  await page.emulateMedia({ colorScheme: theme });
+  // Colours change at once.
+  await page.emulateMedia({ colorScheme: theme, reducedMotion: "reduce" });
   assert.deepEqual(await violations(page), [], name);
   if (directory) {
     await page.waitForLoadState("networkidle");
@@ -25,7 +26,7 @@ const picture = async (name, { from, width = 1280, height = 800, theme = "light"
     await page.screenshot({ path: join(directory, `${name}.png`) });
   }
   await page.setViewportSize({ width: 1280, height: 800 });
-  await page.emulateMedia({ colorScheme: "light" });
+  await page.emulateMedia({ colorScheme: "light", reducedMotion: "no-preference" });
 };
 const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const ask = async (request) => {
