@@ -203,15 +203,16 @@ impl Database {
         host: Option<&str>,
     ) -> Result<Vec<(HostState, String)>, DatabaseError> {
         let rows: Vec<(String, String, i64, String, String)> = read!(self, |pool| {
-            let mut query = QueryBuilder::new("SELECT j.host_id, j.id, j.started_ms, j.posture, ");
+            let mut query = QueryBuilder::new("SELECT h.id, j.id, j.started_ms, j.posture, ");
             query.push(if host.is_some() { "COALESCE(j.report, '')" } else { "''" });
+            // For each host one look into the index of its jobs, from the newest: there may be a million of them.
             query.push(
-                " FROM jobs j JOIN (SELECT MAX(key) AS key FROM jobs WHERE posture IS NOT NULL",
+                " FROM hosts h JOIN jobs j ON j.key = (SELECT own.key FROM jobs own \
+                 WHERE own.host_id = h.id AND own.posture IS NOT NULL ORDER BY own.key DESC LIMIT 1)",
             );
             if let Some(host) = host {
-                query.push(" AND host_id = ").push_bind(host.to_owned());
+                query.push(" WHERE h.id = ").push_bind(host.to_owned());
             }
-            query.push(" GROUP BY host_id) last ON last.key = j.key");
             query.build_query_as().fetch_all(pool).await?
         });
         rows.into_iter()
