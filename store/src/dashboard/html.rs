@@ -66,10 +66,8 @@ pub(super) fn endpoint(text: impl AsRef<str>) -> Html {
         _ => (text, None),
     };
     let is_name = without_scheme(host).bytes().any(|byte| byte.is_ascii_alphabetic());
-    let shown = match is_name && !has_groups(host) {
-        true => escaped(host).replace('.', ".<wbr>"),
-        false => escaped(host),
-    };
+    let shown = escaped(host);
+    let shown = if is_name && !has_groups(host) { shown.replace('.', ".<wbr>") } else { shown };
     match port {
         Some(port) => Html(format!("{shown}<wbr><span class=\"nowrap\">:{port}</span>")),
         None => Html(shown),
