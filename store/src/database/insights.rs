@@ -57,6 +57,9 @@ pub struct TimelineCount {
     pub count: u64,
 }
 
+/// A host, its job, when that began, its posture, what is less than it should be, and the report.
+type HostStateRow = (String, String, i64, String, Option<String>, String);
+
 type HourRow = (i64, i64, i64, i64, i64, i64, i64, i64);
 
 impl Database {
@@ -202,24 +205,26 @@ impl Database {
         &self,
         host: Option<&str>,
     ) -> Result<Vec<(HostState, String)>, DatabaseError> {
-        let rows: Vec<(String, String, i64, String, String)> = read!(self, |pool| {
-            let mut query = QueryBuilder::new("SELECT j.host_id, j.id, j.started_ms, j.posture, ");
+        let rows: Vec<HostStateRow> = read!(self, |pool| {
+            let mut query =
+                QueryBuilder::new("SELECT h.id, j.id, j.started_ms, j.posture, j.posture_reason, ");
             query.push(if host.is_some() { "COALESCE(j.report, '')" } else { "''" });
+            // For each host one look into the index of its jobs, from the newest: there may be a million of them.
             query.push(
-                " FROM jobs j JOIN (SELECT MAX(key) AS key FROM jobs WHERE posture IS NOT NULL",
+                " FROM hosts h JOIN jobs j ON j.key = (SELECT own.key FROM jobs own \
+                 WHERE own.host_id = h.id AND own.posture IS NOT NULL ORDER BY own.key DESC LIMIT 1)",
             );
             if let Some(host) = host {
-                query.push(" AND host_id = ").push_bind(host.to_owned());
+                query.push(" WHERE h.id = ").push_bind(host.to_owned());
             }
-            query.push(" GROUP BY host_id) last ON last.key = j.key");
             query.build_query_as().fetch_all(pool).await?
         });
         rows.into_iter()
-            .map(|(host_id, job_id, started, posture, report)| {
+            .map(|(host_id, job_id, started, posture, reason, report)| {
                 let level = serde_json::from_value(serde_json::Value::String(posture))
                     .map_err(|_| DatabaseError::Corrupt(format!("job {job_id}: its posture")))?;
                 let time = time_of(started)?;
-                Ok((HostState { host_id, job_id, time, level, posture: None }, report))
+                Ok((HostState { host_id, job_id, time, level, reason, posture: None }, report))
             })
             .collect()
     }

@@ -105,6 +105,14 @@ fn add(rows: &mut Vec<Row>, node: &ProcessNode, above: Option<&str>, depth: usiz
     }
 }
 
+/// What a process's line is called in an address. A number is given again after its process has ended; not with the same start.
+pub(super) fn anchor(pid: u32, start_time: Option<u64>) -> String {
+    match start_time {
+        Some(start_time) => format!("process-{pid}-{start_time}"),
+        None => format!("process-{pid}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{MAX_SHOWN, Row, add};
