@@ -5,7 +5,7 @@ use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageError, PageResult, render};
 use crate::dashboard::{Pages, filters, html};
 use askama::Template;
-use portcullis_common::event::PostureLevel;
+use portcullis_common::event::{PostureLevel, Verdict};
 use portcullis_common::store_api::{
     self, DetectionRecord, Host, HostState, PolicyCounts, Role, Run, Summary,
 };

@@ -5,7 +5,7 @@ use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageError, PageResult, render};
 use crate::dashboard::{Pages, filters, html};
 use askama::Template;
-use portcullis_common::event::{Event, EventKind, Verdict};
+use portcullis_common::event::{Event, EventKind, PostureLevel, Verdict};
 use portcullis_common::report::Report;
 use portcullis_common::store_api::{self, JobRecord, Role};
 use portcullis_common::text::shown;
@@ -44,6 +44,13 @@ impl Head {
         let context = &job.context;
         let github = super::runs::github(&context.server_url, &context.repository, context.run_id);
         Self { job, tab, github }
+    }
+
+    /// Whether the job has ended, its policy was in force, and nothing was stopped.
+    fn is_clean(&self) -> bool {
+        self.job.report.as_ref().is_some_and(|report| {
+            report.blocked == 0 && report.posture.level == PostureLevel::Enforced
+        })
     }
 
     /// Whether Lockdown Mode killed the job, by its report.

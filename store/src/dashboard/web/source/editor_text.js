@@ -21,6 +21,8 @@ const looks = EditorView.theme({
   "&": { fontSize: "13.5px", backgroundColor: "transparent", color: "var(--text)", minHeight: "320px" },
   "&.cm-focused": { outline: "none" },
   ".cm-scroller": { fontFamily: "var(--mono)", lineHeight: "1.6", minHeight: "320px" },
+  // The gutter and the place to click reach to the end of the box, however few lines there are.
+  ".cm-content, .cm-gutter": { minHeight: "320px" },
   ".cm-gutters": { backgroundColor: "var(--sunken)", color: "var(--muted)", border: "none", borderRight: "1px solid var(--line)" },
   ".cm-activeLine, .cm-activeLineGutter": { backgroundColor: "color-mix(in srgb, var(--accent) 9%, transparent)" },
   ".cm-cursor": { borderLeftColor: "var(--text)" },
