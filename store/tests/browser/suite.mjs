@@ -5,9 +5,11 @@ import { Browser } from "./browser.mjs";
 import { counted, neverAsked, part, until, violations } from "./harness.mjs";
 import { Api, HOSTILE, seed } from "./seed.mjs";
 import * as choices from "./suite_choices.mjs";
+import * as editor from "./suite_editor.mjs";
 import * as forms from "./suite_forms.mjs";
 import * as integrations from "./suite_integrations.mjs";
 import * as keyboard from "./suite_keyboard.mjs";
+import * as looks from "./suite_looks.mjs";
 import * as more from "./suite_more.mjs";
 import * as pages from "./suite_pages.mjs";
 
@@ -160,6 +162,8 @@ await part("times are the reader's, UTC on hover; the theme is kept", async () =
   await page.click("button[data-theme-toggle]");
 });
 
+await part("times are those of the reader's zone", () => looks.times(browser, filled));
+await part("charts, endpoints, processes by step: as people read them", () => looks.reading(browser, admin, filled));
 await part("a policy from the form: text and form are one document", async () => {
   await browser.open("/policies/new");
   await page.fill("#f-name", "made-here");
@@ -199,6 +203,9 @@ await part("mistakes show as one types, and completion knows the schema", async 
   await page.waitForSelector(".editor .cm-tooltip-autocomplete >> text=disable-sudo-and-containers");
   await page.keyboard.press("Escape");
 });
+await part("what the text says the form says", () => editor.views(browser, admin));
+await part("a mistake has its line and the store's words; values complete", () => editor.typing(browser, admin));
+await part("what a reviewer should know of a policy", () => editor.lint(browser, admin));
 await part("lost updates are refused", async () => {
   await browser.open("/policies/made-here");
   await admin.call("PUT", "/policies/made-here", "name: made-here\negress-policy: audit\nallowed-endpoints: [other.test]\n");

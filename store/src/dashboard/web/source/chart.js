@@ -36,7 +36,10 @@ const SECONDS = [1, 2, 5, 10, 15, 30].flatMap((size) => [size, size * 60]).conca
 
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-function draw(figure, { times, series }) {
+function draw(figure, { times, series: all }) {
+  // A legend names what there is to see.
+  const some = all.filter((one) => one.values.some((value) => value > 0));
+  const series = some.length > 0 ? some : all;
   const place = figure.querySelector(".chart");
   const axis = { stroke: resolved("muted"), grid: { stroke: resolved("line"), width: 1 }, ticks: { stroke: resolved("line") }, font: "12px system-ui, sans-serif" };
   const bars = uPlot.paths.bars({ size: [0.8, 40], radius: 0.15 });
