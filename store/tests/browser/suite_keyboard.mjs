@@ -9,8 +9,9 @@ export async function tabTo(page, selector, key = "Tab") {
       let at = document.activeElement;
       while (at?.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
       if (!at?.matches(selector)) return null;
-      const style = getComputedStyle(at);
-      return { outline: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0, seen: at.getClientRects().length > 0 };
+      // The frame of the editor is that of its place.
+      const framed = [at, at.getRootNode().host].filter(Boolean).map((element) => getComputedStyle(element));
+      return { outline: framed.some((style) => style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0), seen: at.getClientRects().length > 0 };
     }, selector);
     if (found) {
       assert.deepEqual(found, { outline: true, seen: true }, selector);

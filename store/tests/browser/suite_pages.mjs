@@ -35,7 +35,6 @@ export async function empty(browser) {
 export async function emptyParts(browser, filled) {
   const { page } = browser;
   for (const path of [
-    "/policies/not-used/dry-run?source=cluster&cluster=nowhere",
     `/jobs/${filled.running}/files`,
     `/jobs/${filled.running}/posture`,
     `/jobs/${filled.many}/detections`,
@@ -140,7 +139,7 @@ export async function addresses(browser, filled, lockdown) {
   const { page } = browser;
   const isSeen = (id) => until(`#${id} to be seen`, () => page.evaluate((id) => {
     const at = document.getElementById(id)?.getBoundingClientRect();
-    return at !== undefined && document.querySelector(":target")?.id === id && at.top >= 0 && at.bottom <= innerHeight;
+    return at !== undefined && document.querySelector(":target")?.id === id && at.top >= -1 && at.bottom <= innerHeight;
   }, id));
   await browser.open(`/jobs/${filled.many}`);
   await page.click("#more a");
@@ -150,6 +149,9 @@ export async function addresses(browser, filled, lockdown) {
   await browser.open(link);
   await isSeen("event-180");
   assert.equal((await ids(page))[0], 180);
+  // A row over all columns leaves the others their width.
+  const { width, height } = await page.locator("#event-180 td[data-label='Process']").boundingBox();
+  assert.ok(width > 90 && height < 90, `${width} px, in ${height} px`);
   assert.deepEqual(await violations(page), [], "in the middle of the calls");
   await page.click("#before a");
   await page.waitForSelector("#event-1");
