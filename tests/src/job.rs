@@ -326,6 +326,11 @@ pub struct JobResult {
 }
 
 impl JobResult {
+    /// Kinds, names and outcomes of the steps, in their order.
+    pub fn course(&self) -> Vec<(StepKind, &str, StepOutcome)> {
+        self.steps.iter().map(|step| (step.kind, step.name.as_str(), step.outcome)).collect()
+    }
+
     /// The first step of a kind.
     pub fn step_of_kind(&self, kind: StepKind) -> Option<&StepResult> {
         self.steps.iter().find(|step| step.kind == kind)

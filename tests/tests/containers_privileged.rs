@@ -1,34 +1,17 @@
-//! Privileged containers: K1, K2, K3, C6, by the engine's authorization plugin and by what the kernel shows.
+//! Privileged containers of an engine: K1, K2, C6, by the engine's authorization plugin and by what the kernel shows.
 //!
 //! This machine may lack a capability (`CAP_SYS_RESOURCE`), so that a runtime refuses `--privileged` and `--cap-add=ALL`
 //! after the engine has accepted them. What the engine is asked for is then tested by the request, and what the kernel
 //! shows by the nearest set of capabilities: `SYS_ADMIN`.
 
 mod life;
+mod privileged;
 
 use anyhow::{Result, ensure};
 use life::{Gate, Puppet, detections};
-use portcullis_common::event::{DetectionEvent, DetectionType};
-use portcullis_common::policy::LockdownDetection;
 use portcullis_tests::world::{Docker, DockerOptions, IMAGE};
 use portcullis_tests::{JobOutcome, World, wait_for};
-
-/// Kills a job that starts a privileged container.
-const LOCKDOWN: &str = "
-name: strict
-egress-policy: block
-allowed-endpoints: ['ok.test:80']
-lockdown-mode: {enabled: true, detections: [Privileged-Container]}
-attach: [{repository: octo/hello}]
-";
-
-/// Records it only.
-const AUDIT: &str = "
-name: lenient
-egress-policy: block
-allowed-endpoints: ['ok.test:80']
-attach: [{repository: octo/hello}]
-";
+use privileged::{AUDIT, LOCKDOWN, found, wait_for_evidence};
 
 /// What makes a container privileged, with a word of the evidence.
 const PRIVILEGED: &[(&str, &str)] = &[
@@ -55,25 +38,6 @@ const ORDINARY: &[&str] = &[
     "--network none",
     "--device /dev/null:/dev/x",
 ];
-
-fn is_privileged_container(event: &DetectionEvent) -> bool {
-    event.detection == DetectionType::Lockdown(LockdownDetection::PrivilegedContainer)
-}
-
-fn found(gate: &Gate) -> Result<Vec<DetectionEvent>> {
-    let events = gate.last_events()?;
-    Ok(detections(&events).filter(|event| is_privileged_container(event)).cloned().collect())
-}
-
-/// Waits for evidence that holds `word`.
-fn wait_for_evidence(gate: &Gate, word: &str) -> Result<DetectionEvent> {
-    let look = || found(gate).ok()?.into_iter().find(|event| event.evidence.contains(word));
-    wait_for(&format!("a detection with {word:?}"), look).map_err(|error| {
-        let all: Vec<String> =
-            found(gate).unwrap_or_default().into_iter().map(|event| event.evidence).collect();
-        error.context(format!("{all:#?}\n{}", gate.monitor.log()))
-    })
-}
 
 fn up(policy: &str, plugin: bool) -> Result<(Gate, Docker)> {
     let world = World::builder().engine().build()?;
@@ -283,167 +247,6 @@ fn a_container_of_others_is_not_the_jobs() -> Result<()> {
     assert!(found(&gate)?.is_empty(), "{:?}", found(&gate)?);
     let running = docker.command().args(["ps", "-q"]).text()?;
     assert!(!running.trim().is_empty(), "the container of others was killed with the job");
-    Ok(())
-}
-
-/// A directory with the configuration of a container for `runc` or `crun`: it executes `program`, and `extra`, Python, makes
-/// `c` of it.
-fn bundle(gate: &Gate, program: &str, extra: &str) -> String {
-    let image = gate.world.directory().join("image").display().to_string();
-    format!(
-        r#"rm -rf "$PUPPET/b" && mkdir -p "$PUPPET/b" && cd "$PUPPET/b" && sudo runc spec && sudo python3 - <<'END'
-import json
-c = json.load(open("config.json"))
-c["root"] = {{"path": "{image}", "readonly": True}}
-c["process"]["args"] = "{program}".split()
-c["process"]["terminal"] = False
-c["process"].pop("rlimits", None)
-{extra}
-json.dump(c, open("config.json", "w"))
-END
-"#
-    )
-}
-
-const CAPABILITY: &str = r#"
-for kind in c["process"]["capabilities"]: c["process"]["capabilities"][kind].append("CAP_SYS_ADMIN")"#;
-
-const HOST_PID: &str = r#"
-c["linux"]["namespaces"] = [n for n in c["linux"]["namespaces"] if n["type"] != "pid"]"#;
-
-fn up_with_backend(backend: &str) -> Result<Gate> {
-    let world = World::builder().engine().build()?;
-    world.podman()?;
-    world.write_configuration(&format!("[sensors]\nbackend = \"{backend}\"\n"))?;
-    Gate::up(world, &[("policy", AUDIT)])
-}
-
-fn assert_none_found(gate: &Gate) -> Result<()> {
-    let none: Vec<_> = found(gate)?.into_iter().map(|event| event.evidence).collect();
-    ensure!(none.is_empty(), "{none:#?}");
-    Ok(())
-}
-
-/// K3: runtimes with a configuration of the job's own, and podman. Nothing of Docker is there. Each container lives until it was
-/// found; the twins are the configuration that `runc spec` writes, and a plain container of podman.
-fn find_runtimes(backend: &str) -> Result<()> {
-    let gate = up_with_backend(backend)?;
-    let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
-    let id = gate.world.id();
-    let runc = format!("sudo runc --root \"$PUPPET/r\" run {id}-runc");
-    let crun = format!("sudo crun --root \"$PUPPET/c\" --cgroup-manager=disabled run {id}-crun");
-    let plain = puppet.run(&format!("{}{runc}", bundle(&gate, "sleep 1", "")))?;
-    ensure!(plain.succeeded(), "{plain:?}");
-    assert_none_found(&gate)?;
-    for (run, extra, word) in [
-        (&runc, CAPABILITY, "SYS_ADMIN"),
-        (&runc, HOST_PID, "host's pid namespace"),
-        (&crun, HOST_PID, "host's pid namespace"),
-    ] {
-        // crun refuses hosts that have cgroup v1 and v2 side by side, as this machine may.
-        if run == &crun {
-            let tried = puppet.run(&format!("{}{run}", bundle(&gate, "true", extra)))?;
-            if tried.output.contains("hybrid mode not supported") {
-                continue;
-            }
-        }
-        let before = found(&gate)?.len();
-        let script = bundle(&gate, "sleep 1000", extra);
-        let begun = puppet.run(&format!("{script}{run} >\"$PUPPET/run\" 2>&1 & echo $!"))?;
-        ensure!(begun.succeeded(), "{run}: {begun:?}");
-        let found_it = wait_for("another finding", || {
-            let found = found(&gate).ok()?;
-            found.iter().skip(before).any(|event| event.evidence.contains(word)).then_some(())
-        });
-        found_it.map_err(|error| error.context(format!("{run}\n{}", gate.monitor.log())))?;
-        let ended = puppet.run(&format!("{} KILL; wait", run.replace(" run ", " kill ")))?;
-        ensure!(ended.succeeded(), "{run}: {ended:?}");
-    }
-    let parent = format!("--cgroup-parent /{id}/podman");
-    let plain = puppet.run(&format!("sudo podman run --rm {parent} localhost/{IMAGE} sleep 1"))?;
-    ensure!(plain.succeeded(), "{plain:?}");
-    let before = found(&gate)?.len();
-    let ran = puppet.run(&format!(
-        "sudo podman run -d --name evil {parent} -v /:/host localhost/{IMAGE} sleep 1000"
-    ))?;
-    ensure!(ran.succeeded(), "{ran:?}");
-    wait_for_evidence(&gate, "the host's / mounted")?;
-    ensure!(found(&gate)?.len() == before + 1, "{:#?}", found(&gate)?);
-    let removed = puppet.run("sudo podman rm -f -t 0 evil")?;
-    ensure!(removed.succeeded(), "{removed:?}");
-    let result = puppet.finish()?;
-    gate.monitor.wait_until_idle()?;
-    assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
-    Ok(())
-}
-
-#[test]
-fn runtimes_with_a_configuration_of_their_own_are_found() -> Result<()> {
-    find_runtimes("bpf")
-}
-
-#[test]
-fn runtimes_are_found_without_bpf() -> Result<()> {
-    find_runtimes("procfs")
-}
-
-/// A container that does nothing and ends at once is found all the same, each of many, and never one between them that has no
-/// privileges: the kernel gives the numbers of its namespaces to the next.
-#[test]
-fn privileged_containers_are_found_however_short_they_live() -> Result<()> {
-    const CONTAINERS: usize = 8;
-    let gate = up_with_backend("bpf")?;
-    let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
-    let id = gate.world.id();
-    let runc = format!("sudo runc --root \"$PUPPET/r\" run {id}-runc");
-    let (plain, evil) = (bundle(&gate, "true", ""), bundle(&gate, "true", CAPABILITY));
-    for number in 0..CONTAINERS {
-        let ran = puppet.run(&format!("{plain}{runc}"))?;
-        ensure!(ran.succeeded(), "{ran:?}");
-        ensure!(found(&gate)?.len() == number, "{:#?}", found(&gate)?);
-        let ran = puppet.run(&format!("{evil}{runc}"))?;
-        ensure!(ran.succeeded(), "{ran:?}");
-        wait_for("the container to be found", || {
-            (found(&gate).ok()?.len() == number + 1).then_some(())
-        })
-        .map_err(|error| error.context(format!("{number}\n{}", gate.monitor.log())))?;
-    }
-    let result = puppet.finish()?;
-    gate.monitor.wait_until_idle()?;
-    assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
-    ensure!(found(&gate)?.len() == CONTAINERS, "{:#?}", found(&gate)?);
-    Ok(())
-}
-
-/// Under Lockdown Mode the program of a privileged container does nothing: its job is dead before it goes on.
-#[test]
-fn a_privileged_container_of_a_runtime_does_nothing() -> Result<()> {
-    let world = World::builder().engine().build()?;
-    world.write_configuration("[sensors]\nbackend = \"bpf\"\n")?;
-    let gate = Gate::up(world, &[("policy", LOCKDOWN)])?;
-    let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
-    let id = gate.world.id();
-    let made = puppet.run("mkdir -m 777 \"$PUPPET/mark\" && echo \"$PUPPET/mark\"")?;
-    let mark = std::path::PathBuf::from(made.output.trim());
-    let runc = format!("sudo runc --root \"$PUPPET/r\" run {id}-runc");
-    let mount = format!(
-        r#"
-c["mounts"].append({{"destination": "/tmp", "type": "none", "source": "{}", "options": ["bind", "rw"]}})"#,
-        mark.display()
-    );
-    let touch = |name: &str, extra: &str| {
-        format!("{}{runc}", bundle(&gate, &format!("touch /tmp/{name}"), extra))
-    };
-    // The twin: what it does when it may.
-    let ran = puppet.run(&touch("plain", &mount))?;
-    ensure!(ran.succeeded() && mark.join("plain").exists(), "{ran:?}\n{}", gate.monitor.log());
-    puppet.begin(&touch("evil", &format!("{mount}{CAPABILITY}")))?;
-    let result = puppet.job.wait()?;
-    gate.monitor.wait_until_idle()?;
-    assert_eq!(result.outcome, JobOutcome::Failure, "{}", gate.monitor.log());
-    let event = wait_for_evidence(&gate, "SYS_ADMIN")?;
-    ensure!(event.is_lockdown, "{event:?}");
-    ensure!(!mark.join("evil").exists(), "it did something before it was killed");
     Ok(())
 }
 

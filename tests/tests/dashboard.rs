@@ -14,7 +14,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 
 /// How the tests of the store install the scripts; it is not part of a library.
@@ -56,8 +56,12 @@ fn build(run: u64, tokens: &IdTokens, canary: &Canary) -> Result<Job> {
 
 #[test]
 fn a_new_user_s_tour_with_jobs_that_really_run() -> Result<()> {
-    let place = browser::installed(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let installed = browser::installed(Path::new(env!("CARGO_TARGET_TMPDIR")));
     let world = World::builder().main_job().build()?;
+    // The world has a /tmp of its own, and a checkout may lie in the machine's.
+    let place = world.directory().join("browser");
+    let copied = Command::new("cp").arg("--recursive").args([&installed, &place]).status()?;
+    ensure!(copied.success(), "{} can't be copied", installed.display());
     let tokens = IdTokens::serve(world.web(), URL)?;
     let mut store = PolicyServer::prepare(&world, "")?;
     store.start()?;

@@ -1,5 +1,6 @@
 //! What a resolver is started with. Every bound and every time of the resolver has its place and its reason here.
 
+use super::source_ports::SourcePorts;
 use portcullis_common::policy::EgressMode;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -39,6 +40,8 @@ pub struct ResolverConfig {
     pub timeouts: Timeouts,
     /// What TCP clients may use.
     pub tcp: TcpLimits,
+    /// Where the ports that upstreams are asked from are noted while the resolver lives.
+    pub source_ports: SourcePorts,
 }
 
 impl ResolverConfig {
@@ -65,6 +68,7 @@ impl ResolverConfig {
             cache: CacheLimits::default(),
             timeouts: Timeouts::default(),
             tcp: TcpLimits::default(),
+            source_ports: SourcePorts::default(),
         }
     }
 }

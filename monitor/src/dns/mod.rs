@@ -18,6 +18,7 @@ pub mod message;
 pub mod observer;
 pub mod server;
 pub mod sockets;
+pub mod source_ports;
 pub mod upstreams;
 
 pub use portcullis_common::judging::{addresses, names};
@@ -30,3 +31,4 @@ pub use observer::{
 };
 pub use server::Resolver;
 pub use sockets::{ResolverError, SkippedListener, UpstreamSource};
+pub use source_ports::SourcePorts;

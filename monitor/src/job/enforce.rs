@@ -17,7 +17,7 @@ use crate::caller::Worker;
 use crate::cgroup::JobCgroup;
 use crate::config::Paths;
 use crate::containers::killing::EngineContainers;
-use crate::dns::{NamePolicy, Resolver};
+use crate::dns::{NamePolicy, Resolver, SourcePorts};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::OwnerMode;
 use crate::egress::{RuleSet, rule_set};
@@ -219,8 +219,9 @@ pub fn enforce(
             .map_err(at("the thread of DNS events can't be started"))?,
     );
 
-    let config = resolver_config(&enforced, &namespace, &servers, &host.config.dns)
-        .map_err(at("the Worker's network namespace can't be held"))?;
+    let config =
+        resolver_config(&enforced, &namespace, &servers, &host.config.dns, &host.dns_source_ports)
+            .map_err(at("the Worker's network namespace can't be held"))?;
     let resolver = Resolver::start(
         config,
         NamePolicy::compile(&enforced.allowed, &enforced.denied),
@@ -246,7 +247,7 @@ pub fn enforce(
     }
     let table = Arc::new(installed?);
     late_table.set(Arc::clone(&table));
-    let dns_flows = forget_dns_flows(dns_flows, &state.id);
+    let dns_flows = forget_dns_flows(dns_flows, &host.dns_source_ports, &state.id);
     let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);
     let of_sensors = sensors.features();
@@ -328,13 +329,14 @@ fn list_dns_flows(namespace: &File) -> io::Result<JoinHandle<io::Result<DnsFlows
 /// of redirected: its program has to ask again from another port.
 fn forget_dns_flows(
     listing: io::Result<JoinHandle<io::Result<DnsFlows>>>,
+    resolvers: &SourcePorts,
     job_id: &str,
 ) -> Option<DnsFlows> {
     let listed = listing.and_then(|thread| {
         thread.join().unwrap_or_else(|_| Err(io::Error::other("listing them panicked")))
     });
     let forgotten = listed.and_then(|mut flows| {
-        flows.forget()?;
+        flows.forget(&resolvers.in_use())?;
         Ok(flows)
     });
     forgotten

@@ -6,6 +6,7 @@ use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
 use crate::config::{Config, ConfigError, Paths, SensorBackend};
 use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
+use crate::dns::SourcePorts;
 use crate::egress::target::{CgroupId, OwnerMode};
 use crate::nftables::{Probed, probe};
 use crate::service_manager::ServiceManager;
@@ -39,6 +40,8 @@ pub struct Host {
     pub service_manager: ServiceManager,
     /// The last known good policies.
     pub last_known_good: LastKnownGood,
+    /// Where the resolvers of all jobs ask upstreams from.
+    pub dns_source_ports: SourcePorts,
     /// The containers of this host.
     pub containers: Arc<Containers>,
     /// Opened when it is first needed: a directory that is missing now may be there for the next job.
@@ -80,6 +83,7 @@ impl Host {
         });
         let containers = Containers::new(&paths, hierarchy.as_ref().ok().cloned());
         let host = Self {
+            dns_source_ports: SourcePorts::default(),
             containers: Arc::new(containers),
             last_known_good: LastKnownGood::at(paths.last_known_good()),
             // First, for it takes longest.

@@ -3,6 +3,7 @@
 use super::socket::NetfilterSocket;
 use super::wire::{Parsed, kernel};
 use crate::sys::namespace::in_network_namespace;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -14,6 +15,7 @@ const GET: u16 = kernel::NFNL_SUBSYS_CTNETLINK << 8 | 1;
 const DELETE: u16 = kernel::NFNL_SUBSYS_CTNETLINK << 8 | 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
+const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
@@ -22,6 +24,7 @@ const ZONE: u16 = 18;
 #[derive(Debug)]
 struct Flow {
     family: u8,
+    source_port: Option<u16>,
     tuple: Vec<u8>,
     id: Option<Vec<u8>>,
     zone: Option<Vec<u8>>,
@@ -58,9 +61,11 @@ impl DnsFlows {
                 let attributes = message.attributes()?;
                 let Some(tuple) = attributes.get(TUPLE_ORIGINAL) else { return Ok(()) };
                 let protocol = Parsed::parse(tuple)?.nested(TUPLE_PROTOCOL)?;
-                if protocol.and_then(|protocol| protocol.be16(DESTINATION_PORT)) == Some(DNS_PORT) {
+                let port = |kind| protocol.as_ref().and_then(|protocol| protocol.be16(kind));
+                if port(DESTINATION_PORT) == Some(DNS_PORT) {
                     flows.push(Flow {
                         family: message.family(),
+                        source_port: port(SOURCE_PORT),
                         tuple: tuple.to_vec(),
                         id: attributes.get(ID).map(<[u8]>::to_vec),
                         zone: attributes.get(ZONE).map(<[u8]>::to_vec),
@@ -72,13 +77,16 @@ impl DnsFlows {
         Ok(Self { socket: Some(socket), flows })
     }
 
-    /// Makes connection tracking forget them. Returns how many there were.
+    /// Makes connection tracking forget them, but for those from a port of `spared`: resolvers of other jobs ask upstreams from
+    /// there, and an answer on its way would come as a call from outside. Returns how many are forgotten.
     ///
     /// # Errors
     /// When one can't be deleted (needs `CAP_NET_ADMIN`).
-    pub fn forget(&mut self) -> io::Result<usize> {
+    pub fn forget(&mut self, spared: &BTreeSet<u16>) -> io::Result<usize> {
         let Some(socket) = &mut self.socket else { return Ok(0) };
-        for flow in &self.flows {
+        let is_spared = |flow: &&Flow| flow.source_port.is_some_and(|port| spared.contains(&port));
+        let mut forgotten = 0;
+        for flow in self.flows.iter().filter(|flow| !is_spared(flow)) {
             let deleted = socket.request(DELETE, flow.family, |body| {
                 body.nest(TUPLE_ORIGINAL, |tuple| tuple.raw(&flow.tuple));
                 for (kind, value) in [(ID, &flow.id), (ZONE, &flow.zone)] {
@@ -92,8 +100,9 @@ impl DnsFlows {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 other => other?,
             }
+            forgotten += 1;
         }
-        Ok(self.flows.len())
+        Ok(forgotten)
     }
 }
 

@@ -306,11 +306,10 @@ async fn lint(
     Params(params): Params<LintParams>,
 ) -> ApiResult<Answer<Page<LintFinding>>> {
     let snapshot = store.snapshot().await?;
-    let policy = snapshot
-        .effective(&name)
+    let mut findings = snapshot
+        .lint(&name)
         .ok_or_else(|| unknown(&name))?
         .map_err(|errors| invalid_policy(&errors))?;
-    let mut findings = catalog::lint(&policy);
     if let Some(days) = params.unused_days {
         findings.extend(
             store.unused_endpoints(&name, days.min(MAX_UNUSED_DAYS), crate::service::now()).await?,

@@ -1,10 +1,11 @@
 //! What a reviewer should know about a policy that is valid.
 
 mod covering;
+mod duplicates;
 
 use covering::Covering;
 use portcullis_common::endpoint::{Endpoint, Host};
-use portcullis_common::policy::{EffectivePolicy, EgressMode, Rule};
+use portcullis_common::policy::{EffectivePolicy, EgressMode, Library, PolicyErrors, Rule};
 use portcullis_common::store_api::LintFinding;
 use std::net::IpAddr;
 
@@ -34,8 +35,22 @@ const METADATA: [&str; 4] =
 /// Networks so wide that they are hardly meant: an IPv4 prefix below this, an IPv6 prefix below that.
 const WIDE_PREFIX: (u8, u8) = (8, 16);
 
-/// Everything noteworthy, in the order of the policy.
-pub fn lint(policy: &EffectivePolicy) -> Vec<LintFinding> {
+/// Everything noteworthy about the policy with this name: what it repeats, then what it means; `None` when there is none.
+///
+/// # Errors
+/// When `extends` can't be followed, or nothing says `egress-policy`.
+pub fn lint(library: &Library, name: &str) -> Option<Result<Vec<LintFinding>, PolicyErrors>> {
+    let source = library.get(name)?;
+    let policy = library.effective(name)?;
+    Some(policy.and_then(|policy| {
+        let mut findings = duplicates::duplicates(library, &source.document)?;
+        findings.extend(meaning(&policy));
+        Ok(findings)
+    }))
+}
+
+/// Everything noteworthy in what a policy means, in its order.
+fn meaning(policy: &EffectivePolicy) -> Vec<LintFinding> {
     let lists = Lists {
         allowed: Covering::of(policy.allowed.iter().map(|rule| &rule.endpoint)),
         denied: Covering::of(policy.denied.iter().map(|rule| &rule.endpoint)),
@@ -113,7 +128,7 @@ fn allowed(policy: &EffectivePolicy, lists: &Lists, index: usize, rule: &Rule) -
             "remove it, or deny the address",
         ));
     }
-    // Of two that mean the same the first stays; `extends` has united those already.
+    // Of two that mean the same the first stays: [`duplicates`] tells of the others.
     let wider = lists.allowed.find_other(&rule.endpoint, index);
     if let Some(wider) = wider.and_then(|other| policy.allowed.get(other)) {
         findings.push(finding(

@@ -27,7 +27,7 @@ use portcullis_common::policy::{
     PolicyRules, SourceDocument,
 };
 use portcullis_common::resolution::{Choice, HostDefaults, PolicySet, Resolution, ResolveError};
-use portcullis_common::store_api::{Policy, PolicySummary};
+use portcullis_common::store_api::{LintFinding, Policy, PolicySummary};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -182,6 +182,17 @@ impl Snapshot {
             self.number(&mut policy);
             policy
         }))
+    }
+
+    /// What a reviewer should know about a policy; `None` when there is none of this name.
+    ///
+    /// # Errors
+    /// When the policies have mistakes, or nothing says `egress-policy`.
+    pub fn lint(&self, name: &str) -> Option<Result<Vec<LintFinding>, PolicyErrors>> {
+        match &self.set {
+            Ok(set) => lint(set.library(), name),
+            Err(errors) => Some(Err(errors.clone())),
+        }
     }
 
     /// What a policy allows and denies once `extends` is followed, also of one that can only be extended.

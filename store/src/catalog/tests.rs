@@ -1,6 +1,5 @@
 use super::{
-    ChangeError, Entry, Expected, Snapshot, attach, delete, detach, export, import, lint, put,
-    rename,
+    ChangeError, Entry, Expected, Snapshot, attach, delete, detach, export, import, put, rename,
 };
 use crate::database::Change;
 use jiff::Timestamp;
@@ -209,7 +208,7 @@ fn lint_tells_what_a_reviewer_should_know() {
     let snapshot = snapshot(
         "name: p\negress-policy: block\nallowed-endpoints: ['*.amazonaws.com:443', 's3.eu-west-1.amazonaws.com:443', 0.0.0.0/0, 169.254.169.254:80, 10.0.0.0/7:443, 'example.com:443', 'good.test:443']\ndenied-endpoints: ['*.example.com:443', 'example.com:1-1000', '*.nowhere.test:443']\nlockdown-mode: {enabled: true}\n",
     );
-    let findings = lint(&snapshot.effective("p").unwrap().unwrap());
+    let findings = snapshot.lint("p").unwrap().unwrap();
     let shown: Vec<_> =
         findings.iter().map(|finding| format!("{}: {}", finding.rule, finding.message)).collect();
     insta::assert_snapshot!(shown.join("\n"), @"
@@ -222,4 +221,28 @@ fn lint_tells_what_a_reviewer_should_know() {
     denied-anyway: `example.com:443` is denied by `example.com:1-1000`, and denied wins
     idle-lockdown: lockdown mode is enabled but lists no detection, so it never acts
     ");
+}
+
+#[test]
+fn lint_tells_what_is_said_twice() {
+    let snapshot = snapshot(
+        "name: base\negress-policy: block\nallowed-endpoints: [a.test:443, a.test]\ndenied-endpoints: [d.test]\n---\nname: p\nextends: [base]\nallowed-endpoints: [b.test, 'b.test:443', A.test, b.test, 'b.test:80', '*.a.test']\ndenied-endpoints: [d.test, b.test]\n",
+    );
+    let repeated = |name: &str| {
+        let findings = snapshot.lint(name).unwrap().unwrap();
+        findings
+            .iter()
+            .filter(|finding| finding.rule == "duplicate-endpoint")
+            .map(|finding| finding.message.clone())
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    insta::assert_snapshot!(repeated("base"), @"`a.test` is allowed twice: `a.test:443` means the same");
+    insta::assert_snapshot!(repeated("p"), @"
+    `b.test:443` is allowed twice: `b.test` means the same
+    `A.test` is allowed by `base` already, which this extends
+    `b.test` is allowed twice
+    `d.test` is denied by `base` already, which this extends
+    ");
+    assert!(snapshot.lint("nobody").is_none());
 }

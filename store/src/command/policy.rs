@@ -126,9 +126,9 @@ impl Policy {
                 PolicyCommand::Lint { name, unused_days: None, check },
                 Place::Directory(policies),
             ) => {
-                let effective = policies.library().effective(name);
-                let policy = effective.with_context(|| no_policy(name))??;
-                self.findings(&Page::whole(catalog::lint(&policy)), *check)
+                let findings = catalog::lint(policies.library(), name);
+                let findings = findings.with_context(|| no_policy(name))??;
+                self.findings(&Page::whole(findings), *check)
             }
             (_, Place::Directory(_)) => {
                 bail!(

@@ -1,16 +1,22 @@
 //! Jobs and events in great numbers, made by the database itself: for measuring, and for tests of what reads them.
 //!
 //! What is made has the form of what is uploaded: every event is one that the API answers, and jobs, destinations and
-//! baselines are the sums of the events.
+//! baselines are the sums of the events. Calls, of which there are millions, are made by the database itself; programs and
+//! detections go the way of those that hosts upload.
 
-use super::{Database, DatabaseError, transaction};
+mod record;
+
+use super::learning::Thresholds;
+use super::values::word;
+use super::{Database, DatabaseError, Intake, NewEvent, transaction};
+use jiff::Timestamp;
 use portcullis_common::job_context::JobContext;
 use uuid::Uuid;
 
 /// How much is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Generated {
-    /// Jobs, one for each run.
+    /// Jobs, one for each run, on twenty hosts. Each has some programs, and each tenth a detection.
     pub jobs: u32,
     /// Calls of each job.
     pub events_of_job: u32,
@@ -27,6 +33,19 @@ const JOBS_AT_ONCE: u32 = 100;
 
 /// Different endpoints over all jobs.
 const ENDPOINTS: i64 = 2000;
+
+/// Runner hosts, spread over four clusters.
+const HOSTS: u32 = 20;
+
+/// For what is uploaded: programs teach baselines nothing.
+const THRESHOLDS: Thresholds = Thresholds { min_runs: 5, window_runs: 10, max_changed_runs: 1 };
+
+/// A job that was made, before what it executed.
+struct Made {
+    id: String,
+    number: u32,
+    started_ms: i64,
+}
 
 /// Calls: `$1` the job, `$2` how many, `$3` the job's id, `$4` the time of the first in seconds, `$5` the number of its
 /// repository, `$6` endpoints. Each 50th is stopped.
@@ -85,6 +104,21 @@ impl Database {
         };
         let events = i64::from(wanted.events_of_job.max(1));
         let endpoints = i64::from(wanted.endpoints_of_job.clamp(1, 2000));
+        transaction!(self, |transaction| {
+            for number in 0..HOSTS {
+                sqlx::query(
+                    "INSERT INTO hosts (id, name, cluster, enrolled_ms, last_seen_ms, version) VALUES ($1, $1, $2, $3, $3, $4) \
+                     ON CONFLICT (id) DO NOTHING",
+                )
+                .bind(host(number))
+                .bind(cluster(number))
+                .bind(wanted.newest_ms)
+                .bind(env!("CARGO_PKG_VERSION"))
+                .execute(&mut *transaction)
+                .await?;
+            }
+        });
+        let mut made = Vec::new();
         let mut done = 0;
         while done < wanted.jobs {
             let portion = JOBS_AT_ONCE.min(wanted.jobs - done);
@@ -122,20 +156,20 @@ impl Database {
                         runner_name: format!("runner-{}", number % 20),
                         ..JobContext::default()
                     };
-                    let context = serde_json::to_string(&context)
-                        .map_err(|error| DatabaseError::Corrupt(error.to_string()))?;
+                    let context = json(&context)?;
+                    let posture = record::posture(number % HOSTS);
                     let id = Uuid::now_v7().simple().to_string();
                     let blocked = events / 50;
                     let (job,): (i64,) = sqlx::query_as(
                         "INSERT INTO jobs (id, run, host_id, cluster, organization, repository, workflow_path, job_name, context, \
                          policy, policy_version, scope, target, identity, mode, started_ms, ended_ms, last_seq, allowed, blocked, \
-                         would_block, detections, posture) \
-                         VALUES ($1, $2, 'generated', $3, $4, $5, $6, $7, $8, 'generated', '1', 'organization', $4, 'asserted', 'block', \
-                         $9, $9 + 50000, $10, $11, $12, 0, 0, 'enforced') RETURNING key",
+                         would_block, detections, posture, report) \
+                         VALUES ($1, $2, $13, $3, $4, $5, $6, $7, $8, 'generated', '1', 'organization', $4, 'asserted', 'block', \
+                         $9, $9 + 50000, $10, $11, $12, 0, 0, $14, $15) RETURNING key",
                     )
                     .bind(id.as_str())
                     .bind(run)
-                    .bind(format!("cluster-{}", number % 4))
+                    .bind(cluster(number))
                     .bind(organization.as_str())
                     .bind(repository.as_str())
                     .bind(path.as_str())
@@ -145,6 +179,9 @@ impl Database {
                     .bind(events)
                     .bind(events - blocked)
                     .bind(blocked)
+                    .bind(host(number))
+                    .bind(word(&posture.level))
+                    .bind(json(&record::report(&id, &organization, posture, (events - blocked, blocked)))?)
                     .fetch_one(&mut *transaction)
                     .await?;
                     sqlx::query(events_sql)
@@ -164,6 +201,7 @@ impl Database {
                     .bind(job)
                     .execute(&mut *transaction)
                     .await?;
+                    made.push(Made { id, number, started_ms });
                 }
             });
             done += portion;
@@ -179,6 +217,40 @@ impl Database {
                 sqlx::raw_sql(sql).execute(&mut *transaction).await?;
             }
         });
+        for job in made {
+            self.upload(&job, super::unsigned(events)).await?;
+        }
         Ok(())
     }
+
+    /// What a job executed and what was detected in it, behind its calls.
+    async fn upload(&self, job: &Made, last_seq: u64) -> Result<(), DatabaseError> {
+        let started_at = Timestamp::from_millisecond(job.started_ms)
+            .map_err(|error| DatabaseError::Corrupt(error.to_string()))?;
+        let events = record::events(&job.id, job.number, started_at, last_seq);
+        let lines = events.iter().map(json).collect::<Result<Vec<_>, _>>()?;
+        let batch: Vec<NewEvent<'_>> =
+            events.into_iter().zip(&lines).map(|(event, line)| NewEvent { event, line }).collect();
+        match self
+            .store_events(&job.id, &host(job.number), &batch, (THRESHOLDS, job.started_ms))
+            .await?
+        {
+            Intake::Stored { .. } => Ok(()),
+            refused => {
+                Err(DatabaseError::Corrupt(format!("a made job is not as made: {refused:?}")))
+            }
+        }
+    }
+}
+
+fn host(number: u32) -> String {
+    format!("generated-{}", number % HOSTS)
+}
+
+fn cluster(number: u32) -> String {
+    format!("cluster-{}", number % 4)
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, DatabaseError> {
+    serde_json::to_string(value).map_err(|error| DatabaseError::Corrupt(error.to_string()))
 }

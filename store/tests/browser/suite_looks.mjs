@@ -35,6 +35,9 @@ export async function reading(browser, admin, filled) {
   const ports = await page.locator("#rows td[data-label='Destination'] .nowrap").evaluateAll((all) => all.map((port) => [port.textContent, port.getClientRects().length]));
   assert.ok(ports.length >= 10);
   for (const [port, lines] of ports) assert.ok(/^:\d+$/.test(port) && lines === 1, `${port} in ${lines} lines`);
+  // Nothing of a row stands out of its cell, and an ordinary reason is one line.
+  const cells = await page.locator("#rows td").evaluateAll((all) => all.filter((cell) => cell.offsetParent && cell.scrollWidth > cell.clientWidth).map((cell) => cell.textContent));
+  assert.deepEqual(cells, []);
   // The chart names what there is to see, and takes no room for what it says when it is pointed at.
   const legend = async () => (await page.locator(".u-legend .u-label").allTextContents()).filter((name) => ["Allowed", "Blocked", "Would be blocked"].includes(name));
   await until("the chart", async () => (await legend()).length > 0);
@@ -48,9 +51,9 @@ export async function reading(browser, admin, filled) {
   await browser.open(`/jobs/${filled.built}/processes`);
   assert.deepEqual(await page.locator(".trees h2").allTextContents(), ["In no step", "Step __actions_checkout", "Step install"]);
   const trees = (await page.locator(".trees .tree").allTextContents()).map((text) => text.replace(/\s+/g, " "));
-  assert.match(trees[0], /Runner\.Worker 900 \/usr\/bin\/bash 950/);
-  assert.match(trees[1], /\/usr\/bin\/git fetch --depth=1 origin 1001/, "the program's name is said once");
-  assert.match(trees[2], /python3\.12 1010 calls itself python3 -m pip[\s\S]*pypi\.org:443[\s\S]*python3 setup\.py[\s\S]*Blocked[\s\S]*collect\.evil\.test:443/);
+  assert.match(trees[0], /Runner\.Worker pid 900 \/usr\/bin\/bash pid 950/);
+  assert.match(trees[1], /\/usr\/bin\/git fetch --depth=1 origin pid 1001/, "the program's name is said once");
+  assert.match(trees[2], /python3\.12 pid 1010 calls itself python3 -m pip[\s\S]*pypi\.org:443[\s\S]*python3 setup\.py[\s\S]*Blocked[\s\S]*collect\.evil\.test:443/);
   // Only a name was asked for, or there was a call.
   await browser.open(`/policies/hello-build/add-endpoint?endpoint=only.asked.test&job=${filled.built}`);
   assert.equal(await page.textContent("h1"), "Allow only.asked.test:443");

@@ -461,6 +461,19 @@ async fn generated_jobs_are_like_uploaded_ones(world: World) {
     let events = events["items"].as_array().unwrap();
     let blocked = events.iter().filter(|event| event["verdict"] == "blocked").count();
     assert_eq!((events.len(), blocked, job["blocked"].as_u64()), (100, 2, Some(2)));
+    let tree = server.get(&format!("/jobs/{}/process-tree", job["id"].as_str().unwrap())).await;
+    assert!(tree.expect(200).to_string().contains("part-29"));
+    let detections = server.get("/detections").await.expect(200);
+    let detections = detections["items"].as_array().unwrap();
+    let kinds: Vec<_> = detections.iter().map(|found| found["type"].as_str().unwrap()).collect();
+    let expected = ["Reverse-Shell", "Source-File-Overwritten", "Sudo-Use", "Reverse-Shell"];
+    assert_eq!(kinds, expected);
+    let states = server.get("/hosts:state").await.expect(200);
+    let states = states["items"].as_array().unwrap();
+    let degraded = states.iter().filter(|state| state["level"] == "degraded").count();
+    assert_eq!((states.len(), degraded), (20, 4));
+    let state = server.get("/hosts/generated-4/state").await.expect(200);
+    assert_eq!(state["posture"]["warnings"][0], "table-owner: this kernel is older than 5.12");
     let page = server.get("/destinations").await.expect(200);
     let calls: u64 =
         page["items"].as_array().unwrap().iter().map(|item| item["calls"].as_u64().unwrap()).sum();

@@ -14,6 +14,7 @@ use super::judge::Judge;
 use super::names::NamePolicy;
 use super::observer::DnsObserver;
 use super::sockets::{ResolverError, SkippedListener, UpstreamSource};
+use super::source_ports::RegisteredPorts;
 use crate::egress::grant::GrantSink;
 use crate::sys::namespace::in_network_namespace;
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ pub struct Resolver {
     anywhere: Vec<SocketAddr>,
     skipped: Vec<SkippedListener>,
     sources: Vec<UpstreamSource>,
+    /// Held, never looked at.
+    _registered: RegisteredPorts,
     core: Arc<Core>,
     /// Reading from all sockets.
     tasks: JoinSet<()>,
@@ -79,6 +82,7 @@ impl Resolver {
             Arc::clone(&observer),
             &mut tasks,
         )?;
+        let registered = config.source_ports.register(sources.iter().map(|source| source.port));
         let judge = Judge {
             names: policy,
             mode: config.mode,
@@ -115,6 +119,7 @@ impl Resolver {
             anywhere,
             skipped: opened.listeners.skipped,
             sources,
+            _registered: registered,
             core,
             tasks,
         })

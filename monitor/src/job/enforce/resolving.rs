@@ -3,8 +3,8 @@
 use super::{EnforceError, at};
 use crate::caller::Worker;
 use crate::config::DnsConfig;
-use crate::dns::ResolverConfig;
 use crate::dns::upstreams::{SystemResolver, from_resolv_conf, read_bounded};
+use crate::dns::{ResolverConfig, SourcePorts};
 use crate::job::host::Host;
 use crate::sys::namespace::in_network_namespace;
 use portcullis_common::policy::EffectivePolicy;
@@ -40,9 +40,11 @@ pub(super) fn resolver_config(
     namespace: &File,
     servers: &SystemResolver,
     dns: &DnsConfig,
+    source_ports: &SourcePorts,
 ) -> std::io::Result<ResolverConfig> {
     let mut config = ResolverConfig::new(policy.egress, &policy.name, servers.upstreams.clone());
     config.network_namespace = Some(OwnedFd::from(namespace.try_clone()?));
+    config.source_ports = source_ports.clone();
     config.listen_anywhere = true;
     config.search_domains.clone_from(&servers.search_domains);
     config.lifetimes.grant_floor = Duration::from_secs(dns.grant_floor_seconds.into());
