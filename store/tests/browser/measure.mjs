@@ -1,7 +1,9 @@
 // How long pages take, as a browser sees it: `node measure.mjs SERVER TOKEN TIMES` prints a line of JSON for each page, with
 // the time of the server's answer and of the largest contentful paint of each time, in milliseconds. Nothing is in a cache
-// but what the browser may keep.
+// but what the browser may keep. Each page is held to what the suite's are: axe finds nothing, and nothing is on the console.
+import assert from "node:assert/strict";
 import { Browser } from "./browser.mjs";
+import { violations } from "./harness.mjs";
 import { Api } from "./seed.mjs";
 
 const [server, token, times] = process.argv.slice(2);
@@ -57,6 +59,9 @@ for (const [name, address] of Object.entries(PAGES)) {
     found.server.push(measured.server);
     found.paint.push(measured.paint);
   }
+  // Not while it is measured: axe takes longer than the page.
+  assert.deepEqual(await violations(browser.page), [], name);
   console.log(JSON.stringify(found));
 }
+assert.deepEqual(browser.complaints, []);
 await browser.close();

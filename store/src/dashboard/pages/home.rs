@@ -22,6 +22,8 @@ pub(super) struct Chart {
     pub(super) times: Vec<i64>,
     /// What is stacked, from below.
     pub(super) series: Vec<Series>,
+    /// Whether more is to come, so that it is asked for again.
+    pub(super) grows: bool,
 }
 
 /// One series.
@@ -86,6 +88,7 @@ async fn home(page: Page) -> PageResult {
                 values: values(|hour| hour.would_block),
             },
         ],
+        grows: false,
     };
     render(&Home {
         layout: page.layout("Home", Section::Home),

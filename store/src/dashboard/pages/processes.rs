@@ -26,6 +26,8 @@ const MAX_DEPTH: usize = 60;
 /// a template should call itself.
 #[derive(Debug)]
 struct Row {
+    /// What it is called in an address.
+    id: Option<String>,
     exe: Html,
     /// What the program was told.
     arguments: String,
@@ -131,6 +133,11 @@ fn groups(roots: &[ProcessNode]) -> Vec<Group> {
             groups.push(Group { step: step.map(|step| shown(step, 100)), rows: tree.rows });
         }
     }
+    // Of processes that can't be told apart the first one has the address.
+    let mut known = BTreeSet::new();
+    for row in groups.iter_mut().flat_map(|group| &mut group.rows) {
+        row.id = row.id.take().filter(|id| known.insert(id.clone()));
+    }
     groups
 }
 
@@ -185,6 +192,7 @@ fn row(node: &ProcessNode) -> Row {
     };
     let calls = node.calls.iter().take(SHOWN_CALLS);
     Row {
+        id: node.pid.map(|pid| anchor(pid, node.start_time)),
         exe: html::path(&shown(exe, 200)),
         arguments: shown(&arguments, 400),
         command: shown(&command, 400),
@@ -197,6 +205,14 @@ fn row(node: &ProcessNode) -> Row {
         files: node.files.len(),
         opens: false,
         closes: 0,
+    }
+}
+
+/// What a process's line is called in an address. A number is given again after its process has ended; not with the same start.
+pub(super) fn anchor(pid: u32, start_time: Option<u64>) -> String {
+    match start_time {
+        Some(start_time) => format!("process-{pid}-{start_time}"),
+        None => format!("process-{pid}"),
     }
 }
 

@@ -82,18 +82,37 @@ function draw(figure, { times, series: all }) {
   return chart;
 }
 
+/** How often a growing series is read, in milliseconds. */
+const PAUSE = 3000;
+
 async function start(figure) {
   const from = figure.dataset.chartFrom;
-  const data = from ? await (await fetch(from, { credentials: "same-origin" })).json() : JSON.parse(figure.dataset.chart);
-  if (data.times.length === 0) return;
-  let chart = draw(figure, data);
-  new ResizeObserver(() => chart.setSize({ width: figure.querySelector(".chart").clientWidth, height: 190 })).observe(figure);
+  const read = async () => (await fetch(from, { credentials: "same-origin" })).json();
+  let data = from ? await read() : JSON.parse(figure.dataset.chart);
+  let chart;
   const again = () => {
-    chart.destroy();
-    chart = draw(figure, data);
+    chart?.destroy();
+    // Nothing to draw yet is said in words.
+    chart = data.times.length === 0 ? undefined : draw(figure, data);
+    figure.querySelector(".reading").textContent = chart ? "" : "Nothing yet.";
   };
+  again();
+  new ResizeObserver(() => chart?.setSize({ width: figure.querySelector(".chart").clientWidth, height: 190 })).observe(figure);
   addEventListener("portcullis:theme", again);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  // What a running job does is drawn while it does it; when it has ended, it is read once more by then.
+  while (data.grows) {
+    await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    if (!figure.isConnected) return;
+    const drawn = JSON.stringify([data.times, data.series]);
+    try {
+      data = await read();
+    } catch {
+      // The server may be away for a moment.
+      continue;
+    }
+    if (JSON.stringify([data.times, data.series]) !== drawn) again();
+  }
 }
 
 document.querySelectorAll("figure[data-chart], figure[data-chart-from]").forEach(start);
