@@ -57,7 +57,9 @@ pub(super) fn path(text: &str) -> Html {
 /// the rest would read as another one.
 pub(super) fn endpoint(text: impl AsRef<str>) -> Html {
     let text = text.as_ref();
-    let is_port = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port = |rest: &str| {
+        !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit() || b"-*".contains(&byte))
+    };
     let (host, port) = match text.rsplit_once(':') {
         // The groups of an IPv6 address have brackets around them before a port.
         Some((host, port)) if is_port(port) && (host.ends_with(']') || !has_groups(host)) => {
@@ -66,10 +68,8 @@ pub(super) fn endpoint(text: impl AsRef<str>) -> Html {
         _ => (text, None),
     };
     let is_name = without_scheme(host).bytes().any(|byte| byte.is_ascii_alphabetic());
-    let shown = match is_name && !has_groups(host) {
-        true => escaped(host).replace('.', ".<wbr>"),
-        false => escaped(host),
-    };
+    let shown = escaped(host);
+    let shown = if is_name && !has_groups(host) { shown.replace('.', ".<wbr>") } else { shown };
     match port {
         Some(port) => Html(format!("{shown}<wbr><span class=\"nowrap\">:{port}</span>")),
         None => Html(shown),
@@ -239,7 +239,8 @@ mod tests {
             ("icmp://2001:db8::6", "icmp://2001:db8::6"),
             ("api.ok.test:443", "api.|ok.|test|_:443"),
             ("evil.test", "evil.|test"),
-            ("*.npmjs.org:*", "*.|npmjs.|org:*"),
+            ("*.npmjs.org:*", "*.|npmjs.|org|_:*"),
+            ("10.0.0.0/8:8000-8080", "10.0.0.0/8|_:8000-8080"),
             ("", ""),
         ] {
             assert_eq!(shown(text), expected);
