@@ -1,6 +1,7 @@
 //! Reading the events of a job.
 
 use super::batch::{DNS, NETWORK};
+use super::learning::NEW_OUTBOUND_NETWORK_CALL;
 use super::values::{and_equal, containing, verdict_code};
 use super::{Database, DatabaseError, read, signed, unsigned};
 use portcullis_common::event::Verdict;
@@ -31,6 +32,8 @@ pub struct EventFilter {
     pub step: Option<String>,
     /// Only judged by this policy.
     pub policy: Option<String>,
+    /// Only calls to endpoints that a detection of the job says are new for it.
+    pub new: bool,
 }
 
 /// The kinds of events, as they are asked for.
@@ -128,6 +131,12 @@ macro_rules! events_query {
                 Database::Postgres(_) => " AND body::json #>> '{policy,name}' = ",
             });
             query.push_bind(policy.clone());
+        }
+        if $filter.new {
+            query
+                .push(" AND endpoint IN (SELECT endpoint FROM detections WHERE job = ")
+                .push_bind($job);
+            query.push(" AND kind = ").push_bind(NEW_OUTBOUND_NETWORK_CALL).push(")");
         }
         query.push(" ORDER BY seq LIMIT ").push_bind(i64::from($limit));
         query

@@ -57,6 +57,9 @@ pub struct TimelineCount {
     pub count: u64,
 }
 
+/// A host, its job, when that began, its posture, what is less than it should be, and the report.
+type HostStateRow = (String, String, i64, String, Option<String>, String);
+
 type HourRow = (i64, i64, i64, i64, i64, i64, i64, i64);
 
 impl Database {
@@ -202,8 +205,9 @@ impl Database {
         &self,
         host: Option<&str>,
     ) -> Result<Vec<(HostState, String)>, DatabaseError> {
-        let rows: Vec<(String, String, i64, String, String)> = read!(self, |pool| {
-            let mut query = QueryBuilder::new("SELECT h.id, j.id, j.started_ms, j.posture, ");
+        let rows: Vec<HostStateRow> = read!(self, |pool| {
+            let mut query =
+                QueryBuilder::new("SELECT h.id, j.id, j.started_ms, j.posture, j.posture_reason, ");
             query.push(if host.is_some() { "COALESCE(j.report, '')" } else { "''" });
             // For each host one look into the index of its jobs, from the newest: there may be a million of them.
             query.push(
@@ -216,11 +220,11 @@ impl Database {
             query.build_query_as().fetch_all(pool).await?
         });
         rows.into_iter()
-            .map(|(host_id, job_id, started, posture, report)| {
+            .map(|(host_id, job_id, started, posture, reason, report)| {
                 let level = serde_json::from_value(serde_json::Value::String(posture))
                     .map_err(|_| DatabaseError::Corrupt(format!("job {job_id}: its posture")))?;
                 let time = time_of(started)?;
-                Ok((HostState { host_id, job_id, time, level, posture: None }, report))
+                Ok((HostState { host_id, job_id, time, level, reason, posture: None }, report))
             })
             .collect()
     }
