@@ -10,6 +10,7 @@ use serde::Deserialize;
 use sqlx::QueryBuilder;
 
 /// Which events of a job to read.
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for with any of the others")]
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
     /// Only those behind this number.

@@ -273,6 +273,19 @@ async fn new_calls_are_found_among_others(world: World) {
     assert_eq!(names, [&json!("never-before.test")]);
     let none = server.get(&format!("/jobs/{}/network-events?new=true", id(2))).await.expect(200);
     assert_eq!(none["items"], json!([]));
+    // By the command line as well: the run of an endpoint, what is of today, and the new calls of a job.
+    let operator = crate::command_line::Operator { server: &server, world: &world };
+    let job = id(3);
+    for (arguments, has, has_not) in [
+        (vec!["runs", "--endpoint", "never-before.test:443", "--days", "1"], "3-1", "2-1"),
+        (vec!["runs", "--days", "1"], "1-1", "no-such-run"),
+        (vec!["detections", "--days", "1"], "never-before.test:443", "usual.test"),
+        (vec!["events", &job, "--new"], "never-before.test:443", "usual.test"),
+    ] {
+        let told = operator.run(&arguments).await;
+        let is_right = told.contains(has) && !told.contains(has_not) && told.ends_with("exit 0");
+        assert!(is_right, "{arguments:?}: {told}");
+    }
     // Where the detection leads, and the file that is taken away.
     let cookie = crate::dashboard::sign_in(&server, &server.token.clone()).await;
     let page = async |path: String| {

@@ -190,7 +190,7 @@ impl Asked {
             let live = next.map(|next| (next, true));
             return Follows {
                 more: None,
-                live: live.or(self.is_running.then_some((behind, false))),
+                live: live.or_else(|| self.is_running.then_some((behind, false))),
             };
         }
         if self.is_part && self.cursor.is_some() {
