@@ -48,6 +48,13 @@ async fn events_are_read_by_indices(world: World) {
         let expected = if matches!(database, Database::Sqlite(_)) { index[0] } else { index[1] };
         assert!(plan.contains(expected) && !plan.contains("Seq Scan"), "{filter:?}: {plan}");
     }
+    let plan = database.explain_host_states().await.unwrap();
+    let expected = if matches!(database, Database::Sqlite(_)) {
+        "jobs_by_host (host_id<?)"
+    } else {
+        "Index Scan Backward using jobs_by_host"
+    };
+    assert!(plan.contains(expected), "{plan}");
     // Runs are found by the keys of their jobs and destinations, and by when jobs began; no table of jobs is read from end to
     // end. PostgreSQL reads so few rows as these as a whole.
     for (filter, indices) in [
