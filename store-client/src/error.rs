@@ -43,12 +43,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same request can succeed later.
-    pub fn is_transient(&self) -> bool {
+    /// Whether the store itself has looked at what was sent and will never take it. What something in front of it answers, or
+    /// what can't be understood, says nothing about the store.
+    pub fn is_final(&self) -> bool {
+        /// 400, 409, 413, 422: wrong, contrary to what the store has, too large, not what can be processed (RFC 9110 §15.5).
+        const FINAL: [u16; 4] = [400, 409, 413, 422];
         match self {
-            Self::Unreachable { .. } | Self::TimedOut(_) | Self::TooLarge(_) => true,
             Self::Refused(problem) => {
-                problem.status >= 500 || problem.status == 429 || problem.status == 401
+                problem.kind.starts_with(Problem::KIND_PREFIX) && FINAL.contains(&problem.status)
             }
             _ => false,
         }
@@ -67,5 +69,35 @@ impl StoreError {
             return Self::TimedOut(patience);
         }
         Self::Unreachable { store: store.to_owned(), reason: with_causes(error) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StoreError;
+    use portcullis_common::store_api::Problem;
+    use std::time::Duration;
+
+    #[test]
+    fn only_the_store_itself_refuses_for_good() {
+        let refused = |kind: &str, status| {
+            StoreError::Refused(Box::new(Problem {
+                kind: kind.to_owned(),
+                status,
+                ..Problem::default()
+            }))
+        };
+        for status in [300, 302, 400, 401, 403, 404, 407, 408, 409, 413, 422, 425, 429, 500, 503] {
+            let of_store = refused("urn:portcullis:problem:something", status);
+            assert_eq!(of_store.is_final(), [400, 409, 413, 422].contains(&status), "{status}");
+            assert!(!refused("about:blank", status).is_final(), "{status} of a proxy");
+        }
+        for error in [
+            StoreError::NotUnderstood("<html>".to_owned()),
+            StoreError::TimedOut(Duration::from_secs(1)),
+            StoreError::TooLarge(1),
+        ] {
+            assert!(!error.is_final(), "{error}");
+        }
     }
 }

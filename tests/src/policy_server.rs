@@ -18,6 +18,9 @@ pub const ADDRESS: &str = "198.51.100.200";
 /// How runners and people reach it.
 pub const URL: &str = "https://198.51.100.200:8440";
 
+/// What a server prints before the first admin's token.
+pub const FIRST_TOKEN: &str = "The first admin's token, shown this once: ";
+
 /// The workflow of the jobs that [`for_server`] prepares.
 const WORKFLOW: &str = "octo/hello/.github/workflows/ci.yml@refs/heads/main";
 
@@ -33,8 +36,7 @@ pub struct PolicyServer {
 }
 
 impl PolicyServer {
-    /// Prepares a server on SQLite, with a certificate and an admin's token of its own; `more` is put behind its
-    /// configuration.
+    /// Prepares a server on SQLite with a certificate of its own; `more` is put behind its configuration.
     ///
     /// # Errors
     /// When the program is not built or files can't be written.
@@ -52,11 +54,10 @@ impl PolicyServer {
         // The monitor asks the store and GitHub.
         let github = fs::read_to_string(world.authority_file())?;
         fs::write(directory.join("authorities.pem"), authority.pem() + &github)?;
-        fs::write(directory.join("token"), "an-admin-token-of-this-world-alone-0123456789")?;
         let at = directory.display();
         let issuer = crate::server::id_tokens::ISSUER_HOST;
         let configuration = format!(
-            "listen = \"{ADDRESS}:8440\"\npublic-url = \"{URL}\"\nadmin-token-file = \"{at}/token\"\n\
+            "listen = \"{ADDRESS}:8440\"\npublic-url = \"{URL}\"\n\
              ca-file = \"{at}/authorities.pem\"\n\
              [database]\nurl = \"sqlite:{at}/store.db\"\n\
              [tls]\ncertificate-file = \"{at}/certificate.pem\"\nkey-file = \"{at}/key.pem\"\n\
@@ -77,32 +78,41 @@ impl PolicyServer {
         &self.directory
     }
 
-    /// The admin's token.
+    /// The first admin's token, as the server has printed it at its first start.
     ///
     /// # Errors
-    /// When its file can't be read.
+    /// When it was not started.
     pub fn token(&self) -> Result<String> {
         Ok(fs::read_to_string(self.directory.join("token"))?)
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts it and waits until it listens. What it prints at its first start is an admin's token, which is kept for the
+    /// command line.
     ///
     /// # Errors
-    /// When it does not; the error holds its log.
+    /// When it does not listen, or prints no token; the error holds its log.
     pub fn start(&mut self) -> Result<()> {
         let address = self.directory.join("address");
         let _ = fs::remove_file(&address);
         let log = fs::File::options().create(true).append(true).open(self.directory.join("log"))?;
+        let printed = self.directory.join("printed");
         let process = self
             .there
             .clone()
             .arg("serve")
             .args(["--config".as_ref(), self.directory.join("store.toml").as_os_str()])
             .args(["--address-file".as_ref(), address.as_os_str()])
-            .spawn(Stdio::null(), Stdio::null(), log)?;
+            .spawn(Stdio::null(), fs::File::create(&printed)?, log)?;
         self.process = Some(process);
         wait_for("the policy server to listen", || address.exists().then_some(()))
-            .with_context(|| self.log())
+            .with_context(|| self.log())?;
+        let token = self.directory.join("token");
+        if !token.exists() {
+            let printed = fs::read_to_string(printed)?;
+            let found = printed.trim_end().strip_prefix(FIRST_TOKEN);
+            fs::write(token, found.with_context(|| format!("no token in {printed:?}"))?)?;
+        }
+        Ok(())
     }
 
     /// Asks it to end (SIGTERM) and waits until it has.

@@ -10,12 +10,15 @@ use portcullis_common::resolution::{HostDefaults, PolicySet};
 use portcullis_common::store_client::directory::DirectoryStore;
 use portcullis_common::wire::{decode_answer, decode_request};
 use portcullis_tests::binaries;
+use portcullis_tests::patience::wait_for;
+use portcullis_tests::policy_server::FIRST_TOKEN;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -310,22 +313,98 @@ fn configurations_are_taken_by_the_monitor() -> Result<()> {
 /// Programs of others that documents name.
 const FOREIGN_COMMANDS: [&str; 3] = ["systemctl", "journalctl", "nft"];
 
+/// How a new user builds and starts the server.
+const SERVER_BY_CARGO: [&str; 6] =
+    ["cargo", "run", "--release", "--package", "portcullis-store", "--"];
+
+/// A program that is killed with its handle.
+#[derive(Debug)]
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_server_starts_by_the_readme_s_command_and_prints_a_token_that_is_good() -> Result<()> {
+    let readme = document("README.md")?;
+    let start = format!("$ {} serve ", SERVER_BY_CARGO.join(" "));
+    let commands: Vec<&str> = readme.text.lines().filter(|line| line.starts_with(&start)).collect();
+    let [command] = commands.as_slice() else { panic!("{commands:?}") };
+    let arguments = command.split(' ').skip(SERVER_BY_CARGO.len() + 1);
+    let portcullis = binaries::find("portcullis")?;
+    let place = tempfile::tempdir()?;
+    let (address, token) = (place.path().join("address"), place.path().join("token"));
+    let log = fs::File::create(place.path().join("log"))?;
+    // But for the port, which is any that is free, and a configuration that this machine may have.
+    let mut server = Running(
+        Command::new(&portcullis)
+            .args(arguments)
+            .args(["--listen", "127.0.0.1:0", "--address-file"])
+            .arg(&address)
+            .env_clear()
+            .current_dir(place.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()?,
+    );
+    let mut printed = String::new();
+    BufReader::new(server.0.stdout.take().context("no output")?).read_line(&mut printed)?;
+    let said = || fs::read_to_string(place.path().join("log")).unwrap_or_default();
+    let secret = printed.trim_end().strip_prefix(FIRST_TOKEN);
+    fs::write(&token, secret.with_context(|| format!("{printed}{}", said()))?)?;
+    wait_for("the server to listen", || address.exists().then_some(())).with_context(said)?;
+    let client = |arguments: &[&str]| {
+        let output = Command::new(&portcullis)
+            .args(arguments)
+            .args(["--server", &format!("http://{}", fs::read_to_string(&address)?)])
+            .arg("--token-file")
+            .arg(&token)
+            .env_clear()
+            .output()?;
+        let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+        anyhow::Ok((output.status.success(), text))
+    };
+    // Only an admin may look at tokens.
+    let (is_good, tokens) = client(&["token", "list"])?;
+    assert!(is_good && tokens.contains("admin"), "{tokens}\n{}", said());
+    fs::write(&token, "another")?;
+    let (is_good, refused) = client(&["token", "list"])?;
+    assert!(!is_good, "{refused}");
+    // Where it listens when nothing is said; `store.toml` has the same words.
+    let default = "127.0.0.1:8440";
+    assert!(readme.text.contains(&format!("<http://{default}>")));
+    assert!(read("deploy/store.toml")?.contains(&format!("without it: {default}")));
+    Ok(())
+}
+
 #[test]
 fn commands_exist_with_their_options() -> Result<()> {
     for block in blocks("console", 5)? {
         for line in block.text.lines().filter_map(|line| line.strip_prefix("$ ")) {
             let words: Vec<&str> = line.trim_start_matches("sudo ").split(' ').collect();
+            // What cargo runs is what stands behind its own words.
+            let words = match words.strip_prefix(SERVER_BY_CARGO.as_slice()) {
+                Some(rest) => [&["/opt/portcullis/bin/portcullis"], rest].concat(),
+                None => words,
+            };
             let (program, arguments) = words.split_first().context("an empty command")?;
             if FOREIGN_COMMANDS.contains(program) {
                 continue;
             }
-            let path = match program.strip_prefix("/opt/portcullis/bin/") {
+            let installed = program.strip_prefix("/opt/portcullis/bin/");
+            let path = match installed {
                 Some(name) => binaries::find(name)?,
                 None => root().join(program),
             };
+            let has_subcommands = matches!(installed, Some("monitor" | "portcullis"));
             let subcommand: Vec<&&str> = arguments
                 .first()
-                .filter(|word| *program == "/opt/portcullis/bin/monitor" && !word.starts_with('-'))
+                .filter(|word| has_subcommands && !word.starts_with('-'))
                 .into_iter()
                 .collect();
             let help = Command::new(&path).args(&subcommand).arg("--help").output();

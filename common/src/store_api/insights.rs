@@ -83,6 +83,9 @@ pub struct HostState {
     pub time: Timestamp,
     /// The summary.
     pub level: PostureLevel,
+    /// What is less than it should be, in few words: the mechanism that is missed most, or the first warning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The mechanisms and warnings, when one host was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub posture: Option<Posture>,

@@ -57,6 +57,9 @@ impl From<&PolicyError> for ProblemDetail {
 }
 
 impl Problem {
+    /// How the kinds of this store's problems begin; what another server answers has another kind, or none.
+    pub const KIND_PREFIX: &str = "urn:portcullis:problem:";
+
     /// The mistakes of policy documents.
     pub fn details(errors: &PolicyErrors) -> Vec<ProblemDetail> {
         errors.errors().iter().map(ProblemDetail::from).collect()

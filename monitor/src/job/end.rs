@@ -6,11 +6,11 @@ use super::Job;
 use super::detectors::Detectors;
 use super::host::Host;
 use super::last_known_good::write_atomically;
+use super::spool_limits;
 use crate::egress::log_prefix::RuleKind;
 use crate::nftables::Counter;
 use crate::record::reconcile::differences;
 use crate::respond::containers::JobContainers;
-use crate::store::UPLOAD_FILE;
 use portcullis_common::event::{
     DetectionEvent, DetectionType, JobEvent, JobStage, RecordedDetection, RuleCounter,
 };
@@ -37,12 +37,6 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pause between two looks at the kernel's counters.
 const DRAIN_PAUSE: Duration = Duration::from_millis(2);
-
-/// Spooled jobs that are kept: enough to look back, bounded so that a host that runs for years does not fill its disk.
-const KEPT_JOBS: usize = 500;
-
-/// Bytes of spooled jobs that are kept.
-const KEPT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Ends the job; blocks until everything of it is gone.
 pub fn end(host: &Host, job: &Job, reason: &str) {
@@ -118,7 +112,7 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
         tracing::error!(job.id = job.id(), error = %error, "the job's state could not be removed");
     }
     host.wake_uploads();
-    prune_spool(&host.paths.spool(), KEPT_JOBS, KEPT_BYTES);
+    spool_limits::prune(&host.paths.spool());
     let totals = job.recorder.totals();
     tracing::info!(
         job.id = job.id(),
@@ -246,62 +240,4 @@ pub(super) fn write_report(
     // hook does not run.
     write_atomically(&spool.join("report.md"), markdown(report).as_bytes())?;
     write_atomically(&spool.join("report.json"), &bytes)
-}
-
-/// Removes the oldest jobs that have ended until the rest fits. Ids sort by time.
-fn prune_spool(spool: &Path, kept_jobs: usize, kept_bytes: u64) {
-    let Ok(entries) = fs::read_dir(spool) else { return };
-    let mut jobs: Vec<_> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        // A job without a report still runs, or waits to be taken over.
-        .filter(|path| path.join("report.json").exists())
-        .collect();
-    // Those that wait to be uploaded count as the newest: what the store has can go first.
-    jobs.sort_by_cached_key(|path| (path.join(UPLOAD_FILE).exists(), path.clone()));
-    let (mut count, mut bytes) = (0, 0);
-    for job in jobs.iter().rev() {
-        let files = fs::read_dir(job).into_iter().flatten().flatten();
-        let size: u64 = files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum();
-        count += 1;
-        bytes += size;
-        if (count > kept_jobs || bytes > kept_bytes)
-            && let Err(error) = fs::remove_dir_all(job)
-        {
-            tracing::warn!(path = %job.display(), error = %error, "an old job could not be removed");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::prune_spool;
-    use std::fs;
-
-    #[test]
-    fn the_oldest_ended_jobs_go_first_and_running_ones_stay() {
-        let spool = tempfile::tempdir().unwrap();
-        for (name, ended) in [("0-running", false), ("1", true), ("2", true), ("3", true)] {
-            let job = spool.path().join(name);
-            fs::create_dir(&job).unwrap();
-            fs::write(job.join("events.ndjson"), vec![b'x'; 1000]).unwrap();
-            if ended {
-                fs::write(job.join("report.json"), "{}").unwrap();
-            }
-        }
-        let left = || {
-            let mut names: Vec<_> = fs::read_dir(spool.path())
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .collect();
-            names.sort();
-            names
-        };
-        prune_spool(spool.path(), 10, 1_000_000);
-        assert_eq!(left().len(), 4);
-        prune_spool(spool.path(), 2, 1_000_000);
-        assert_eq!(left(), ["0-running", "2", "3"]);
-        prune_spool(spool.path(), 10, 1_500);
-        assert_eq!(left(), ["0-running", "3"]);
-    }
 }

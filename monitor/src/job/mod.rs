@@ -24,6 +24,7 @@ pub mod sensors;
 pub mod shell_watch;
 pub mod sink;
 pub mod source_watch;
+mod spool_limits;
 pub mod state;
 
 use crate::caller::{ProcFs, Worker, survey_runners};

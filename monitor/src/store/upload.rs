@@ -40,7 +40,7 @@ pub(super) async fn run(client: Arc<HostClient>, spool: PathBuf, wake: Arc<Notif
             _ => {}
         }
         was_failing = failure.is_some();
-        pause = if was_failing { (pause * 2).min(MAX_PAUSE) } else { PAUSE };
+        pause = next_pause(pause, was_failing);
         if is_idle {
             wake.notified().await;
         } else {
@@ -50,7 +50,12 @@ pub(super) async fn run(client: Arc<HostClient>, spool: PathBuf, wake: Arc<Notif
     }
 }
 
-/// Uploads what can be uploaded. The first failure that can pass ends the round: the other jobs would meet it, too.
+/// How long to wait after a round, when it was `pause` before it.
+fn next_pause(pause: Duration, is_failing: bool) -> Duration {
+    if is_failing { (pause * 2).min(MAX_PAUSE) } else { PAUSE }
+}
+
+/// Uploads what can be uploaded. The first failure that may pass ends the round: the other jobs would meet it, too.
 async fn upload_all(client: &HostClient, jobs: Vec<Spooled>) -> Option<UploadError> {
     for job in jobs {
         match upload(client, &job).await {
@@ -62,7 +67,7 @@ async fn upload_all(client: &HostClient, jobs: Vec<Spooled>) -> Option<UploadErr
                 }
                 return Some(StoreError::Refused(problem).into());
             }
-            Err(UploadError::Store(error)) if !error.is_transient() => {
+            Err(UploadError::Store(error)) if error.is_final() => {
                 // The store will never take it; the record stays on this host.
                 tracing::error!(job.id = job.job.id, error = %with_causes(&error), "the store refuses a job for good");
                 if let Err(error) = job.done() {
@@ -113,4 +118,20 @@ async fn upload(client: &HostClient, job: &Spooled) -> Result<(), UploadError> {
         job.done()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_PAUSE, PAUSE, next_pause};
+
+    #[test]
+    fn pauses_grow_with_failures_up_to_a_minute_and_end_with_them() {
+        let grown: Vec<u64> =
+            std::iter::successors(Some(PAUSE), |pause| Some(next_pause(*pause, true)))
+                .map(|pause| pause.as_secs())
+                .take(8)
+                .collect();
+        assert_eq!(grown, [2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(next_pause(MAX_PAUSE, false), PAUSE);
+    }
 }

@@ -104,7 +104,8 @@ async fn create_enrolment(
         created_at: now,
         expires_at: now + Duration::from_secs(seconds.into()),
     };
-    let detail = format!("cluster {}, {hosts} hosts", enrolment.cluster);
+    let noun = if hosts == 1 { "host" } else { "hosts" };
+    let detail = format!("cluster {}, {hosts} {noun}", enrolment.cluster);
     let record = entry(&called, "enrolment.create", &enrolment.id, Some(detail));
     store.database.insert_enrolment(&enrolment, &hash(&secret), &record).await?;
     Ok(Created(CreatedSecret { id: enrolment.id, secret, expires_at: Some(enrolment.expires_at) }))

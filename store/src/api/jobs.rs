@@ -8,10 +8,11 @@ use crate::database::{Intake, JobEnd, JobStart, NewEvent};
 use crate::service::now;
 use axum::extract::State;
 use axum::http::StatusCode;
-use portcullis_common::event::{Event, PostureLevel};
+use portcullis_common::event::{Event, FeatureState, Posture, PostureLevel};
 use portcullis_common::hook::with_causes;
 use portcullis_common::report::Report;
 use portcullis_common::store_api::{Accepted, NewJob};
+use portcullis_common::text::shown;
 
 const TAG: &str = "upload";
 
@@ -145,6 +146,7 @@ async fn report(
         id: &id,
         host_id,
         posture: posture(report.posture.level),
+        posture_reason: weakness(&report.posture),
         report: text,
         now_ms: now().as_millisecond(),
     };
@@ -152,6 +154,28 @@ async fn report(
         return Ok(Done);
     }
     Err(no_job())
+}
+
+/// The longest reason of a posture that is kept beside the report, in bytes.
+const MAX_REASON_BYTES: usize = 400;
+
+/// Why a posture is less than it should be, in few words: the mechanism that is missed most, else the first warning. Nothing where
+/// all is in force that the policy asks for.
+fn weakness(posture: &Posture) -> Option<String> {
+    if matches!(posture.level, PostureLevel::Enforced | PostureLevel::Audit) {
+        return None;
+    }
+    let lacking = posture.features.iter().filter(|one| one.state != FeatureState::Active);
+    // Of those that are lacking equally the first one.
+    let worst = lacking.rev().max_by_key(|one| one.state);
+    let told = match worst {
+        Some(feature) if feature.state == FeatureState::Missing => {
+            format!("{} is missing: {}", feature.name, feature.reason)
+        }
+        Some(feature) => format!("{} is degraded: {}", feature.name, feature.reason),
+        None => posture.warnings.first()?.clone(),
+    };
+    Some(shown(&told, MAX_REASON_BYTES))
 }
 
 /// A posture as it is serialized.
@@ -162,5 +186,37 @@ const fn posture(level: PostureLevel) -> &'static str {
         PostureLevel::Audit => "audit",
         PostureLevel::AuditFallback => "audit-fallback",
         PostureLevel::Unenforced => "unenforced",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::weakness;
+    use serde_json::json;
+
+    #[test]
+    fn the_worst_of_a_posture_is_told_in_few_words() {
+        let told = |level: &str, features: &[(&str, &str)], warnings: &[&str]| {
+            let features: Vec<_> = features
+                .iter()
+                .map(|(name, state)| json!({ "name": name, "state": state, "reason": "why" }))
+                .collect();
+            let posture = json!({ "level": level, "scope": "host", "features": features, "warnings": warnings });
+            weakness(&serde_json::from_value(posture).unwrap())
+        };
+        let features = [
+            ("a", "active"),
+            ("b", "degraded"),
+            ("c", "missing"),
+            ("d", "missing"),
+            ("e", "degraded"),
+        ];
+        assert_eq!(told("degraded", &features, &["w"]).as_deref(), Some("c is missing: why"));
+        assert_eq!(told("degraded", &features[..2], &["w"]).as_deref(), Some("b is degraded: why"));
+        assert_eq!(told("unenforced", &features[..1], &["w", "x"]).as_deref(), Some("w"));
+        assert_eq!(told("unenforced", &[], &[]), None);
+        assert_eq!(told("enforced", &features, &["w"]), None);
+        let long = told("degraded", &[], &["\u{202e}x".repeat(1000).as_str()]).unwrap();
+        assert!(long.len() <= 410 && !long.contains('\u{202e}'), "{long}");
     }
 }

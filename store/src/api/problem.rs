@@ -31,7 +31,7 @@ impl ApiError {
     /// An error of a kind.
     pub fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
         let problem = Problem {
-            kind: format!("urn:portcullis:problem:{kind}"),
+            kind: format!("{}{kind}", Problem::KIND_PREFIX),
             title: title(kind).to_owned(),
             status: status.as_u16(),
             detail: detail.into(),

@@ -99,6 +99,10 @@ struct RunParams {
     blocked: bool,
     /// Only with detections.
     detections: bool,
+    /// Only with a call to this endpoint, whatever became of it: `github.com:443`, as destinations have it.
+    endpoint: Option<String>,
+    /// Only with a job that began at this time or later, RFC 3339.
+    since: Option<Timestamp>,
 }
 
 async fn runs(
@@ -115,6 +119,8 @@ async fn runs(
         policy: params.policy,
         blocked: params.blocked,
         detections: params.detections,
+        endpoint: params.endpoint,
+        since_ms: params.since.map(Timestamp::as_millisecond),
         ..RunFilter::default()
     };
     Ok(Answer(page(store.database.runs(&filter, asked(limit)).await?, limit)))
@@ -171,6 +177,8 @@ struct EventParams {
     policy: Option<String>,
     /// Queries for names as well.
     dns: bool,
+    /// Only calls to endpoints that the job had never called before, by its `New-Outbound-Network-Call` detections.
+    new: bool,
     /// Only events of this kind: `network`, `dns`, `process`, `file`, `detection`, `posture`, `job`.
     #[serde(rename = "type")]
     kind: Option<EventName>,
@@ -219,6 +227,7 @@ async fn read_events(
         process: params.process,
         step: params.step,
         policy: params.policy,
+        new: params.new,
     };
     let mut rows = store.database.events(key, &filter, asked(limit)).await?;
     let has_more = rows.len() > limit;
@@ -254,6 +263,8 @@ struct DetectionParams {
     run_id: Option<u64>,
     /// Only in this state: `new`, `suppressed`, `resolved`.
     state: Option<DetectionStateName>,
+    /// Only of this time or later, RFC 3339.
+    since: Option<Timestamp>,
 }
 
 /// The state of a detection.
@@ -289,6 +300,7 @@ async fn detections(
         job: params.job,
         run_id: params.run_id,
         state: params.state.map(|state| state.name().to_owned()),
+        since_us: params.since.map(Timestamp::as_microsecond),
         ..DetectionFilter::default()
     };
     Ok(Answer(page(store.database.detections(&filter, asked(limit)).await?, limit)))

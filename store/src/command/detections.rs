@@ -38,6 +38,9 @@ struct List {
     /// Only of this cluster.
     #[arg(long)]
     cluster: Option<String>,
+    /// Only of the last so many days.
+    #[arg(long)]
+    days: Option<u32>,
     /// How many.
     #[arg(long, default_value_t = 50)]
     limit: u32,
@@ -192,6 +195,7 @@ impl List {
             ("repository", &self.repository),
             ("organization", &self.organization),
             ("cluster", &self.cluster),
+            ("since", &self.days.map(|days| super::baseline::since(days).to_string())),
         ]);
         let found: Vec<DetectionRecord> =
             newest(&store.server()?, "detections", query, self.limit).await?;

@@ -36,6 +36,12 @@ pub(super) struct Runs {
     /// Only with detections.
     #[arg(long)]
     detections: bool,
+    /// Only with a call to this endpoint, whatever became of it: `github.com:443`.
+    #[arg(long)]
+    endpoint: Option<String>,
+    /// Only with a job that began in the last so many days.
+    #[arg(long)]
+    days: Option<u32>,
     /// How many.
     #[arg(long, default_value_t = 50)]
     limit: u32,
@@ -123,6 +129,8 @@ impl Runs {
             ("cluster", &self.cluster),
             ("workflow", &self.workflow),
             ("policy", &self.policy),
+            ("endpoint", &self.endpoint),
+            ("since", &self.days.map(|days| super::baseline::since(days).to_string())),
         ]);
         query.extend([
             ("blocked", self.blocked.to_string()),
@@ -173,7 +181,7 @@ pub(super) struct Events {
     #[arg(long = "type", value_name = "KIND", conflicts_with = "all")]
     kind: Option<String>,
     /// Show the job's processes as a tree, with what they executed and where they called.
-    #[arg(long, conflicts_with_all = ["all", "kind", "status", "endpoint", "process", "step", "policy"])]
+    #[arg(long, conflicts_with_all = ["all", "kind", "status", "endpoint", "process", "step", "policy", "new"])]
     tree: bool,
     /// Only with this verdict: `allowed`, `blocked`, `would-block`.
     #[arg(long)]
@@ -190,6 +198,9 @@ pub(super) struct Events {
     /// Only judged by the policy with this name.
     #[arg(long)]
     policy: Option<String>,
+    /// Only calls to endpoints that the job had never called before.
+    #[arg(long)]
+    new: bool,
 }
 
 impl Events {
@@ -202,7 +213,7 @@ impl Events {
         }
         let kind = if self.all || self.kind.is_some() { "events" } else { "network-events" };
         let path = format!("jobs/{}/{kind}", self.job);
-        let query = given(&[
+        let mut query = given(&[
             ("type", &self.kind),
             ("status", &self.status),
             ("endpoint", &self.endpoint),
@@ -210,6 +221,9 @@ impl Events {
             ("step", &self.step),
             ("policy", &self.policy),
         ]);
+        if self.new {
+            query.push(("new", "true".to_owned()));
+        }
         let events: Vec<Event> = super::baseline::pages(&server, &path, query, "events").await?;
         show(self.store.output, &events, |events| {
             Table::new(

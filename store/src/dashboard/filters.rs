@@ -28,6 +28,12 @@ pub(super) fn path(value: impl Display, _: &dyn Values, max_bytes: usize) -> Res
     Ok(html::path(&text::shown(&value.to_string(), max_bytes)))
 }
 
+/// An endpoint, hostile as well, that is wrapped where it stays readable.
+#[askama::filter_fn]
+pub(super) fn endpoint(value: impl Display, _: &dyn Values, max_bytes: usize) -> Result<Html> {
+    Ok(html::endpoint(text::shown(&value.to_string(), max_bytes)))
+}
+
 /// A time as people read it: in their zone, with UTC on hover.
 #[askama::filter_fn]
 pub(super) fn time(value: &Timestamp, _: &dyn Values) -> Result<Html> {

@@ -53,6 +53,38 @@ pub(super) fn path(text: &str) -> Html {
     Html(format!("<span class=\"muted\">{directory}</span>{}", escaped(name)))
 }
 
+/// An endpoint, already bounded: it is wrapped before its port or behind a dot of its name, and never within a port, where
+/// the rest would read as another one.
+pub(super) fn endpoint(text: impl AsRef<str>) -> Html {
+    let text = text.as_ref();
+    let is_port = |rest: &str| {
+        !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit() || b"-*".contains(&byte))
+    };
+    let (host, port) = match text.rsplit_once(':') {
+        // The groups of an IPv6 address have brackets around them before a port.
+        Some((host, port)) if is_port(port) && (host.ends_with(']') || !has_groups(host)) => {
+            (host, Some(port))
+        }
+        _ => (text, None),
+    };
+    let is_name = without_scheme(host).bytes().any(|byte| byte.is_ascii_alphabetic());
+    let shown = escaped(host);
+    let shown = if is_name && !has_groups(host) { shown.replace('.', ".<wbr>") } else { shown };
+    match port {
+        Some(port) => Html(format!("{shown}<wbr><span class=\"nowrap\">:{port}</span>")),
+        None => Html(shown),
+    }
+}
+
+/// Whether this is an IPv6 address, with or without a scheme and brackets.
+fn has_groups(host: &str) -> bool {
+    without_scheme(host).contains(':')
+}
+
+fn without_scheme(host: &str) -> &str {
+    host.split_once("://").map_or(host, |(_, host)| host)
+}
+
 /// A number with thousands set apart by a thin space.
 pub(super) fn number(value: u64) -> String {
     let digits = value.to_string();
@@ -165,7 +197,7 @@ pub(super) fn lockdown() -> Html {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_built_in, number, path, policy};
+    use super::{endpoint, is_built_in, number, path, policy};
 
     #[test]
     fn only_built_in_policies_have_no_page() {
@@ -192,6 +224,29 @@ mod tests {
             !hostile.contains("<b>") && !hostile.contains("<img") && !hostile.contains("</script>"),
             "{hostile}"
         );
+    }
+
+    #[test]
+    fn an_endpoint_is_wrapped_before_its_port() {
+        let shown = |text: &str| endpoint(text).to_string().replace("<span class=\"nowrap\">", "_");
+        let shown = |text: &str| shown(text).replace("</span>", "").replace("<wbr>", "|");
+        for (text, expected) in [
+            ("203.0.113.66:4444", "203.0.113.66|_:4444"),
+            ("[2001:db8::66]:4444", "[2001:db8::66]|_:4444"),
+            ("2001:db8::66", "2001:db8::66"),
+            ("udp://[2001:db8::66]:53", "udp://[2001:db8::66]|_:53"),
+            ("udp://203.0.113.66:5555", "udp://203.0.113.66|_:5555"),
+            ("icmp://2001:db8::6", "icmp://2001:db8::6"),
+            ("api.ok.test:443", "api.|ok.|test|_:443"),
+            ("evil.test", "evil.|test"),
+            ("*.npmjs.org:*", "*.|npmjs.|org|_:*"),
+            ("10.0.0.0/8:8000-8080", "10.0.0.0/8|_:8000-8080"),
+            ("", ""),
+        ] {
+            assert_eq!(shown(text), expected);
+        }
+        let hostile = endpoint("<img/src=x onerror=y>.test:1").to_string();
+        assert!(!hostile.contains("<img"), "{hostile}");
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct DetectionFilter {
     pub run_id: Option<u64>,
     /// Only in this state: `new`, `suppressed`, `resolved`.
     pub state: Option<String>,
+    /// Only of this time or later, in microseconds.
+    pub since_us: Option<i64>,
     /// Only the one of this id.
     pub id: Option<String>,
     /// Only the one of this key.
@@ -78,6 +80,13 @@ impl Database {
             and_equal!(query, "r.run_id", filter.run_id.map(signed));
             and_equal!(query, "d.id", filter.id.clone());
             and_equal!(query, "d.key", filter.key);
+            if let Some(since_us) = filter.since_us {
+                query.push(" AND d.time_us >= ").push_bind(since_us);
+                // What is older than all of it is not looked at. The sum keeps PostgreSQL from looking for the smallest key in
+                // the order of keys, from the oldest on.
+                query.push(" AND d.key >= (SELECT MIN(key + 0) FROM detections WHERE time_us >= ");
+                query.push_bind(since_us).push(")");
+            }
             match filter.state.as_deref() {
                 None => {}
                 Some("new") => {

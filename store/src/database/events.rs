@@ -1,6 +1,7 @@
 //! Reading the events of a job.
 
 use super::batch::{DNS, NETWORK};
+use super::learning::NEW_OUTBOUND_NETWORK_CALL;
 use super::values::{and_equal, containing, verdict_code};
 use super::{Database, DatabaseError, read, signed, unsigned};
 use portcullis_common::event::Verdict;
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use sqlx::QueryBuilder;
 
 /// Which events of a job to read.
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for with any of the others")]
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
     /// Only those behind this number.
@@ -31,6 +33,8 @@ pub struct EventFilter {
     pub step: Option<String>,
     /// Only judged by this policy.
     pub policy: Option<String>,
+    /// Only calls to endpoints that a detection of the job says are new for it.
+    pub new: bool,
 }
 
 /// The kinds of events, as they are asked for.
@@ -128,6 +132,12 @@ macro_rules! events_query {
                 Database::Postgres(_) => " AND body::json #>> '{policy,name}' = ",
             });
             query.push_bind(policy.clone());
+        }
+        if $filter.new {
+            query
+                .push(" AND endpoint IN (SELECT endpoint FROM detections WHERE job = ")
+                .push_bind($job);
+            query.push(" AND kind = ").push_bind(NEW_OUTBOUND_NETWORK_CALL).push(")");
         }
         query.push(" ORDER BY seq LIMIT ").push_bind(i64::from($limit));
         query

@@ -57,7 +57,29 @@ pub struct TimelineCount {
     pub count: u64,
 }
 
+/// A host, its job, when that began, its posture, what is less than it should be, and the report.
+type HostStateRow = (String, String, i64, String, Option<String>, String);
+
 type HourRow = (i64, i64, i64, i64, i64, i64, i64, i64);
+
+/// The last job of each host that has reported: one look into the index of hosts' jobs for each, where the job with the greatest
+/// host and key stands that is not behind the host. Asked for the host's own newest job, PostgreSQL may go through all jobs
+/// from the newest on, for each host that has none.
+macro_rules! host_states_query {
+    ($prefix:literal, $host:expr) => {{
+        let mut query =
+            QueryBuilder::new(concat!($prefix, "SELECT h.id, j.id, j.started_ms, j.posture, j.posture_reason, "));
+        query.push(if $host.is_some() { "COALESCE(j.report, '')" } else { "''" });
+        query.push(
+            " FROM hosts h JOIN jobs j ON j.host_id = h.id AND j.key = (SELECT own.key FROM jobs own \
+             WHERE own.host_id <= h.id AND own.posture IS NOT NULL ORDER BY own.host_id DESC, own.key DESC LIMIT 1)",
+        );
+        if let Some(host) = $host {
+            query.push(" WHERE h.id = ").push_bind(host.to_owned());
+        }
+        query
+    }};
+}
 
 impl Database {
     /// Jobs that began at a time or later, by hour.
@@ -202,27 +224,40 @@ impl Database {
         &self,
         host: Option<&str>,
     ) -> Result<Vec<(HostState, String)>, DatabaseError> {
-        let rows: Vec<(String, String, i64, String, String)> = read!(self, |pool| {
-            let mut query = QueryBuilder::new("SELECT h.id, j.id, j.started_ms, j.posture, ");
-            query.push(if host.is_some() { "COALESCE(j.report, '')" } else { "''" });
-            // For each host one look into the index of its jobs, from the newest: there may be a million of them.
-            query.push(
-                " FROM hosts h JOIN jobs j ON j.key = (SELECT own.key FROM jobs own \
-                 WHERE own.host_id = h.id AND own.posture IS NOT NULL ORDER BY own.key DESC LIMIT 1)",
-            );
-            if let Some(host) = host {
-                query.push(" WHERE h.id = ").push_bind(host.to_owned());
-            }
+        let rows: Vec<HostStateRow> = read!(self, |pool| {
+            let mut query = host_states_query!("", host);
             query.build_query_as().fetch_all(pool).await?
         });
         rows.into_iter()
-            .map(|(host_id, job_id, started, posture, report)| {
+            .map(|(host_id, job_id, started, posture, reason, report)| {
                 let level = serde_json::from_value(serde_json::Value::String(posture))
                     .map_err(|_| DatabaseError::Corrupt(format!("job {job_id}: its posture")))?;
                 let time = time_of(started)?;
-                Ok((HostState { host_id, job_id, time, level, posture: None }, report))
+                Ok((HostState { host_id, job_id, time, level, reason, posture: None }, report))
             })
             .collect()
+    }
+
+    /// How the database reads the states of all hosts, in its own words, for tests.
+    ///
+    /// # Errors
+    /// When the database can't be used.
+    pub async fn explain_host_states(&self) -> Result<String, DatabaseError> {
+        let host: Option<&str> = None;
+        let lines: Vec<String> = match self {
+            Self::Sqlite(database) => {
+                let mut query = host_states_query!("EXPLAIN QUERY PLAN ", host);
+                let rows: Vec<(i64, i64, i64, String)> =
+                    query.build_query_as().fetch_all(&database.readers).await?;
+                rows.into_iter().map(|(.., line)| line).collect()
+            }
+            Self::Postgres(pool) => {
+                let mut query = host_states_query!("EXPLAIN ", host);
+                let rows: Vec<(String,)> = query.build_query_as().fetch_all(pool).await?;
+                rows.into_iter().map(|(line,)| line).collect()
+            }
+        };
+        Ok(lines.join("\n"))
     }
 }
 

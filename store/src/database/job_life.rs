@@ -28,6 +28,8 @@ pub struct JobEnd<'a> {
     pub host_id: &'a str,
     /// The posture, as the report has it.
     pub posture: &'a str,
+    /// What of the posture is less than it should be, in few words.
+    pub posture_reason: Option<String>,
     /// The report, JSON.
     pub report: String,
     /// Now.
@@ -163,7 +165,7 @@ impl Database {
     pub async fn end_job(&self, end: &JobEnd<'_>) -> Result<bool, DatabaseError> {
         transaction!(self, |transaction| {
             let ended: Option<(i64, i64, i64, i64, i64)> = sqlx::query_as(
-                "UPDATE jobs SET report = $3, posture = $4, ended_ms = COALESCE(ended_ms, $5), archived_record = FALSE WHERE id = $1 AND host_id = $2 \
+                "UPDATE jobs SET report = $3, posture = $4, posture_reason = $6, ended_ms = COALESCE(ended_ms, $5), archived_record = FALSE WHERE id = $1 AND host_id = $2 \
                  RETURNING run, job_baseline, repository_baseline, organization_baseline, cluster_baseline",
             )
             .bind(end.id)
@@ -171,6 +173,7 @@ impl Database {
             .bind(end.report.as_str())
             .bind(end.posture)
             .bind(end.now_ms)
+            .bind(end.posture_reason.as_deref())
             .fetch_optional(&mut *transaction)
             .await?;
             let Some((run, own, of_repository, of_organization, of_cluster)) = ended else {

@@ -1,4 +1,5 @@
 // What the parts of the suite have in common.
+import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
@@ -16,6 +17,16 @@ export async function violations(page, { colours = false } = {}) {
   const only = colours ? { type: "rule", values: COLOURS } : { type: "tag", values: TAGS };
   const found = await page.evaluate((only) => window.axe.run(document, { runOnly: only, resultTypes: ["violations"] }), only);
   return found.violations.map((one) => `${one.id}: ${one.nodes.slice(0, 3).map((node) => `${node.html.slice(0, 160)} (${node.failureSummary.slice(0, 200)})`).join(" | ")}`);
+}
+
+/** axe in both themes, of what stands on a page now. The markup is the same, so that the dark one looks at colours alone. */
+export async function inBothThemes(page, what) {
+  assert.deepEqual(await violations(page), [], `${what}, light`);
+  // Without motion: colours on their way from one theme to the other are nobody's.
+  await page.emulateMedia({ colorScheme: "dark", reducedMotion: "reduce" });
+  assert.deepEqual(await violations(page, { colours: true }), [], `${what}, dark`);
+  await page.emulateMedia({ colorScheme: "light", reducedMotion: "reduce" });
+  await page.emulateMedia({ colorScheme: "light", reducedMotion: "no-preference" });
 }
 
 /** A part of the suite; the first that fails ends it. */

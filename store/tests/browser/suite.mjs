@@ -4,10 +4,14 @@ import assert from "node:assert/strict";
 import { Browser } from "./browser.mjs";
 import { counted, neverAsked, part, until, violations } from "./harness.mjs";
 import { Api, HOSTILE, seed } from "./seed.mjs";
+import * as choices from "./suite_choices.mjs";
+import * as editor from "./suite_editor.mjs";
 import * as forms from "./suite_forms.mjs";
 import * as integrations from "./suite_integrations.mjs";
 import * as keyboard from "./suite_keyboard.mjs";
+import * as looks from "./suite_looks.mjs";
 import * as more from "./suite_more.mjs";
+import * as pages from "./suite_pages.mjs";
 
 const [server, token] = process.argv.slice(2);
 const admin = new Api(server, token);
@@ -16,12 +20,9 @@ const filled = await (async () => {
   await part("empty pages say what to do next", async () => {
     assert.equal(await empty.open("/"), 200, "the sign-in page");
     assert.match(empty.page.url(), /\/sign-in$/);
+    await pages.signIn(empty);
     await empty.signIn(token);
-    for (const [path, text] of [["/", "Three steps"], ["/policies", "No policy yet"], ["/runs", "No run yet"], ["/detections", "No detection"], ["/destinations", "No destination yet"], ["/baselines", "Nothing learned yet"], ["/runners", "No host is enrolled"]]) {
-      await empty.open(path);
-      assert.match(await empty.page.textContent("main"), new RegExp(text), path);
-      assert.deepEqual(await violations(empty.page), [], path);
-    }
+    await pages.empty(empty);
     assert.deepEqual(empty.complaints, []);
   });
   await empty.close();
@@ -66,6 +67,14 @@ async function openThings({ page }) {
   assert.deepEqual(await violations(page), [], "the navigation of a phone");
   await page.setViewportSize({ width: 1280, height: 860 });
 }
+
+await part("home says what was in the last day, and leads there", async () => {
+  const browser = await Browser.start(server);
+  await browser.signIn(token);
+  await pages.home(browser, admin);
+  assert.deepEqual(browser.complaints, []);
+  await browser.close();
+});
 
 // Both at the same time: each waits for its browser most of the time.
 const themes = ["light", "dark"].map((theme) =>
@@ -153,6 +162,8 @@ await part("times are the reader's, UTC on hover; the theme is kept", async () =
   await page.click("button[data-theme-toggle]");
 });
 
+await part("times are those of the reader's zone", () => looks.times(browser, filled));
+await part("charts, endpoints, processes by step: as people read them", () => looks.reading(browser, admin, filled));
 await part("a policy from the form: text and form are one document", async () => {
   await browser.open("/policies/new");
   await page.fill("#f-name", "made-here");
@@ -192,6 +203,9 @@ await part("mistakes show as one types, and completion knows the schema", async 
   await page.waitForSelector(".editor .cm-tooltip-autocomplete >> text=disable-sudo-and-containers");
   await page.keyboard.press("Escape");
 });
+await part("what the text says the form says", () => editor.views(browser, admin));
+await part("a mistake has its line and the store's words; values complete", () => editor.typing(browser, admin));
+await part("what a reviewer should know of a policy", () => editor.lint(browser, admin));
 await part("lost updates are refused", async () => {
   await browser.open("/policies/made-here");
   await admin.call("PUT", "/policies/made-here", "name: made-here\negress-policy: audit\nallowed-endpoints: [other.test]\n");
@@ -307,6 +321,26 @@ await part("a running job's calls appear by themselves", async () => {
   await counted(page.locator("#rows tr[id^=event]"), 2);
 });
 
+await part("a long running job is followed, and what was before can be had", () => pages.longRunning(browser, filled.host));
+await part("every call and process has an address", () => pages.addresses(browser, filled, lockdown));
+await part("from a destination to its runs and calls", () => pages.destinations(browser));
+await part("hosts: what is in force, and why not more", () => pages.runners(browser, hosts));
+await part("what is empty leads on; pages on a phone and in the dark", async () => {
+  await pages.emptyParts(browser, filled);
+  await pages.onAPhone(browser, filled);
+});
+await part("calls by process and step; columns stay as they were chosen", () => choices.calls(browser, filled));
+await part("baselines of a job, an organization, a cluster", () => choices.baselines(browser, admin));
+await part("every kind of target is completed; explain says why not", async () => {
+  await choices.completion(browser);
+  await choices.explain(browser, admin);
+});
+await part("endpoints of an organization, a cluster, a job", () => choices.imports(browser, admin));
+await part("a policy's row, and counters that filter", () => choices.policies(browser, admin));
+await part("editor, columns, download and \"add to policy\" by keyboard", async () => {
+  await keyboard.edit(browser, admin);
+  await keyboard.calls(browser, admin, filled.built);
+});
 await part("a policy from a baseline, and its endpoints", async () => {
   await browser.open("/baselines?source=repository");
   await page.click("#rows >> text=octo/hello");
@@ -401,10 +435,12 @@ if (hasNotifications) {
     await page.waitForSelector(".notice");
     assert.equal((await admin.get(`/detections/${lockdown.id}`)).state, "resolved");
   });
+  await part("detections by their state; who was killed", () => choices.states(browser, admin, lockdown));
   await part("integrations: made, tested, failed, tried again, changed, deleted", () => integrations.run(browser, admin, () => filled.detect()));
 }
 assert.deepEqual(browser.complaints, []);
 
+await part("calls that a job never made before", () => pages.newCalls(browser, admin, filled.host));
 await part("hostile texts in every field of every form", async () => {
   const sent = await forms.everyField(browser, [...PAGES, ...(await filled.integration())]);
   console.log(`  ${sent.length} forms`);

@@ -3,6 +3,7 @@
 // Jobs are real: this program asks who started it for them (`ask {"begin": …}` on its standard output), who runs them behind
 // hooks and monitor and answers with a line of JSON (tests/tests/dashboard.rs).
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { Browser } from "./browser.mjs";
@@ -13,13 +14,19 @@ const [server, token, directory] = process.argv.slice(2);
 const admin = new Api(server, token);
 const browser = await Browser.start(server, { width: 1280, height: 800 });
 const { page } = browser;
-const picture = async (name, from) => {
+/** Keeps a picture of the window; it begins where the page does, or where `from` is. */
+const picture = async (name, { from, width = 1280, height = 800, theme = "light" } = {}) => {
+  await page.setViewportSize({ width, height });
+  // Colours change at once.
+  await page.emulateMedia({ colorScheme: theme, reducedMotion: "reduce" });
   assert.deepEqual(await violations(page), [], name);
-  if (!directory) return;
-  await page.waitForLoadState("networkidle");
-  // Pictures begin where a page does, or where `from` is.
-  await page.evaluate((from) => (from ? document.querySelector(from).scrollIntoView() : scrollTo(0, 0)), from);
-  await page.screenshot({ path: join(directory, `${name}.png`) });
+  if (directory) {
+    await page.waitForLoadState("networkidle");
+    await page.evaluate((from) => (from ? document.querySelector(from).scrollIntoView() : scrollTo(0, 0)), from);
+    await page.screenshot({ path: join(directory, `${name}.png`) });
+  }
+  await page.setViewportSize({ width: 1280, height: 800 });
+  await page.emulateMedia({ colorScheme: "light", reducedMotion: "no-preference" });
 };
 const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const ask = async (request) => {
@@ -87,20 +94,24 @@ await part("the main job's blocked calls, each with who and why", async () => {
   }
   // The dependency that sends the environment away, by a raw socket.
   const stolen = rows("203.0.113.66:4444").first();
-  assert.match(await stolen.textContent(), /Blocked[\s\S]*python[\s\S]*install[\s\S]*no endpoint allows it/);
+  assert.match(await stolen.textContent(), /Blocked[\s\S]*python[\s\S]*install[\s\S]*no endpoint allows it\s*hello-build, version 1/);
   await stolen.locator("summary").click();
   assert.match(await stolen.locator("details").textContent(), /python[\s\S]*Started by[\s\S]*Runner\.Worker/);
   await stolen.locator("summary").click();
   await page.selectOption("#status", "blocked");
   await until("blocked calls alone", async () => (await rows("Allowed").count()) === 0);
-  await picture("tour-4-blocked-call", ".tabs");
+  await picture("tour-4-blocked-call", { from: ".tabs" });
+  await picture("tour-4-blocked-call-dark", { from: ".tabs", theme: "dark" });
+  await picture("tour-4-blocked-call-phone", { from: "#rows", width: 390, height: 800 });
 });
 
 await part("its processes, by step", async () => {
   await browser.open(`/jobs/${first.id}/processes`);
-  const tree = await text(".tree");
+  const tree = await text(".trees");
   for (const what of ["Runner.Worker", "checkout", "git", "install", "get_requires_for_build_wheel", "203.0.113.66:4444"]) assert.ok(tree.includes(what), `${what} in ${tree}`);
-  await picture("tour-4-processes");
+  const steps = await page.locator(".trees h2").allTextContents();
+  assert.deepEqual(steps, ["In no step", ...["clean", "checkout", "install", "build", "test", "report"].map((step) => `Step ${step}`)]);
+  await picture("tour-4-processes", { from: ".tabs" });
 });
 
 await part("a name that was refused is allowed, from the job's page", async () => {
@@ -109,6 +120,8 @@ await part("a name that was refused is allowed, from the job's page", async () =
   assert.match(await upload.textContent(), /Blocked[\s\S]*the name was asked for[\s\S]*report[\s\S]*no endpoint allows it/);
   await upload.locator("text=Add to policy").click();
   await page.waitForSelector(".diff .added >> text=api.ok.test");
+  assert.equal(await text("h1"), "Allow api.ok.test:443");
+  assert.match(await text(".head"), /asked for the name, and was refused before it could call/);
   await picture("tour-5-add-to-policy");
   await page.fill("#comment", "What is built is uploaded there");
   await page.click("button:has-text('Add to the policy')");
@@ -123,9 +136,11 @@ await part("the next run is green", async () => {
   await page.fill("#endpoint", "api.ok.test");
   await until("the upload", async () => (await rows("api.ok.test:443").count()) > 0 && (await rows("git.test").count()) === 0);
   assert.match(await rows("api.ok.test:443").first().textContent(), /Allowed/);
-  await picture("tour-6-next-run", ".facts");
+  assert.match(await text("#job-head"), /Nothing blocked/);
+  await picture("tour-6-next-run", { height: 1000 });
 });
 
+// The lab's policy is made as a program would: by the API.
 await admin.call("PUT", "/policies/lab", "name: lab\negress-policy: audit\nlockdown-mode: {enabled: true, detections: [Reverse-Shell]}\n");
 await admin.call("POST", "/policies/lab/attachments", { repository: "octo/lab" });
 await part("a job that runs is seen while it runs: calls, files, and its end", async () => {
@@ -174,7 +189,10 @@ await part("a policy from a baseline, and its endpoints", async () => {
   await page.fill("#name", "hello-learned");
   await page.click("button:has-text('Create policy')");
   await page.waitForURL("**/policies/hello-learned*");
-  const exported = await page.evaluate(async () => (await fetch("/baselines/endpoints.txt?source=repository&repository=octo%2Fhello")).text());
+  await picture("tour-9-policy");
+  await browser.open("/baselines/of?source=repository&repository=octo%2Fhello");
+  const [file] = await Promise.all([page.waitForEvent("download"), page.click("text=Export endpoints")]);
+  const exported = readFileSync(await file.path(), "utf8");
   assert.deepEqual(exported.trim().split("\n").filter((line) => !line.startsWith("#")).sort(), ["api.ok.test:443", "files.pypi.test:443", "git.test:443", "pypi.test:443", "results-receiver.actions.githubusercontent.com:443"]);
   await browser.open("/");
   await picture("tour-10-home");

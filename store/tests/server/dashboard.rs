@@ -139,6 +139,60 @@ async fn sessions_end(world: World) {
     server.stop().await;
 }
 
+/// The text of an element as it is copied.
+fn text_of(html: &str, id: &str) -> String {
+    let (_, rest) = html.split_once(&format!("id=\"{id}\"")).expect(id);
+    let (_, rest) = rest.split_once('>').unwrap();
+    let text = rest.split("</code>").next().unwrap();
+    [("&#60;", "<"), ("&lt;", "<"), ("&#39;", "'"), ("&#38;", "&"), ("&amp;", "&")]
+        .iter()
+        .fold(text.to_owned(), |text, (escaped, character)| text.replace(escaped, character))
+}
+
+/// The command that the page of installation shows enrols a host when it is pasted, as it stands there.
+#[test]
+fn the_command_of_the_page_enrols() {
+    run(Backend::Sqlite, async |world: World| {
+        let server = world.start().await;
+        let cookie = sign_in(&server, &server.token.clone()).await;
+        let html = get(&server, "/install", Some(&cookie)).await.text().await.unwrap();
+        let proof = proof(&html);
+        let form = [
+            ("proof", proof.as_str()),
+            ("kind", "vm"),
+            ("cluster", "lab"),
+            ("hosts", "1"),
+            ("hours", "1"),
+        ];
+        let made = post(&server, "/install", Some(&cookie), &form).await;
+        let command = text_of(&made.text().await.unwrap(), "command-enrol");
+        assert!(
+            command.starts_with("sudo portcullis enrol --server https://store.test host"),
+            "{command}"
+        );
+        // The test's server has no name, and the machine's own credential is left alone.
+        let command = command.replace("https://store.test", &server.url(""));
+        let kept = world.path("credential");
+        let script = format!(
+            "sudo() {{ \"$@\"; }}\nportcullis() {{ '{}' \"$@\" --credential-file '{}'; }}\n{command}\n",
+            env!("CARGO_BIN_EXE_portcullis"),
+            kept.display()
+        );
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &script]).stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || shell.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("is enrolled in cluster lab"), "{said}");
+        let hosts = server.get("/hosts").await.expect(200);
+        assert_eq!(hosts["items"][0]["cluster"], "lab");
+        let credential: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+        assert_eq!(credential["host_id"], hosts["items"][0]["id"]);
+        server.stop().await;
+    });
+}
+
 /// Everything that people do with it: each page and each action, from the click to the API to the database.
 #[test]
 fn in_a_browser() {

@@ -23,6 +23,7 @@ mod faults;
 mod hosts;
 mod identity;
 mod injection;
+mod insights;
 mod learned_commands;
 mod migrations;
 mod notifications;

@@ -115,7 +115,7 @@ async fn every_earlier_version_with_data(world: World) {
             assert_sessions(&server, version).await;
         }
         let job = server.get(&format!("/jobs/{}", crate::runs::JOB)).await;
-        if version >= 10 {
+        if version >= 11 {
             let workflow = "octo/shared/.github/workflows/build.yml@refs/tags/v1";
             assert_eq!(job.expect(200)["job_workflow_ref"], workflow);
         } else if version >= 3 {

@@ -19,6 +19,7 @@ on_both!(
     everybody_who_asks_is_told,
     failures_are_tried_again_and_given_up,
     a_target_that_hangs_keeps_nobody_waiting,
+    a_target_that_answers_for_ever_is_not_listened_to,
     a_new_destination_of_a_stable_job_is_told,
     a_bucket_is_nowhere_that_a_webhook_may_not_be,
     secrets_go_in_and_never_out
@@ -446,5 +447,35 @@ async fn a_bucket_is_nowhere_that_a_webhook_may_not_be(world: World) {
         assert_ne!(tried["state"], "delivered", "{tried}");
     }
     assert!(receiver.received().is_empty(), "nobody was connected to");
+    server.stop().await;
+}
+
+/// The status is all that counts of an answer: one whose body never ends keeps nobody.
+async fn a_target_that_answers_for_ever_is_not_listened_to(world: World) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (ended, mut end) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 16_000]).await;
+            let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(head).await.unwrap();
+            let chunk = [b"4000\r\n".as_slice(), &[b'x'; 0x4000], b"\r\n"].concat();
+            let mut sent = 0_u64;
+            while stream.write_all(&chunk).await.is_ok() {
+                sent += 0x4000;
+            }
+            let _ = ended.send(sent);
+        }
+    });
+    let server = world.start_with(configuration(&world)).await;
+    let id = make(&server, "endless", webhook(&url), json!({})).await;
+    let tried = server.post(&format!("/integrations/{id}/test"), json!({})).await.expect(200);
+    assert_eq!((&tried["state"], &tried["last_status"]), (&json!("delivered"), &json!(200)));
+    // The connection was ended by the store, which did not read it all.
+    let sent = end.recv().await.unwrap();
+    assert!(sent < 64 * 1024 * 1024, "{sent} bytes were taken");
     server.stop().await;
 }

@@ -200,6 +200,12 @@ async fn a_run_is_read_back(world: World) {
         ("policy=p", 3),
         ("organization=OCTO", 3),
         ("workflow=octo/hello/.github/workflows/ci.yml", 3),
+        ("endpoint=b_x.test:443", 1),
+        ("endpoint=b_x.test", 0),
+        ("endpoint=bxx.test:443&blocked=true&policy=p", 1),
+        ("endpoint=bxx.test:443&cluster=dev", 0),
+        ("since=2026-01-01T00:00:00Z", 3),
+        ("since=2026-01-01T00:00:01Z", 0),
     ] {
         let runs = server.get(&format!("/runs?{filter}")).await.expect(200);
         assert_eq!(runs["items"].as_array().unwrap().len(), count, "{filter}");
@@ -234,6 +240,11 @@ async fn a_run_is_read_back(world: World) {
             .map(|event| event["seq"].as_u64().unwrap())
             .collect();
         assert_eq!(seen, numbers, "{filter}");
+    }
+    server.get("/runs?since=yesterday").await.problem(400);
+    for (since, count) in [("2026-01-01T00:01:00Z", 1), ("2026-01-01T00:01:01Z", 0)] {
+        let found = server.get(&format!("/detections?since={since}")).await.expect(200);
+        assert_eq!(found["items"].as_array().unwrap().len(), count, "{since}");
     }
     let all = server.get(&format!("/jobs/{job}/events")).await.expect(200);
     assert_eq!(all["items"].as_array().unwrap().len(), 4);

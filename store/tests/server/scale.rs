@@ -4,7 +4,7 @@
 use crate::on_both;
 use crate::support::World;
 use portcullis_common::event::Verdict;
-use portcullis_store::database::{Database, EventFilter, EventName, Generated};
+use portcullis_store::database::{Database, EventFilter, EventName, Generated, RunFilter};
 use sqlx::migrate::Migrator;
 use std::borrow::Cow;
 
@@ -47,6 +47,35 @@ async fn events_are_read_by_indices(world: World) {
         let plan = database.explain_events(7, &filter).await.unwrap();
         let expected = if matches!(database, Database::Sqlite(_)) { index[0] } else { index[1] };
         assert!(plan.contains(expected) && !plan.contains("Seq Scan"), "{filter:?}: {plan}");
+    }
+    let plan = database.explain_host_states().await.unwrap();
+    let expected = if matches!(database, Database::Sqlite(_)) {
+        "jobs_by_host (host_id<?)"
+    } else {
+        "Index Scan Backward using jobs_by_host"
+    };
+    assert!(plan.contains(expected), "{plan}");
+    // Runs are found by the keys of their jobs and destinations, and by when jobs began; no table of jobs is read from end to
+    // end. PostgreSQL reads so few rows as these as a whole.
+    for (filter, indices) in [
+        (
+            RunFilter {
+                endpoint: Some("registry.npmjs.org:443".to_owned()),
+                ..RunFilter::default()
+            },
+            ["jobs_by_run", "destinations EXISTS USING PRIMARY KEY (job=? AND endpoint=?)"],
+        ),
+        (
+            RunFilter { since_ms: Some(1_799_999_999_999), ..RunFilter::default() },
+            ["jobs_by_run", "COVERING INDEX jobs_by_start (started_ms>?)"],
+        ),
+    ] {
+        let plan = database.explain_runs(&filter).await.unwrap();
+        assert!(!plan.is_empty(), "{filter:?}");
+        if matches!(database, Database::Sqlite(_)) {
+            let is_found = indices.iter().all(|index| plan.contains(index));
+            assert!(is_found && !plan.contains("SCAN jobs"), "{filter:?}: {plan}");
+        }
     }
     database.close().await;
 }

@@ -1,13 +1,12 @@
 //! Where jobs called, over organizations, clusters and repositories.
 
+use super::DAYS;
 use crate::dashboard::api_client::path;
 use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageResult, render};
 use crate::dashboard::{Pages, filters, html};
-use crate::service::now;
 use askama::Template;
 use portcullis_common::store_api::{self, DestinationSummary, Role};
-use std::time::Duration;
 
 pub(super) fn pages(pages: &mut Pages) {
     pages.get("/destinations", Role::Viewer, list);
@@ -22,6 +21,7 @@ struct Destinations {
     layout: Layout,
     rows: String,
     status: String,
+    endpoint: String,
     scope: String,
     target: String,
     days: String,
@@ -33,6 +33,8 @@ struct Destinations {
 #[template(path = "destinations_rows.html")]
 struct Rows {
     destinations: Vec<DestinationSummary>,
+    /// What the runs of a destination are filtered by beside it, as the rest of an address.
+    within: String,
     next: Option<String>,
 }
 
@@ -40,12 +42,11 @@ async fn list(page: Page) -> PageResult {
     let scopes = ["repository", "cluster", "workflow"];
     let scope =
         page.query("scope").filter(|scope| scopes.contains(scope)).unwrap_or("organization");
-    let days: Option<u64> = page.open.query.number("days");
-    let since =
-        days.map(|days| (now() - Duration::from_hours(24 * days.clamp(1, 3650))).to_string());
+    let since = super::since(&page.open.query);
     let asked = path(&["destinations"])
         .with("limit", ROWS)
         .with_some("status", page.query("status"))
+        .with_some("endpoint", page.query("endpoint"))
         .with_some(scope, page.query("target"))
         .with_some("since", since.as_deref())
         .with_some("cursor", page.query("cursor"));
@@ -55,7 +56,12 @@ async fn list(page: Page) -> PageResult {
         let cursor: String = url::form_urlencoded::byte_serialize(cursor.as_bytes()).collect();
         format!("/destinations?{query}&cursor={cursor}")
     });
-    let rows = Rows { destinations: found.items, next };
+    // The runs with a call there, of the same target.
+    let within = page.query("target").map(|target| {
+        let target: String = url::form_urlencoded::byte_serialize(target.as_bytes()).collect();
+        format!("&{scope}={target}")
+    });
+    let rows = Rows { destinations: found.items, within: within.unwrap_or_default(), next };
     if page.is_part {
         return render(&rows);
     }
@@ -65,6 +71,7 @@ async fn list(page: Page) -> PageResult {
         is_empty: rows.destinations.is_empty(),
         rows: rows.render()?,
         status: text("status"),
+        endpoint: text("endpoint"),
         scope: scope.to_owned(),
         target: text("target"),
         days: text("days"),

@@ -1,7 +1,8 @@
 //! Detections: all of them, those of one job, and one with its evidence.
 
+use super::DAYS;
 use super::job::{Head, Tab};
-use crate::dashboard::api_client::path;
+use crate::dashboard::api_client::{path, segment};
 use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageError, PageResult, render};
 use crate::dashboard::{Pages, filters, html};
@@ -47,6 +48,7 @@ struct Detections {
     kind: String,
     repository: String,
     state: String,
+    days: String,
     is_empty: bool,
     is_filtered: bool,
 }
@@ -65,6 +67,10 @@ struct Show {
     detection: DetectionRecord,
     job: Option<JobRecord>,
     process: Option<Process>,
+    /// Where the process is among the others.
+    in_tree: Option<String>,
+    /// Where the call is among the others, when it is about one.
+    call: Option<String>,
 }
 
 #[derive(Debug, Template)]
@@ -81,6 +87,7 @@ async fn list(page: Page) -> PageResult {
         asked = asked.with_some(name, page.query(name));
     }
     asked = asked.with_some("state", page.query("state"));
+    asked = asked.with_some("since", super::since(&page.open.query).as_deref());
     let found: store_api::Page<DetectionRecord> = page.api.get(&asked).await?;
     let query = page.open.query.query_without(&["cursor", "done"]);
     let next = found.next_cursor.map(|cursor| format!("/detections?{query}&cursor={cursor}"));
@@ -96,6 +103,7 @@ async fn list(page: Page) -> PageResult {
         kind: text("type"),
         repository: text("repository"),
         state: text("state"),
+        days: text("days"),
         is_filtered: !query.is_empty(),
     })
 }
@@ -105,27 +113,34 @@ pub(super) async fn read(page: &Page) -> Result<DetectionRecord, PageError> {
     page.api.get(&path(&["detections", page.param("id")])).await
 }
 
-/// Who did it, by the job's event.
-async fn process(page: &Page, detection: &DetectionRecord) -> Result<Option<Process>, PageError> {
+/// The job's event that a detection is about, or is.
+async fn event(page: &Page, detection: &DetectionRecord) -> Result<Option<Event>, PageError> {
     let Some(seq) = detection.seq else { return Ok(None) };
     let asked = path(&["jobs", &detection.job_id, "events"])
         .with("limit", "1")
         .with("cursor", &seq.saturating_sub(1).to_string());
     let events: Option<store_api::Page<Event>> = page.api.find(&asked).await?;
-    let event = events.and_then(|events| events.items.into_iter().find(|event| event.seq == seq));
-    Ok(match event.map(|event| event.kind) {
-        Some(EventKind::Detection(detection)) => detection.process,
-        Some(EventKind::Network(call)) => call.process,
-        _ => None,
-    })
+    Ok(events.and_then(|events| events.items.into_iter().find(|event| event.seq == seq)))
 }
 
 async fn show(page: Page) -> PageResult {
     let detection = read(&page).await?;
-    let process = process(&page, &detection).await?;
+    let found = event(&page, &detection).await?;
+    let (process, call) = match found.map(|event| (event.seq, event.kind)) {
+        Some((_, EventKind::Detection(detection))) => (detection.process, None),
+        Some((seq, EventKind::Network(call))) => {
+            (call.process, Some(super::calls::address_of(&detection.job_id, seq)))
+        }
+        _ => (None, None),
+    };
     let job = page.api.find(&path(&["jobs", &detection.job_id])).await?;
     let title = portcullis_common::text::shown(&detection.kind, 100);
-    render(&Show { layout: page.layout(title, Section::Detections), detection, job, process })
+    let layout = page.layout(title, Section::Detections);
+    let in_tree = process.as_ref().and_then(|process| {
+        let place = super::processes::anchor(process.pid?, process.start_time);
+        Some(format!("/jobs/{}/processes#{place}", segment(&detection.job_id)))
+    });
+    render(&Show { layout, detection, job, process, in_tree, call })
 }
 
 async fn of_job(page: Page) -> PageResult {

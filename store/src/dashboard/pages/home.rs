@@ -5,7 +5,7 @@ use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageError, PageResult, render};
 use crate::dashboard::{Pages, filters, html};
 use askama::Template;
-use portcullis_common::event::PostureLevel;
+use portcullis_common::event::{PostureLevel, Verdict};
 use portcullis_common::store_api::{
     self, DetectionRecord, Host, HostState, PolicyCounts, Role, Run, Summary,
 };
@@ -22,6 +22,8 @@ pub(super) struct Chart {
     pub(super) times: Vec<i64>,
     /// What is stacked, from below.
     pub(super) series: Vec<Series>,
+    /// Whether more is to come, so that it is asked for again.
+    pub(super) grows: bool,
 }
 
 /// One series.
@@ -86,6 +88,7 @@ async fn home(page: Page) -> PageResult {
                 values: values(|hour| hour.would_block),
             },
         ],
+        grows: false,
     };
     render(&Home {
         layout: page.layout("Home", Section::Home),

@@ -8,6 +8,7 @@ use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageError, PageResult, render, see_other};
 use crate::dashboard::{Pages, filters};
 use askama::Template;
+use portcullis_common::endpoint::DnsName;
 use portcullis_common::policy::{EndpointList, WrittenEndpoint};
 use portcullis_common::store_api::{JobRecord, Policy, PolicySummary, RenamePolicy, Role};
 
@@ -40,6 +41,10 @@ struct Add {
     layout: Layout,
     policy: PolicySummary,
     endpoint: String,
+    /// What the endpoint means, with the port that is meant when none is written.
+    meaning: String,
+    /// Whether only a name is known, as of a query that was refused: calls have a port.
+    is_name: bool,
     job: Option<JobRecord>,
     lines: Vec<Line>,
 }
@@ -93,6 +98,9 @@ async fn ask_add(page: Page) -> PageResult {
     let policy = super::policy::read(&page).await?;
     let endpoint = page.query("endpoint").unwrap_or_default().to_owned();
     let changed = with_endpoint(&policy, &endpoint)?;
+    let list = changed.document.0.allowed_endpoints.as_ref();
+    let added = list.and_then(|list| list.0.last());
+    let meaning = added.map_or_else(|| endpoint.clone(), |added| added.endpoint().to_string());
     let version = policy.summary.version;
     let diff = crate::catalog::diff(
         &policy.summary.name,
@@ -106,6 +114,8 @@ async fn ask_add(page: Page) -> PageResult {
     render(&Add {
         layout: page.layout(format!("Add to {}", policy.summary.name), Section::Policies),
         policy: policy.summary,
+        is_name: endpoint.parse::<DnsName>().is_ok(),
+        meaning,
         endpoint,
         job,
         lines: lines(&diff.unified),

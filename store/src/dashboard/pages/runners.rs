@@ -6,12 +6,15 @@ use crate::dashboard::fields::Fields;
 use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageError, PageResult, render, see_other};
 use crate::dashboard::{Pages, filters, html};
+use crate::service::now;
 use askama::Template;
 use axum::http::Method;
+use jiff::Timestamp;
 use portcullis_common::store_api::{
     self, CreateEnrolment, CreatedSecret, Enrolment, Host, HostState, Role,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 pub(super) fn pages(pages: &mut Pages) {
     pages.get("/runners", Role::Viewer, list);
@@ -26,7 +29,7 @@ pub(super) fn pages(pages: &mut Pages) {
 #[template(path = "runners.html")]
 struct Runners {
     layout: Layout,
-    hosts: Vec<(Host, Option<HostState>)>,
+    hosts: Vec<(Host, Option<HostState>, bool)>,
     revoked: usize,
     with_revoked: bool,
     /// The version of this server: hosts that have another one are out of step.
@@ -39,6 +42,7 @@ struct Runner {
     layout: Layout,
     host: Host,
     state: Option<HostState>,
+    is_silent: bool,
 }
 
 #[derive(Debug, Template)]
@@ -51,6 +55,17 @@ struct Install {
     url: String,
     made: Option<CreatedSecret>,
     enrolments: Vec<Enrolment>,
+}
+
+/// After which time a host is silent: three heartbeats, of which monitors send one every five minutes, and the minute to which the
+/// store notes when it heard of a host.
+const SILENT_AFTER: Duration = Duration::from_mins(16);
+
+/// Whether a host that used to say every few minutes that it is there does not any more. Of one whose monitor knows no heartbeat,
+/// nobody can tell.
+fn is_silent(host: &Host, now: Timestamp) -> bool {
+    let last = host.last_seen_at.filter(|_| host.version.is_some() && host.revoked_at.is_none());
+    last.is_some_and(|last| last + SILENT_AFTER < now)
 }
 
 async fn hosts(page: &Page) -> Result<Vec<Host>, PageError> {
@@ -70,7 +85,8 @@ async fn list(page: Page) -> PageResult {
         .filter(|host| with_revoked || host.revoked_at.is_none())
         .map(|host| {
             let state = by_host.remove(&host.id);
-            (host, state)
+            let is_silent = is_silent(&host, now());
+            (host, state, is_silent)
         })
         .collect();
     let layout = page.layout("Runners", Section::Runners);
@@ -84,7 +100,8 @@ async fn show(page: Page) -> PageResult {
     let host = host.ok_or_else(|| PageError::not_found("there is no such host"))?;
     let state = page.api.find(&path(&["hosts", id, "state"])).await?;
     let title = portcullis_common::text::shown(&host.name, 100);
-    render(&Runner { layout: page.layout(title, Section::Runners), host, state })
+    let is_silent = is_silent(&host, now());
+    render(&Runner { layout: page.layout(title, Section::Runners), host, state, is_silent })
 }
 
 async fn revoke(page: Page, _: Fields) -> PageResult {
@@ -146,4 +163,28 @@ async fn enrol(page: Page, form: Fields) -> PageResult {
 async fn revoke_enrolment(page: Page, _: Fields) -> PageResult {
     page.api.delete(&path(&["enrolments", page.param("id")])).await?;
     see_other("/install?done=enrolment-revoked")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_silent;
+    use portcullis_common::store_api::Host;
+    use serde_json::json;
+
+    #[test]
+    fn a_host_is_silent_after_three_heartbeats() {
+        let host = |seen: &str, version: Option<&str>, revoked: Option<&str>| -> Host {
+            serde_json::from_value(json!({
+                "id": "h", "name": "h", "cluster": "c", "enrolled_at": "2026-01-01T00:00:00Z",
+                "last_seen_at": seen, "version": version, "revoked_at": revoked,
+            }))
+            .unwrap()
+        };
+        let now = "2026-01-01T12:00:00Z".parse().unwrap();
+        let (late, soon) = ("2026-01-01T11:43:59Z", "2026-01-01T11:45:00Z");
+        assert!(is_silent(&host(late, Some("1.0.0"), None), now));
+        assert!(!is_silent(&host(soon, Some("1.0.0"), None), now));
+        assert!(!is_silent(&host(late, None, None), now), "its monitor knows no heartbeat");
+        assert!(!is_silent(&host(late, Some("1.0.0"), Some(soon)), now));
+    }
 }

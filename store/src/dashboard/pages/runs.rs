@@ -1,5 +1,6 @@
 //! Runs, and the jobs of one.
 
+use super::DAYS;
 use crate::dashboard::api_client::path;
 use crate::dashboard::layout::{Layout, Section};
 use crate::dashboard::page::{Page, PageResult, render};
@@ -16,7 +17,7 @@ pub(super) fn pages(pages: &mut Pages) {
 const ROWS: &str = "50";
 
 /// Parameters that are the API's as well.
-const FILTERS: [&str; 8] = [
+const FILTERS: [&str; 9] = [
     "repository",
     "organization",
     "workflow",
@@ -24,6 +25,7 @@ const FILTERS: [&str; 8] = [
     "policy",
     "blocked",
     "detections",
+    "endpoint",
     "cursor",
 ];
 
@@ -39,6 +41,8 @@ struct Runs {
     repository: String,
     policy: String,
     cluster: String,
+    endpoint: String,
+    days: String,
     blocked: bool,
     detections: bool,
     is_filtered: bool,
@@ -49,6 +53,8 @@ struct Runs {
 #[template(path = "runs_rows.html")]
 struct Rows {
     runs: Vec<Run>,
+    /// What goes on to the jobs of a run: the endpoint that they called.
+    within: String,
     next: Option<String>,
 }
 
@@ -58,6 +64,16 @@ struct Show {
     layout: Layout,
     run: RunJobs,
     link: Option<GitHubRun>,
+    /// What goes on to the calls of a job.
+    within: String,
+}
+
+/// The endpoint of an address as the query of the next one, so that one gets from a destination to the calls themselves.
+fn of_endpoint(page: &Page) -> String {
+    page.query("endpoint").map_or_else(String::new, |endpoint| {
+        let mut query = url::form_urlencoded::Serializer::new("?".to_owned());
+        query.append_pair("endpoint", endpoint).finish()
+    })
 }
 
 async fn list(page: Page) -> PageResult {
@@ -65,10 +81,11 @@ async fn list(page: Page) -> PageResult {
     for name in FILTERS {
         asked = asked.with_some(name, page.query(name));
     }
+    asked = asked.with_some("since", super::since(&page.open.query).as_deref());
     let found: store_api::Page<Run> = page.api.get(&asked).await?;
     let query = page.open.query.query_without(&["cursor", "done"]);
     let next = found.next_cursor.map(|cursor| format!("/runs?{query}&cursor={cursor}"));
-    let rows = Rows { runs: found.items, next };
+    let rows = Rows { runs: found.items, within: of_endpoint(&page), next };
     if page.is_part {
         return render(&rows);
     }
@@ -80,6 +97,8 @@ async fn list(page: Page) -> PageResult {
         repository: text("repository"),
         policy: text("policy"),
         cluster: text("cluster"),
+        endpoint: text("endpoint"),
+        days: text("days"),
         blocked: page.open.query.is_set("blocked"),
         detections: page.open.query.is_set("detections"),
         is_filtered: !query.is_empty(),
@@ -115,7 +134,8 @@ async fn show(page: Page) -> PageResult {
     let link = server.and_then(|server| github(server, &run.run.repository, run.run.run_id));
     let title =
         format!("{} #{}", portcullis_common::text::shown(&run.run.workflow, 80), run.run.run_id);
-    render(&Show { layout: page.layout(title, Section::Runs), run, link })
+    let layout = page.layout(title, Section::Runs);
+    render(&Show { layout, run, link, within: of_endpoint(&page) })
 }
 
 #[cfg(test)]

@@ -1,2 +1,2 @@
--- What a server of version 10 wrote: the reusable workflow that a verified job ran.
-UPDATE jobs SET job_workflow_ref = 'octo/shared/.github/workflows/build.yml@refs/tags/v1' WHERE id = '0197aaaaaaaa7000800000000000000a';
+-- What a server of version 10 wrote: why the job was less than enforced.
+UPDATE jobs SET posture_reason = NULL;

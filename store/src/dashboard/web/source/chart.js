@@ -36,7 +36,10 @@ const SECONDS = [1, 2, 5, 10, 15, 30].flatMap((size) => [size, size * 60]).conca
 
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-function draw(figure, { times, series }) {
+function draw(figure, { times, series: all }) {
+  // A legend names what there is to see.
+  const some = all.filter((one) => one.values.some((value) => value > 0));
+  const series = some.length > 0 ? some : all;
   const place = figure.querySelector(".chart");
   const axis = { stroke: resolved("muted"), grid: { stroke: resolved("line"), width: 1 }, ticks: { stroke: resolved("line") }, font: "12px system-ui, sans-serif" };
   const bars = uPlot.paths.bars({ size: [0.8, 40], radius: 0.15 });
@@ -79,18 +82,37 @@ function draw(figure, { times, series }) {
   return chart;
 }
 
+/** How often a growing series is read, in milliseconds. */
+const PAUSE = 3000;
+
 async function start(figure) {
   const from = figure.dataset.chartFrom;
-  const data = from ? await (await fetch(from, { credentials: "same-origin" })).json() : JSON.parse(figure.dataset.chart);
-  if (data.times.length === 0) return;
-  let chart = draw(figure, data);
-  new ResizeObserver(() => chart.setSize({ width: figure.querySelector(".chart").clientWidth, height: 190 })).observe(figure);
+  const read = async () => (await fetch(from, { credentials: "same-origin" })).json();
+  let data = from ? await read() : JSON.parse(figure.dataset.chart);
+  let chart;
   const again = () => {
-    chart.destroy();
-    chart = draw(figure, data);
+    chart?.destroy();
+    // Nothing to draw yet is said in words.
+    chart = data.times.length === 0 ? undefined : draw(figure, data);
+    figure.querySelector(".reading").textContent = chart ? "" : "Nothing yet.";
   };
+  again();
+  new ResizeObserver(() => chart?.setSize({ width: figure.querySelector(".chart").clientWidth, height: 190 })).observe(figure);
   addEventListener("portcullis:theme", again);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  // What a running job does is drawn while it does it; when it has ended, it is read once more by then.
+  while (data.grows) {
+    await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    if (!figure.isConnected) return;
+    const drawn = JSON.stringify([data.times, data.series]);
+    try {
+      data = await read();
+    } catch {
+      // The server may be away for a moment.
+      continue;
+    }
+    if (JSON.stringify([data.times, data.series]) !== drawn) again();
+  }
 }
 
 document.querySelectorAll("figure[data-chart], figure[data-chart-from]").forEach(start);

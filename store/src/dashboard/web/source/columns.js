@@ -18,7 +18,10 @@ export function columns(table) {
   const show = () => {
     for (const box of boxes) box.checked = !hidden.has(box.value);
     // Wider with each column that is shown; what no longer fits is scrolled to.
-    table.style.setProperty("--shown", table.querySelectorAll("th").length - hidden.size);
+    const shown = table.querySelectorAll("th").length - hidden.size;
+    table.style.setProperty("--shown", shown);
+    // A row over all columns has no more than there are: others would get a width of their own.
+    for (const cell of table.querySelectorAll("td[colspan]")) cell.colSpan = shown;
     for (const cell of table.querySelectorAll("[data-column]")) cell.classList.toggle("off", hidden.has(cell.dataset.column));
   };
   for (const box of boxes) {

@@ -10,7 +10,8 @@ if (area) {
     proof: form.elements.proof.value,
     schema: area.dataset.schema,
     onProblems: (count) => {
-      const button = form.querySelector("button[data-save]");
+      // It stands outside of the form, where it is seen beside both views.
+      const button = [...form.elements].find((control) => control.matches("button[data-save]"));
       if (button) button.dataset.problems = String(count);
     },
   });

@@ -41,6 +41,18 @@ function pathOf(state, line, indentation) {
   return path;
 }
 
+/**
+ * The key of a line and what is being typed of its value, also of one in a list: by steps, because one expression for lists
+ * of any length takes time without end on some of them.
+ */
+function valueAt(before) {
+  const key = /^(\s*)([\w-]+):\s/.exec(before);
+  if (!key) return null;
+  const last = before.slice(Math.max(before.lastIndexOf(",") + 1, key[0].length)).trimStart();
+  const word = /^\[?([\w-]*)$/.exec(last);
+  return word && { indentation: key[1].length, key: key[2], word: word[1] };
+}
+
 /** A source of completions for CodeMirror. */
 export function completions(address) {
   return async (context) => {
@@ -48,13 +60,13 @@ export function completions(address) {
     const line = context.state.doc.lineAt(context.pos);
     const before = line.text.slice(0, context.pos - line.from);
     const item = /^(\s*)- ([\w.-]*)$/.exec(before);
-    const value = /^(\s*)([\w-]+):\s+\[?(?:[^,]*,\s*)*([\w-]*)$/.exec(before);
+    const value = valueAt(before);
     const key = /^(\s*)([\w-]*)$/.exec(before);
     const at = (path) => path.reduce((schema, name) => resolve(root, schema).properties?.[name], root);
     if (value) {
-      let schema = resolve(root, at([...pathOf(context.state, line, value[1].length), value[2]]));
+      let schema = resolve(root, at([...pathOf(context.state, line, value.indentation), value.key]));
       if (schema.type === "array") schema = resolve(root, schema.items);
-      return { from: context.pos - value[3].length, options: values(root, schema), validFor: /^[\w-]*$/ };
+      return { from: context.pos - value.word.length, options: values(root, schema), validFor: /^[\w-]*$/ };
     }
     if (item) {
       const schema = resolve(root, at(pathOf(context.state, line, item[1].length + 1)));

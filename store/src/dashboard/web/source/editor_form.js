@@ -1,4 +1,6 @@
-// The form beside the text. A change in one is a change in the other; comments and order of the text stay as they are.
+// The form beside the text. A change in one is a change in the other. The text keeps its comments and the order of its keys
+// while it is edited; lists that the form changes are written anew. What is saved is the document without its comments, and
+// the page says so.
 import { parseDocument } from "yaml";
 
 const snake = (key) => key.replaceAll("-", "_");
@@ -22,7 +24,7 @@ function show(control, document) {
   const value = read(document, control.name.split("."));
   if (control.type === "checkbox" && control.hasAttribute("data-member")) control.checked = list(value).includes(control.value);
   else if (control.type === "checkbox") control.checked = plain(value) === true;
-  else if (control.hasAttribute("data-list")) control.value = list(value).join("\n");
+  else if (control.hasAttribute("data-list")) control.value = list(value).join(control.tagName === "TEXTAREA" ? "\n" : " ");
   else control.value = plain(value) ?? "";
 }
 

@@ -21,6 +21,8 @@ const looks = EditorView.theme({
   "&": { fontSize: "13.5px", backgroundColor: "transparent", color: "var(--text)", minHeight: "320px" },
   "&.cm-focused": { outline: "none" },
   ".cm-scroller": { fontFamily: "var(--mono)", lineHeight: "1.6", minHeight: "320px" },
+  // The gutter and the place to click reach to the end of the box, however few lines there are.
+  ".cm-content, .cm-gutter": { minHeight: "320px" },
   ".cm-gutters": { backgroundColor: "var(--sunken)", color: "var(--muted)", border: "none", borderRight: "1px solid var(--line)" },
   ".cm-activeLine, .cm-activeLineGutter": { backgroundColor: "color-mix(in srgb, var(--accent) 9%, transparent)" },
   ".cm-cursor": { borderLeftColor: "var(--text)" },
@@ -53,6 +55,22 @@ function diagnostic(state, problem) {
   return { from, to: Math.max(from, line.to), severity: "error", message: `${problem.message}\n${problem.hint}` };
 }
 
+/**
+ * What is typed over a selection is put in by the editor: the browser would keep the colours of what it replaces as an inline style
+ * for a moment, which a page may not have.
+ */
+const typedOver = EditorView.domEventHandlers({
+  beforeinput(event, view) {
+    const { from, to, empty } = view.state.selection.main;
+    if (empty || event.inputType !== "insertText" || event.data === null || view.state.readOnly) return false;
+    const insert = () => view.state.update(view.state.replaceSelection(event.data), { userEvent: "input.type", scrollIntoView: true });
+    // Brackets are put around a selection.
+    const isHandled = view.state.facet(EditorView.inputHandler).some((handle) => handle(view, from, to, event.data, insert));
+    if (!isHandled) view.dispatch(insert());
+    return true;
+  },
+});
+
 /** Puts an editor in a text area's place. The styles live in a shadow root of its own, so that the page needs no inline styles. */
 export function createEditor(area, { check, proof, schema, onProblems }) {
   const host = document.createElement("div");
@@ -62,7 +80,7 @@ export function createEditor(area, { check, proof, schema, onProblems }) {
   const listeners = [];
   const label = area.labels?.[0]?.textContent ?? "Document";
   const extensions = [
-    lineNumbers(), history(), drawSelection(), bracketMatching(), closeBrackets(), highlightActiveLine(),
+    typedOver, lineNumbers(), history(), drawSelection(), bracketMatching(), closeBrackets(), highlightActiveLine(),
     indentUnit.of("  "), yaml(), syntaxHighlighting(colours), looks, EditorView.lineWrapping,
     autocompletion({ override: [completions(schema)] }),
     keymap.of([...closeBracketsKeymap, ...defaultKeymap, ...historyKeymap, ...completionKeymap]),
