@@ -8,6 +8,7 @@ use object_store::{
 };
 use portcullis_common::hook::with_causes;
 use portcullis_common::text::log_line;
+use std::error::Error;
 use std::time::Duration;
 
 /// The longest error of a server that is kept, in bytes.
@@ -77,6 +78,19 @@ pub(super) async fn put(
         .map_err(|error| told(&error))
 }
 
+/// What went wrong, each thing once: its errors repeat what caused them, which leaves no room for the last cause, the reason.
 fn told(error: &object_store::Error) -> String {
-    log_line(&with_causes(error), MAX_ERROR_BYTES)
+    let first: &dyn Error = error;
+    let chain = std::iter::successors(Some(first), |error: &&dyn Error| (*error).source());
+    let texts: Vec<String> = chain.map(ToString::to_string).collect();
+    let mut parts: Vec<&str> = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let cause = texts.get(index + 1).filter(|cause| !cause.is_empty());
+        let own = cause.and_then(|cause| text.strip_suffix(cause.as_str())).unwrap_or(text);
+        let own = own.trim_end_matches([' ', ':', '-']);
+        if !own.is_empty() && parts.last() != Some(&own) {
+            parts.push(own);
+        }
+    }
+    log_line(&parts.join(": "), MAX_ERROR_BYTES)
 }
