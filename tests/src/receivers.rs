@@ -7,7 +7,10 @@ use crate::policy_server::{ADDRESS, PolicyServer, URL};
 use crate::server::http::Response;
 use crate::server::object_store::ObjectStore;
 use crate::world::World;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::fs;
 use std::net::TcpListener;
@@ -101,6 +104,29 @@ impl<'a> Receivers<'a> {
             .collect()
     }
 
+    /// Checks the signature of every message that the webhook got, after the Standard Webhooks text.
+    fn check_signatures(&self) -> Result<()> {
+        let key = STANDARD.decode(KEY.trim_start_matches("whsec_"))?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        let requests = self.world.web().requests();
+        let hooks: Vec<_> =
+            requests.iter().filter(|request| request.host == WEBHOOK_HOST).collect();
+        ensure!(!hooks.is_empty(), "the webhook was told nothing");
+        for request in hooks {
+            let header = |name: &str| {
+                let found = request.headers.iter().find(|(header, _)| header == name);
+                found.map(|(_, value)| value.as_str()).with_context(|| format!("no {name}"))
+            };
+            let (id, time) = (header("webhook-id")?, header("webhook-timestamp")?);
+            let signature = header("webhook-signature")?;
+            let signature = signature.strip_prefix("v1,").context("another kind of signature")?;
+            let signed = [format!("{id}.{time}.").as_bytes(), &request.body].concat();
+            hmac::verify(&key, &signed, &STANDARD.decode(signature)?)
+                .map_err(|_| anyhow!("the signature of {id} is not that of its body"))?;
+        }
+        Ok(())
+    }
+
     /// The detection of [`killed_job`], when all three were told of it.
     ///
     /// # Errors
@@ -119,6 +145,7 @@ impl<'a> Receivers<'a> {
             serde_json::from_str(&told.find(|text| text.contains(LAB))?).ok()
         })
         .with_context(|| store.log())?;
+        self.check_signatures()?;
         Ok(Told { webhook, slack, object })
     }
 }
@@ -152,11 +179,18 @@ pub fn killed_job(world: &World, store: &PolicyServer, run: u64) -> Result<JobRe
 pub fn check(told: &Told, run: u64) -> Result<()> {
     let Told { webhook, slack, object } = told;
     let data = &webhook["data"];
-    for (key, value) in
-        [("detection", "Reverse-Shell"), ("repository", LAB), ("cluster", "prod-linux")]
-    {
+    let workflow = format!("{LAB}/.github/workflows/ci.yml");
+    for (key, value) in [
+        ("detection", "Reverse-Shell"),
+        ("repository", LAB),
+        ("workflow", &workflow),
+        ("cluster", "prod-linux"),
+    ] {
         ensure!(data[key] == value, "{key}: {webhook}");
     }
+    let job = data["job_id"].as_str().with_context(|| format!("no job: {webhook}"))?;
+    ensure!(data["id"].as_str().is_some_and(|id| id.starts_with(job)), "{webhook}");
+    ensure!(slack.to_string().contains(&format!("Job id: {job}")), "{slack}");
     ensure!(data["policy"]["name"] == "lab" && data["run_id"] == run, "{webhook}");
     ensure!(
         data["is_lockdown"] == true && data["evidence"].to_string().contains(ADDRESS),

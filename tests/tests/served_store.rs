@@ -163,5 +163,8 @@ fn the_main_job_runs_by_the_server_and_without_it() -> Result<()> {
     let third = world.events(ids.last().context("no job was recorded")?)?;
     let record = store.ended_job(13, third.len())?;
     assert_eq!(record["identity"], "asserted", "nobody vouched for this job");
+    let id = ids.last().context("no job was recorded")?;
+    let stored = store.json(&["events", id, "--all"])?;
+    assert_eq!(stored, serde_json::to_value(&third)?, "every event, as it was recorded");
     Ok(())
 }
