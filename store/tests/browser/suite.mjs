@@ -2,7 +2,7 @@
 // name; the first that fails ends it with what was seen.
 import assert from "node:assert/strict";
 import { Browser } from "./browser.mjs";
-import { counted, neverAsked, part, until, violations } from "./harness.mjs";
+import { counted, inBothThemes, neverAsked, part, until, violations } from "./harness.mjs";
 import { Api, HOSTILE, seed } from "./seed.mjs";
 import * as choices from "./suite_choices.mjs";
 import * as editor from "./suite_editor.mjs";
@@ -404,6 +404,7 @@ await part("tokens: made, shown once, revoked; the audit log has it", async () =
   await page.click("button:has-text('Make a token')");
   const secret = await page.textContent("#secret");
   assert.equal((await new Api(server, secret).get("/policies")).items.length > 0, true);
+  await inBothThemes(page, "/access with a fresh token");
   await browser.open("/access");
   assert.ok(!(await page.content()).includes(secret));
   await page.click("button[aria-label='Revoke short-lived']");
