@@ -1,7 +1,10 @@
 //! The documents say what is: their examples are read by the product, their links lead somewhere, the commands and
 //! messages that they name exist.
 
-use anyhow::{Context, Result, ensure};
+mod documents;
+
+use anyhow::{Context, Result};
+use documents::{Document, blocks, document, documents, read, root};
 use portcullis_common::endpoint::Endpoint;
 use portcullis_common::job_context::{ContextError, JobContext};
 use portcullis_common::policy::parse_documents;
@@ -17,113 +20,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// A document: its path below the root, and its text.
-#[derive(Debug)]
-struct Document {
-    path: PathBuf,
-    text: String,
-}
-
-/// A fenced block: what stands behind the fence, and what is inside.
-#[derive(Debug)]
-struct Block {
-    place: String,
-    info: String,
-    text: String,
-}
-
-fn documents() -> Result<Vec<Document>> {
-    let mut paths = vec![PathBuf::from("README.md"), PathBuf::from("CHANGELOG.md")];
-    for entry in fs::read_dir(root().join("docs"))? {
-        let path = Path::new("docs").join(entry?.file_name());
-        if path.extension().is_some_and(|extension| extension == "md") {
-            paths.push(path);
-        }
-    }
-    ensure!(paths.len() >= 10, "documents are missing: {paths:?}");
-    paths.into_iter().map(|path| Ok(Document { text: read(&path)?, path })).collect()
-}
-
-fn read(path: impl AsRef<Path>) -> Result<String> {
-    let path = root().join(path);
-    fs::read_to_string(&path).with_context(|| path.display().to_string())
-}
-
-impl Document {
-    fn blocks(&self) -> Vec<Block> {
-        let mut blocks: Vec<Block> = Vec::new();
-        let mut is_open = false;
-        for (number, line) in self.text.lines().enumerate() {
-            match (line.strip_prefix("```"), is_open, blocks.last_mut()) {
-                (Some(info), false, _) => {
-                    let place = format!("{}:{}", self.path.display(), number + 1);
-                    blocks.push(Block { place, info: info.to_owned(), text: String::new() });
-                    is_open = true;
-                }
-                (Some(_), true, _) => is_open = false,
-                (None, true, Some(block)) => block.text.extend([line, "\n"]),
-                _ => {}
-            }
-        }
-        blocks
-    }
-
-    /// The lines outside of fenced blocks.
-    fn prose(&self) -> impl Iterator<Item = &str> {
-        let mut is_open = false;
-        self.text.lines().filter(move |line| {
-            if line.starts_with("```") {
-                is_open = !is_open;
-                return false;
-            }
-            !is_open
-        })
-    }
-
-    /// The headings as GitHub makes anchors of them.
-    fn anchors(&self) -> BTreeSet<String> {
-        self.prose()
-            .filter_map(|line| line.strip_prefix('#'))
-            .map(|heading| heading.trim_start_matches('#').trim().to_lowercase())
-            .map(|heading| {
-                let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
-                heading.chars().filter(kept).collect::<String>().replace(' ', "-")
-            })
-            .collect()
-    }
-
-    /// The rows of the table whose first heading is `heading`: the code in the first cell.
-    fn table(&self, heading: &str) -> Vec<String> {
-        let start = format!("| {heading} |");
-        self.prose()
-            .skip_while(|line| !line.starts_with(&start))
-            .skip(2)
-            .take_while(|line| line.starts_with('|'))
-            .filter_map(|line| line.split('`').nth(1))
-            .map(str::to_owned)
-            .collect()
-    }
-}
-
-fn document(name: &str) -> Result<Document> {
-    Ok(Document { path: name.into(), text: read(name)? })
-}
-
-/// All blocks with this word behind the fence, and at least `least` of them.
-fn blocks(info: &str, least: usize) -> Result<Vec<Block>> {
-    let all = documents()?;
-    let found: Vec<Block> =
-        all.iter().flat_map(Document::blocks).filter(|block| block.info == info).collect();
-    ensure!(found.len() >= least, "only {} blocks of {info}", found.len());
-    Ok(found)
-}
 
 #[test]
 fn links_lead_somewhere() -> Result<()> {

@@ -3,7 +3,6 @@
 use crate::on_both;
 use crate::runs::{begin, call, host, lines, new_job, report, upload};
 use crate::support::{Server, World, send};
-use portcullis_store::database::{Database, Generated};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -13,7 +12,6 @@ on_both!(
     a_job_that_scans_is_bounded,
     endpoints_are_imported_from_baselines_and_lists,
     policies_are_tried_on_recorded_runs,
-    generated_jobs_are_like_uploaded_ones,
 );
 
 fn id(number: u64) -> String {
@@ -454,52 +452,5 @@ async fn policies_are_tried_on_recorded_runs(world: World) {
     );
     assert_eq!(server.get("/policies/p/lint").await.expect(200)["items"], json!([]));
     assert_eq!(server.get("/policies/p/lint?unused_days=0").await.expect(200)["items"], json!([]));
-    server.stop().await;
-}
-
-async fn generated_jobs_are_like_uploaded_ones(world: World) {
-    let database = Database::open(&world.database_url(), 2).await.unwrap();
-    let wanted = Generated {
-        jobs: 40,
-        events_of_job: 100,
-        repositories: 3,
-        endpoints_of_job: 10,
-        newest_ms: 1_800_000_000_000,
-    };
-    database.generate(wanted, |_| ()).await.unwrap();
-    database.close().await;
-    let server = world.start().await;
-    let runs = server.get("/runs?limit=1").await.expect(200);
-    let run = server
-        .get(&format!("/runs/{}", runs["items"][0]["id"].as_str().unwrap()))
-        .await
-        .expect(200);
-    let job = &run["job_records"][0];
-    let events = server
-        .get(&format!("/jobs/{}/network-events?limit=1000", job["id"].as_str().unwrap()))
-        .await
-        .expect(200);
-    let events = events["items"].as_array().unwrap();
-    let blocked = events.iter().filter(|event| event["verdict"] == "blocked").count();
-    assert_eq!((events.len(), blocked, job["blocked"].as_u64()), (100, 2, Some(2)));
-    let tree = server.get(&format!("/jobs/{}/process-tree", job["id"].as_str().unwrap())).await;
-    assert!(tree.expect(200).to_string().contains("part-29"));
-    let detections = server.get("/detections").await.expect(200);
-    let detections = detections["items"].as_array().unwrap();
-    let kinds: Vec<_> = detections.iter().map(|found| found["type"].as_str().unwrap()).collect();
-    let expected = ["Reverse-Shell", "Source-File-Overwritten", "Sudo-Use", "Reverse-Shell"];
-    assert_eq!(kinds, expected);
-    let states = server.get("/hosts:state").await.expect(200);
-    let states = states["items"].as_array().unwrap();
-    let degraded = states.iter().filter(|state| state["level"] == "degraded").count();
-    assert_eq!((states.len(), degraded), (20, 4));
-    let state = server.get("/hosts/generated-4/state").await.expect(200);
-    assert_eq!(state["posture"]["warnings"][0], "table-owner: this kernel is older than 5.12");
-    let page = server.get("/destinations").await.expect(200);
-    let calls: u64 =
-        page["items"].as_array().unwrap().iter().map(|item| item["calls"].as_u64().unwrap()).sum();
-    assert_eq!(calls, 4000);
-    let states = server.get("/baselines/states?source=repository").await.expect(200);
-    assert_eq!(states["items"][0]["state"], "stable");
     server.stop().await;
 }

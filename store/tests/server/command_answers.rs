@@ -311,12 +311,7 @@ async fn any_job_is_explained(world: World) {
     let (status, html) = page(&serde_json::to_string(&context()).unwrap(), "prod").await;
     assert!(status == 200 && html.contains("of-cluster") && !html.contains("of-other"), "{html}");
     let (_, html) = page("{", "").await;
-    assert!(
-        html.contains("the context can&#39;t be understood")
-            || html.contains("the context can’t be understood")
-            || html.contains("can't be understood"),
-        "{html}"
-    );
+    assert!(html.replace("&#39;", "'").contains("can't be understood"), "{html}");
     // Who asks without a session learns nothing.
     let nobody = dashboard::get(&server, "/explain?context=%7B%7D", None).await;
     assert_eq!(nobody.status().as_u16(), 303);
