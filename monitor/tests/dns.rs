@@ -10,8 +10,9 @@ use hickory_proto::rr::RecordType::{self, A, AAAA, CNAME, HTTPS, MX, PTR, SRV, T
 use portcullis_common::endpoint::DnsName;
 use portcullis_common::policy::EgressMode;
 use portcullis_monitor::dns::{BudgetKind, Budgets, Timeouts, Transport};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 const ZONE: &[(&str, RecordType, &[&str])] = &[
@@ -241,6 +242,90 @@ async fn equal_questions_are_asked_once() {
     }
 }
 
+/// A client may ask in the moment in which the answer to another one is remembered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_while_a_client_asks_is_not_asked_for_again() {
+    const ROUNDS: usize = 1000;
+    const CLIENTS: usize = 6;
+    let script: Arc<Script> = Arc::new(|query, _| vec![answer(query, &["@ 60 A 203.0.113.20"])]);
+    let world = World::with(&["*.wild.test"], &[], script, |config| {
+        config.budgets.upstream_query_burst = u32::try_from(2 * ROUNDS).unwrap();
+        config.budgets.names_per_wildcard = ROUNDS;
+    })
+    .await;
+    let address = world.address();
+    blocking(move || {
+        for round in 0..ROUNDS {
+            let question = query(&format!("n{round}.wild.test"), A);
+            let together = Barrier::new(CLIENTS);
+            std::thread::scope(|scope| {
+                for client in 0..CLIENTS {
+                    let (question, together) = (&question, &together);
+                    scope.spawn(move || {
+                        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                        together.wait();
+                        // Apart by up to as long as an answer takes.
+                        for _ in 0..(client * round) % 40 {
+                            std::thread::yield_now();
+                        }
+                        socket.send_to(question, address).unwrap();
+                        let mut buffer = vec![0; 65536];
+                        let length = socket.recv(&mut buffer).expect("an answer");
+                        assert!(words(&buffer[..length]).starts_with("NOERROR"));
+                    });
+                }
+            });
+        }
+    })
+    .await;
+    assert_eq!(world.upstream.asked().len(), ROUNDS);
+}
+
+/// The answer to the first one is not remembered, so that the same question, asked while the first answer leaves, has to be
+/// asked for again; the end of the first must not take its client away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_question_that_comes_while_the_answer_to_its_like_leaves_is_answered() {
+    let zone = zone(ZONE);
+    let (first_is_over, is_over) = std::sync::mpsc::channel();
+    let is_over = Mutex::new(is_over);
+    let asked = AtomicUsize::new(0);
+    let script: Arc<Script> = Arc::new(move |query, transport| {
+        if asked.fetch_add(1, Ordering::Relaxed) == 1 {
+            let over = || is_over.lock().unwrap().recv_timeout(PATIENCE);
+            tokio::task::block_in_place(over).expect("the first question ends");
+        }
+        zone(query, transport)
+    });
+    let world = World::start(&["ok.test"], script).await;
+    world.kernel.refuses.store(true, Ordering::Relaxed);
+    let (address, upstream) = (world.address(), world.upstream.clone());
+    let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let asks_again = client.try_clone().unwrap();
+    world.observer.meanwhile.lock().unwrap().0 = Some(Box::new(move || {
+        asks_again.send_to(&query("ok.test", A), address).unwrap();
+        // Another thread of the runtime has to take this one's place at the sockets.
+        tokio::task::block_in_place(|| {
+            let deadline = Instant::now() + PATIENCE;
+            while upstream.seen.lock().unwrap().len() < 2 {
+                assert!(Instant::now() < deadline, "the same question is asked again");
+                std::thread::yield_now();
+            }
+        });
+        first_is_over.send(()).unwrap();
+    }));
+    let failed = "SERVFAIL (0: the address could not be opened";
+    assert!(world.ask("ok.test", A).await.starts_with(failed));
+    let second = blocking(move || {
+        let mut buffer = vec![0; 65536];
+        let length = client.recv(&mut buffer).expect("an answer to the second question");
+        words(&buffer[..length])
+    })
+    .await;
+    assert!(second.starts_with(failed), "{second}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_kernel_does_not_open_is_not_answered() {
     let world = World::start(&["ok.test"], zone(ZONE)).await;
@@ -256,7 +341,7 @@ async fn what_the_kernel_does_not_open_is_not_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_upstream_is_reported_and_another_one_asked() {
     let dead = {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.local_addr().unwrap()
     };
     let world = World::with(&["ok.test"], &[], zone(ZONE), |config| {

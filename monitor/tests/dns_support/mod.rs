@@ -47,7 +47,11 @@ impl Upstream {
         tokio::spawn(async move {
             let mut buffer = vec![0; 65536];
             loop {
-                let Ok((length, from)) = udp.recv_from(&mut buffer).await else { continue };
+                let Ok((length, from)) = udp.recv_from(&mut buffer).await else {
+                    // Told of an earlier answer that nobody took, or the runtime is shutting down and waits for this task.
+                    tokio::task::yield_now().await;
+                    continue;
+                };
                 seen.lock().unwrap().push((Transport::Udp, from, buffer[..length].to_vec()));
                 for reply in answer(&Message::from_vec(&buffer[..length]).unwrap(), Transport::Udp)
                 {
@@ -173,6 +177,18 @@ pub(crate) struct Observer {
     pub(crate) answers: Mutex<Vec<String>>,
     pub(crate) detections: Mutex<Vec<DnsDetection>>,
     pub(crate) changes: Mutex<Vec<UpstreamChange>>,
+    /// Called once, for the next observation.
+    pub(crate) meanwhile: Mutex<Meanwhile>,
+}
+
+/// What happens while an observation is reported.
+#[derive(Default)]
+pub(crate) struct Meanwhile(pub(crate) Option<Box<dyn FnOnce() + Send>>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Meanwhile").field(&self.0.is_some()).finish()
+    }
 }
 
 impl DnsObserver for Observer {
@@ -182,6 +198,10 @@ impl DnsObserver for Observer {
 
     fn observe(&self, observation: DnsObservation) {
         self.observations.lock().unwrap().push(observation);
+        let meanwhile = self.meanwhile.lock().unwrap().0.take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
     }
 
     fn detect(&self, detection: DnsDetection) {

@@ -6,7 +6,7 @@ use super::super::config::{Budgets, CacheLimits};
 use super::super::exchange::Exchange;
 use super::super::judge::{Ask, Decision, Judge, Local};
 use super::super::message::{
-    Parsed, Query, Question, ReplyTo, parse, write_refusal, write_response,
+    Body, Parsed, Query, Question, ReplyTo, parse, write_refusal, write_response,
 };
 use super::super::observer::{
     BudgetKind, DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Reason, Transport,
@@ -96,6 +96,17 @@ pub(super) enum Step {
     Later,
 }
 
+/// What asking upstream came to.
+#[derive(Debug)]
+enum Asking {
+    /// The client is among those who wait.
+    Waits,
+    /// The answer came in this moment.
+    Known(Respond, Arc<Body>, Arc<DnsOutcome>),
+    /// That may not be asked.
+    Refused(Respond, Local),
+}
+
 impl Core {
     pub(super) fn new(
         judge: Judge,
@@ -166,17 +177,17 @@ impl Core {
         let limit = limit(&reply, transport);
         let key = query.question.cache_key();
         let now = Instant::now();
-        let cached = {
+        let cached =
+            |outcome| DnsObservation { client, transport, process: None, cached: true, outcome };
+        let known = {
             let state = self.state();
             state.cache.get(key.as_bytes(), now).map(|(entry, age)| {
                 write_response(out, &reply, &entry.body, age, limit);
                 Arc::clone(&entry.outcome)
             })
         };
-        if let Some(outcome) = cached {
-            let observation =
-                DnsObservation { client, transport, process: None, cached: true, outcome };
-            return Step::Reply(respond, observation);
+        if let Some(outcome) = known {
+            return Step::Reply(respond, cached(outcome));
         }
         let question = query.question;
         let (respond, decision) = match question.host_name() {
@@ -188,8 +199,12 @@ impl Core {
                     Decision::Answer(local) => (respond, local),
                     Decision::Ask(ask) => {
                         match self.ask(&query, name, ask, (client, transport), respond) {
-                            Ok(()) => return Step::Later,
-                            Err(refusal) => refusal,
+                            Asking::Waits => return Step::Later,
+                            Asking::Refused(respond, refusal) => (respond, refusal),
+                            Asking::Known(respond, body, outcome) => {
+                                write_response(out, &reply, &body, 0, limit);
+                                return Step::Reply(respond, cached(outcome));
+                            }
                         }
                     }
                 }
@@ -244,10 +259,6 @@ impl Core {
     }
 
     /// Has upstream asked, or joins those that wait for the same answer.
-    ///
-    /// # Errors
-    /// When that may not be: the refusal.
-    #[expect(clippy::result_large_err, reason = "a refusal is answered at once by its one caller")]
     fn ask(
         self: &Arc<Self>,
         query: &Query<'_>,
@@ -255,17 +266,22 @@ impl Core {
         ask: Ask,
         (client, transport): (SocketAddr, Transport),
         respond: Respond,
-    ) -> Result<(), (Respond, Local)> {
+    ) -> Asking {
         let key = query.question.cache_key();
         let mut state = self.state();
+        // The answer may have come since the cache was looked into. It is remembered and those who wait for it are taken
+        // out under one lock, so that under this one it is either known, or on its way, or to be asked for.
+        if let Some((entry, _)) = state.cache.get(key.as_bytes(), Instant::now()) {
+            return Asking::Known(respond, Arc::clone(&entry.body), Arc::clone(&entry.outcome));
+        }
         if state.waiting >= self.waiting_clients {
-            return Err((respond, self.judge.refused(Reason::Busy)));
+            return Asking::Refused(respond, self.judge.refused(Reason::Busy));
         }
         let joins = state.under_way.contains_key(key.as_bytes());
         let charged =
             if joins { Charged::default() } else { self.charge(&mut state.usage, &name, &ask) };
-        let result = if let Some(kind) = charged.refused {
-            Err((respond, self.judge.refused(Reason::Budget(kind))))
+        let asking = if let Some(kind) = charged.refused {
+            Asking::Refused(respond, self.judge.refused(Reason::Budget(kind)))
         } else {
             let waiter = Waiter {
                 client,
@@ -276,7 +292,7 @@ impl Core {
             };
             state.waiting += 1;
             state.under_way.entry(key.as_bytes().into()).or_default().push(waiter);
-            Ok(())
+            Asking::Waits
         };
         drop(state);
         if let Some(exceeded) = charged.exceeded {
@@ -289,7 +305,7 @@ impl Core {
                 process: self.observer.asker(client, transport),
             });
         }
-        if result.is_ok() && !joins {
+        if matches!(asking, Asking::Waits) && !joins {
             let asked = Asked {
                 key: key.as_bytes().into(),
                 name,
@@ -300,7 +316,7 @@ impl Core {
             };
             self.spawn(Arc::clone(self).resolve(asked));
         }
-        result
+        asking
     }
 
     /// Charges the budgets. In audit mode names beyond the budget go through all the same; the rate always holds.

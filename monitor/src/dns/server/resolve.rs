@@ -42,12 +42,14 @@ impl Asked {
 #[derive(Debug)]
 struct UnderWay<'core> {
     core: &'core Core,
-    key: &'core [u8],
+    /// `None` once they were taken: whoever waits under the key from then on waits for another question.
+    key: Option<&'core [u8]>,
 }
 
 impl UnderWay<'_> {
-    fn take(&self, state: &mut State) -> Vec<Waiter> {
-        let waiters = state.under_way.remove(self.key).unwrap_or_default();
+    fn take(&mut self, state: &mut State) -> Vec<Waiter> {
+        let waiters = self.key.take().and_then(|key| state.under_way.remove(key));
+        let waiters = waiters.unwrap_or_default();
         state.waiting = state.waiting.saturating_sub(waiters.len());
         waiters
     }
@@ -55,14 +57,17 @@ impl UnderWay<'_> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        drop(self.take(&mut self.core.state()));
+        if self.key.is_some() {
+            let core = self.core;
+            drop(self.take(&mut core.state()));
+        }
     }
 }
 
 impl Core {
     /// Asks, judges, opens and answers.
     pub(super) async fn resolve(self: Arc<Self>, asked: Asked) {
-        let under_way = UnderWay { core: &self, key: &asked.key };
+        let mut under_way = UnderWay { core: &self, key: Some(&asked.key) };
         // The upstream's time is used to find out who asks.
         let (found, process) = tokio::join!(self.find(&asked), async {
             self.observer.asker(asked.client, asked.transport)
