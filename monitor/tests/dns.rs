@@ -340,10 +340,10 @@ async fn what_the_kernel_does_not_open_is_not_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_upstream_is_reported_and_another_one_asked() {
-    let dead = {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.local_addr().unwrap()
-    };
+    // Connected to somebody else it hears nobody here, and the kernel says so; held, so that nobody gets its port meanwhile.
+    let deaf = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    deaf.connect((Ipv4Addr::LOCALHOST, 9)).unwrap();
+    let dead = deaf.local_addr().unwrap();
     let world = World::with(&["ok.test"], &[], zone(ZONE), |config| {
         config.upstreams.insert(0, dead);
     })

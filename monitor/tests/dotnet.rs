@@ -211,8 +211,16 @@ fn an_unprotected_worker_is_dumped_by_its_diagnostic_socket() {
     assert!(can(&format!("exec 3</proc/{pid}/mem")));
     assert!(worker.ports().len() >= 3, "{:?}", worker.ports());
     let dump = worker.directory.path().join("tmp/dump");
-    let socket = UnixStream::connect(worker.diagnostic_socket().unwrap()).unwrap();
-    assert_eq!(ask_for_a_dump(socket, &dump), 0);
+    // `createdump` gives up when a thread of the runtime ends between being listed and being stopped; it can be asked again.
+    let mut code = None;
+    for _ in 0..20 {
+        let socket = UnixStream::connect(worker.diagnostic_socket().unwrap()).unwrap();
+        code = Some(ask_for_a_dump(socket, &dump));
+        if code == Some(0) {
+            break;
+        }
+    }
+    assert_eq!(code, Some(0));
     assert!(holds_the_secret(&dump));
 }
 

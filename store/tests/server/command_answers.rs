@@ -324,7 +324,7 @@ async fn any_job_is_explained(world: World) {
 /// A store that takes its time.
 async fn slow_store() -> String {
     let answer = async |uri: axum::http::Uri| {
-        tokio::time::sleep(Duration::from_millis(1200)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let items: Vec<Value> = Vec::new();
         axum::Json(match uri.path() {
             "/api/v1/policies:dry-run" => json!({
@@ -378,8 +378,8 @@ async fn long_work_shows_how_far_it_is_on_a_terminal() {
         ("policy list", "\r0 policies"),
         ("runs --limit 5", "\r0 of 5 runs (0 %)"),
         ("detections --limit 5", "\r0 of 5 detections (0 %)"),
-        ("policy dry-run p", "\rjudging recorded runs, 1 s"),
-        ("import all.yaml", "\rimporting, 1 s"),
+        ("policy dry-run p", "\rjudging recorded runs, "),
+        ("import all.yaml", "\rimporting, "),
     ];
     let started = commands
         .map(|(command, progress)| (command, progress, run(true, command), run(false, command)));

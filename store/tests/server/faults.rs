@@ -222,18 +222,25 @@ async fn a_full_disk_refuses_and_loses_nothing(mut world: World) {
             assert_eq!(job["events"].as_u64(), Some(acknowledged), "reading goes on");
             disk.resize(64 * MIB);
         }
-        (None, Some(postgres)) => {
-            postgres.disk().unwrap().resize(256 * MIB);
-            // It gives up when it can't write its log of changes; an operator starts it again.
-            if postgres.has_ended() {
-                postgres.restart();
-            }
-        }
+        (None, Some(postgres)) => postgres.disk().unwrap().resize(256 * MIB),
         (None, None) => unreachable!("one of both is small"),
     }
     let total = acknowledged + 4 * BATCH;
     let counter = AtomicU64::new(acknowledged);
-    upload(|| Some(replica.address.clone()), &host, total, &counter).await;
+    let uploading = upload(|| Some(replica.address.clone()), &host, total, &counter);
+    tokio::pin!(uploading);
+    loop {
+        tokio::select! {
+            _ = &mut uploading => break,
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+        // It gives up when it can't write its log of changes, a while after it refused; an operator starts it again.
+        if let Some(postgres) = &mut world.postgres
+            && postgres.has_ended()
+        {
+            tokio::task::block_in_place(|| postgres.restart());
+        }
+    }
     assert_exact(&replica, total).await;
     assert!(!replica.log().contains("\"level\":\"ERROR\""), "{}", replica.log());
 }
