@@ -1,9 +1,13 @@
 //! `portcullis serve`: starts the server, and stops it without cutting anybody off.
 
+mod upkeep;
+
+pub use upkeep::{Pace, remove_old};
+
 use crate::api::{self, Api};
 use crate::configuration::Configuration;
 use crate::dashboard::{self, PageInfo};
-use crate::database::{NewAuditEntry, Retention, StoredToken};
+use crate::database::{NewAuditEntry, StoredToken};
 use crate::identity::secret::{SecretKind, generate, hash};
 use crate::metrics::Metrics;
 use crate::notify;
@@ -19,20 +23,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use upkeep::Upkeep;
 use uuid::Uuid;
 
 /// How long requests that are being answered may go on after the server was told to stop.
 const DRAIN_TIME: Duration = Duration::from_secs(20);
-
-/// Pause between two rounds of what has to be done now and then.
-const UPKEEP_PAUSE: Duration = Duration::from_secs(30);
-
-/// Rounds of upkeep between two looks at what is too old: an hour.
-const RETENTION_ROUNDS: u32 = 120;
-
-/// How often in one round removing what is too old is tried again, and the pause before.
-const MAX_REMOVAL_FAILURES: u32 = 20;
-const REMOVAL_PAUSE: Duration = Duration::from_millis(500);
 
 /// A server that is running.
 #[derive(Debug)]
@@ -60,9 +55,17 @@ pub struct Running {
 /// # Errors
 /// When the configuration makes no sense, the database can't be used, or the address can't be listened on.
 pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
+    start_at(configuration, Pace::default()).await
+}
+
+/// As [`start`], with another pace of what is done now and then.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_at(configuration: Configuration, pace: Pace) -> anyhow::Result<Running> {
     configuration.check()?;
     let listen = configuration.listen;
-    let mut tls = match &configuration.tls {
+    let tls = match &configuration.tls {
         None => None,
         Some(files) => Some(Tls::open(files).context("the certificate or its key can't be used")?),
     };
@@ -91,40 +94,9 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
     let (stop, stopped) = watch::channel(false);
     let dead = metrics.dead_notifications.clone();
     let dispatching = tokio::spawn(notify::dispatch(Arc::clone(&store), dead, stopped));
-    let archived = Arc::clone(&store);
-    let archiving = tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(UPKEEP_PAUSE).await;
-            if let Err(error) = notify::archive(&archived).await {
-                tracing::warn!(error = %format!("{error:#}"), "jobs could not be archived; nothing of them is removed");
-            }
-        }
-    });
-    let kept = Arc::clone(&store);
-    let upkeep = tokio::spawn(async move {
-        let mut rounds: u32 = 0;
-        loop {
-            tokio::time::sleep(UPKEEP_PAUSE).await;
-            if rounds.is_multiple_of(RETENTION_ROUNDS)
-                && let Err(error) = remove_old(&kept).await
-            {
-                tracing::warn!(error = %format!("{error:#}"), "what is too old could not be removed");
-            }
-            rounds = rounds.wrapping_add(1);
-            limits.forget_idle();
-            if let Some(tls) = &mut tls {
-                tls.look();
-            }
-            if let Err(error) = keep_up(&kept).await {
-                tracing::warn!(error = %format!("{error:#}"), "the store could not be tidied up");
-            }
-            metrics.policies.set(
-                kept.snapshot().await.map_or(0, |snapshot| {
-                    i64::try_from(snapshot.entries().len()).unwrap_or(i64::MAX)
-                }),
-            );
-        }
-    });
+    let archiving = tokio::spawn(upkeep::archive(Arc::clone(&store), pace));
+    let upkeep = Upkeep { store: Arc::clone(&store), limits, metrics, tls };
+    let upkeep = tokio::spawn(upkeep.run(pace));
     if let Some(reason) = dashboard::why_missing() {
         tracing::warn!(
             reason,
@@ -145,41 +117,6 @@ pub async fn start(configuration: Configuration) -> anyhow::Result<Running> {
         dispatching,
         stop,
     })
-}
-
-/// Removes what is older than the configuration keeps, in portions between which others get their turn.
-///
-/// # Errors
-/// When the database can't be used.
-pub async fn remove_old(store: &Store) -> anyhow::Result<()> {
-    let kept = &store.configuration.retention;
-    let before = |days: u32| (now() - Duration::from_hours(24) * days).as_millisecond();
-    let retention = Retention {
-        events_before_ms: before(kept.events_days),
-        jobs_before_ms: before(kept.jobs_days),
-        audit_before_ms: before(kept.audit_days),
-        deliveries_before_ms: before(kept.deliveries_days),
-        only_archived: store.configuration.archive.is_some(),
-    };
-    let mut failures = 0;
-    loop {
-        match store.database.remove_old(&retention).await {
-            Ok(true) => tokio::task::yield_now().await,
-            Ok(false) => return Ok(()),
-            // PostgreSQL ends one of two transactions that wait for each other; the next attempt goes on.
-            Err(error) if error.is_transient() && failures < MAX_REMOVAL_FAILURES => {
-                failures += 1;
-                tokio::time::sleep(REMOVAL_PAUSE).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-async fn keep_up(store: &Store) -> anyhow::Result<()> {
-    store.flush_uses().await?;
-    store.database.remove_expired(now().as_millisecond()).await?;
-    Ok(())
 }
 
 impl Running {

@@ -108,6 +108,11 @@ impl Attachment {
     pub fn target(&self) -> &str {
         &self.target
     }
+
+    /// As [`Self::target`], for who needs nothing else of it.
+    pub fn into_target(self) -> String {
+        self.target
+    }
 }
 
 impl fmt::Display for Attachment {

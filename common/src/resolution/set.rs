@@ -10,7 +10,7 @@ use crate::policy::{
 };
 use crate::text::log_line;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ impl From<DefaultPolicy> for String {
 pub struct PolicySet {
     library: Library,
     /// Target → policy.
-    attached: BTreeMap<Attachment, String>,
+    attached: HashMap<Attachment, String>,
 }
 
 /// Which policy applies to a job, and why.
@@ -164,7 +164,7 @@ impl PolicySet {
     ) -> Result<Self, PolicyErrors> {
         let documents: Vec<Arc<SourceDocument>> = documents.into_iter().collect();
         let mut errors = ErrorList::default();
-        let mut first_places: BTreeMap<&Attachment, (&str, &Place)> = BTreeMap::new();
+        let mut first_places: HashMap<&Attachment, (&str, &Place)> = HashMap::new();
         for source in &documents {
             let name = source.document.name.as_str();
             for (index, target) in source.document.attach.iter().enumerate() {
@@ -202,7 +202,7 @@ impl PolicySet {
         &self.library
     }
 
-    /// The attachments: target and policy.
+    /// The attachments, target and policy, in no order.
     pub fn attachments(&self) -> impl Iterator<Item = (&Attachment, &str)> {
         self.attached.iter().map(|(target, policy)| (target, policy.as_str()))
     }
@@ -230,7 +230,8 @@ impl PolicySet {
     /// Which policy applies to a job on a host, and why, without putting the policy together.
     pub fn choose<'a>(&'a self, context: &JobContext, host: &'a HostDefaults) -> Choice<'a> {
         let mut considered = Vec::with_capacity(5);
-        let mut chosen: Option<(ScopeKind, String, &'a str)> = None;
+        // The kind of target that wins, where it stands in the list, and its policy.
+        let mut chosen: Option<(ScopeKind, usize, &'a str)> = None;
         let organization = context.repository.split('/').next().unwrap_or_default();
         let targets = [
             (ScopeKind::Workflow, Some(context.workflow_path())),
@@ -241,11 +242,10 @@ impl PolicySet {
         for (scope, target) in targets {
             let (target, policy, reason) = match target.map(|text| Attachment::new(scope, text)) {
                 None => ("-".to_owned(), None, "this host belongs to no cluster".to_owned()),
-                Some(Err(error)) => (
-                    error.target.clone(),
-                    None,
-                    format!("no policy can be attached to it: {error}"),
-                ),
+                Some(Err(error)) => {
+                    let reason = format!("no policy can be attached to it: {error}");
+                    (error.target, None, reason)
+                }
                 Some(Ok(attachment)) => {
                     let policy = self.attached.get(&attachment).map(String::as_str);
                     let reason = match (policy, &chosen) {
@@ -259,24 +259,26 @@ impl PolicySet {
                             )
                         }
                     };
-                    (attachment.target().to_owned(), policy, reason)
+                    (attachment.into_target(), policy, reason)
                 }
             };
             let wins = chosen.is_none() && policy.is_some();
+            if let Some(policy) = policy.filter(|_| wins) {
+                chosen = Some((scope, considered.len(), policy));
+            }
             considered.push(Considered {
                 scope,
-                target: target.clone(),
+                target,
                 policy: policy.map(str::to_owned),
                 reason,
                 chosen: wins,
             });
-            if let Some(policy) = policy.filter(|_| wins) {
-                chosen = Some((scope, target, policy));
-            }
         }
         considered.push(considered_default(host, chosen.as_ref().map(|(scope, ..)| *scope)));
         match chosen {
-            Some((scope, target, name)) => {
+            Some((scope, place, name)) => {
+                let target = considered.get(place).map(|winner| winner.target.clone());
+                let target = target.unwrap_or_default();
                 Choice { policy: Chosen::Named(name), scope, target, considered }
             }
             None => Choice {

@@ -52,7 +52,7 @@ impl Access {
 #[derive(Clone, Debug)]
 pub struct Called {
     /// Who it is.
-    pub caller: Caller,
+    pub caller: Arc<Caller>,
     /// Where the request came from.
     pub address: IpAddr,
     /// The generation of the policies when the caller was looked up, if that was for this request.
@@ -72,7 +72,7 @@ impl Called {
 
     /// The id and cluster of the host that calls; `None` when it is no host.
     pub fn host(&self) -> Option<(&str, &str)> {
-        match &self.caller {
+        match &*self.caller {
             Caller::Host { id, cluster, .. } => Some((id, cluster)),
             Caller::Token { .. } | Caller::Person { .. } => None,
         }

@@ -180,8 +180,8 @@ fn file_of(workflow_path: &str) -> Option<&str> {
 
 async fn cluster_of(store: &Store, secret: &str) -> ApiResult<String> {
     match store.authenticate(secret).await {
-        Ok(known) => match known.caller {
-            Caller::Host { cluster, .. } => Ok(cluster),
+        Ok(known) => match &*known.caller {
+            Caller::Host { cluster, .. } => Ok(cluster.clone()),
             Caller::Token { .. } | Caller::Person { .. } => {
                 Err(ApiError::forbidden("this is no host's credential"))
             }

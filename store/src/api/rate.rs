@@ -35,8 +35,8 @@ impl RateLimits {
     ///
     /// # Errors
     /// When it is one too many.
-    pub fn check_caller(&self, caller: &str) -> Result<(), ApiError> {
-        self.callers.check_key(&caller.to_owned()).map_err(|not_until| {
+    pub fn check_caller(&self, caller: &String) -> Result<(), ApiError> {
+        self.callers.check_key(caller).map_err(|not_until| {
             too_many(not_until.wait_time_from(DefaultClock::default().now()).as_secs())
         })
     }

@@ -114,7 +114,7 @@ async fn resolve(
     let cluster = cluster(&called, request.cluster)?;
     let identity = match &request.id_token {
         Some(token) => {
-            verify(&store, token, &request.context).await?;
+            Box::pin(verify(&store, token, &request.context)).await?;
             Identity::Verified
         }
         None => Identity::Asserted,

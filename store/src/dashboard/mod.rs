@@ -335,7 +335,8 @@ async fn admit(
         }
         return Err(Box::new(response));
     };
-    let called = Called { caller: session.caller.clone(), address: open.address, policies: None };
+    let called =
+        Called { caller: session.caller.clone().into(), address: open.address, policies: None };
     let api = ApiClient { router: dashboard.api.clone(), called };
     let page = Page { open, session, api, is_part, params };
     if !page.may(role) {

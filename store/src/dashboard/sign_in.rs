@@ -74,9 +74,14 @@ async fn begin(page: &OpenPage, secret: &str) -> Result<axum::http::HeaderValue,
         return Err(ApiError::forbidden("the form was not sent from this page").into());
     }
     match dashboard.store.authenticate(secret).await {
-        Ok(found) => {
-            Ok(session::begin(dashboard, found.caller, Vec::new(), "token", page.address).await?)
-        }
+        Ok(found) => Ok(session::begin(
+            dashboard,
+            (*found.caller).clone(),
+            Vec::new(),
+            "token",
+            page.address,
+        )
+        .await?),
         Err(AuthenticationError::Database(error)) => Err(ApiError::from(error).into()),
         Err(error) => {
             dashboard.limits.check_failure(page.address)?;

@@ -4,6 +4,7 @@ use super::audit::{optional_time_of, time_of, write_audit};
 use super::{Database, DatabaseError, NewAuditEntry, read, transaction, unsigned};
 use portcullis_common::job_context::JobContext;
 use portcullis_common::store_api::{Role, Token};
+use std::sync::Arc;
 
 /// A token that is to be stored.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -79,11 +80,18 @@ impl Caller {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CredentialRow {
     /// Whose it is.
-    pub caller: Caller,
+    pub caller: Arc<Caller>,
     /// When it ends.
     pub expires_ms: Option<i64>,
     /// The id of a host's credential that was never used before: its first use ends those that it replaces.
     pub unused: Option<String>,
+}
+
+impl CredentialRow {
+    /// Whether it has ended.
+    pub fn is_over(&self, now_ms: i64) -> bool {
+        self.expires_ms.is_some_and(|end| end <= now_ms)
+    }
 }
 
 /// Says that who may do what has changed.
@@ -236,12 +244,12 @@ impl Database {
         });
         if let Some((id, name, role, expires_ms)) = token {
             let caller = Caller::Token { id, name, role: role_of(&role)? };
-            return Ok(Some(CredentialRow { caller, expires_ms, unused: None }));
+            return Ok(Some(CredentialRow { caller: caller.into(), expires_ms, unused: None }));
         }
         let host: Option<HostCredentialRow> =
             read!(self, |pool| sqlx::query_as(SQL).bind(hash).fetch_optional(pool).await?);
         Ok(host.map(|(id, name, cluster, expires_ms, credential, used_ms)| CredentialRow {
-            caller: Caller::Host { id, name, cluster },
+            caller: Caller::Host { id, name, cluster }.into(),
             expires_ms,
             unused: used_ms.is_none().then_some(credential),
         }))
@@ -251,10 +259,10 @@ impl Database {
     ///
     /// # Errors
     /// When the database can't be used.
-    pub async fn note_use(&self, uses: &[(Caller, i64)]) -> Result<(), DatabaseError> {
+    pub async fn note_use(&self, uses: &[(Arc<Caller>, i64)]) -> Result<(), DatabaseError> {
         transaction!(self, |transaction| {
             for (caller, time) in uses {
-                let (sql, id) = match caller {
+                let (sql, id) = match &**caller {
                     Caller::Token { id, .. } => {
                         ("UPDATE tokens SET last_used_ms = $2 WHERE id = $1", id)
                     }

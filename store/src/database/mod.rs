@@ -15,6 +15,7 @@ mod detection_records;
 mod detections;
 mod error;
 mod events;
+mod file_changes;
 mod generate;
 mod hosts;
 mod identity;
@@ -40,6 +41,7 @@ pub use detection_records::DetectionFilter;
 pub use detections::{DetectionState, NewDetection};
 pub use error::DatabaseError;
 pub use events::{EventFilter, EventName};
+pub(crate) use file_changes::Mark;
 pub use generate::Generated;
 pub use hosts::{EnrolmentUse, NewCredential};
 pub use identity::{Caller, CredentialRow, StoredToken, job_of_token};
@@ -57,15 +59,18 @@ pub use sessions::{NewSession, SessionRow, Vouched};
 pub use suppressions::NewSuppression;
 pub use values::{verdict_code, verdict_name};
 
+use file_changes::FileChanges;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{Connection as _, PgPool, SqlitePool};
 use std::fs::OpenOptions;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a request waits for a connection before it is answered with 503.
@@ -92,6 +97,7 @@ pub struct SqliteDatabase {
     readers: SqlitePool,
     writer: SqlitePool,
     path: PathBuf,
+    changes: Arc<FileChanges>,
 }
 
 /// Expands `$body` with `$pool` as a pool that reads.
@@ -114,8 +120,12 @@ macro_rules! transaction {
             $crate::database::Database::Sqlite(database) => {
                 // IMMEDIATE: a transaction that reads first and then writes could not be upgraded when another wrote.
                 let mut $transaction = database.writer.begin_with("BEGIN IMMEDIATE").await?;
+                database.changes.writer_taken();
                 let result = $body;
-                $transaction.commit().await?;
+                database.changes.commit_begins();
+                let committed = $transaction.commit().await;
+                database.changes.commit_ended();
+                committed?;
                 result
             }
             $crate::database::Database::Postgres(pool) => {
@@ -129,6 +139,15 @@ macro_rules! transaction {
 }
 
 use {read, transaction};
+
+/// Waits for locks of the files beside a database.
+async fn off_the_runtime<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, DatabaseError> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
+    done.flatten().map_err(|source| DatabaseError::File { path: path.to_owned(), source })
+}
 
 impl Database {
     /// Opens `sqlite:PATH` or `postgres://…` and brings its schema up to date.
@@ -194,8 +213,11 @@ impl Database {
                 })
                 .connect_with(options.clone())
         };
-        let writer = pool(1).await?;
-        Ok(SqliteDatabase { readers: pool(SQLITE_READERS).await?, writer, path: path.to_owned() })
+        // Before anything is read or written, so that others know.
+        let entering = path.to_owned();
+        let changes = off_the_runtime(path, move || FileChanges::open(&entering)).await?;
+        let (writer, readers) = (pool(1).await?, pool(SQLITE_READERS).await?);
+        Ok(SqliteDatabase { readers, writer, path: path.to_owned(), changes: Arc::new(changes) })
     }
 
     /// Brings the schema up to date. Several replicas may do so at the same time: one does, the others wait.
@@ -205,19 +227,10 @@ impl Database {
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         match self {
             Self::Sqlite(database) => {
-                let lock_path = database.path.with_extension("lock");
-                let file = |source| DatabaseError::File { path: lock_path.clone(), source };
-                let lock = OpenOptions::new()
-                    .create(true)
-                    .truncate(false)
-                    .write(true)
-                    .mode(0o600)
-                    .open(&lock_path)
-                    .map_err(file)?;
                 // sqlx locks PostgreSQL by itself, and SQLite not at all.
-                let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock));
-                let held = lock.await.map_err(std::io::Error::other).and_then(|lock| lock);
-                let held = held.map_err(file)?;
+                let path = database.path.clone();
+                let held =
+                    off_the_runtime(&database.path, move || file_changes::turn(&path)).await?;
                 sqlx::migrate!("src/database/migrations/sqlite").run(&database.writer).await?;
                 drop(held);
             }
@@ -226,6 +239,23 @@ impl Database {
             }
         }
         Ok(())
+    }
+
+    /// A mark for a look at the database that begins now: as long as it [holds](Self::is_unchanged_since), another look would
+    /// see the same. There is none where that can't be known without asking the database.
+    pub(crate) fn mark(&self) -> Option<Mark> {
+        match self {
+            Self::Sqlite(database) => database.changes.mark(),
+            Self::Postgres(_) => None,
+        }
+    }
+
+    /// Whether nothing has been written to the database since the mark.
+    pub(crate) fn is_unchanged_since(&self, mark: Mark) -> bool {
+        match self {
+            Self::Sqlite(database) => database.changes.is_unchanged_since(mark),
+            Self::Postgres(_) => false,
+        }
     }
 
     /// Whether the database answers.

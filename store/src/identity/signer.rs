@@ -54,7 +54,11 @@ impl Signer {
 
     /// The signature over `payload`: `HEADER..SIGNATURE`.
     pub fn sign(&self, payload: &[u8]) -> String {
-        let signed = format!("{}.{}", self.header, URL_SAFE_NO_PAD.encode(payload));
+        // Base64 is a third longer than what it encodes.
+        let mut signed = String::with_capacity(self.header.len() + payload.len() * 4 / 3 + 8);
+        signed.push_str(&self.header);
+        signed.push('.');
+        URL_SAFE_NO_PAD.encode_string(payload, &mut signed);
         let signature = self.key.sign(signed.as_bytes());
         format!("{}..{}", self.header, URL_SAFE_NO_PAD.encode(signature))
     }

@@ -62,6 +62,10 @@ impl Store {
         if known.generation() >= generation {
             return Ok(known);
         }
+        Box::pin(self.load_since(generation)).await
+    }
+
+    async fn load_since(&self, generation: i64) -> Result<Arc<Snapshot>, DatabaseError> {
         let _loading = self.loading.lock().await;
         let known = self.known_snapshot();
         if known.generation() >= generation {

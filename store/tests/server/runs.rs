@@ -14,7 +14,8 @@ on_both!(
     a_run_is_read_back,
     nothing_acknowledged_is_lost,
     baselines_add_up_and_old_things_go,
-    each_kind_is_kept_for_its_own_days
+    each_kind_is_kept_for_its_own_days,
+    what_is_too_old_goes_by_itself
 );
 
 pub const JOB: &str = "0197aaaaaaaa7000800000000000000a";
@@ -453,4 +454,41 @@ async fn each_kind_is_kept_for_its_own_days(world: World) {
     let reply = again.get(&format!("/jobs/{}/events", id(1))).await.expect(200);
     assert_eq!(reply["items"].as_array().map(Vec::len), Some(1));
     again.stop().await;
+}
+
+/// The server's own rounds do it, as often as they are told to, and leave what is young.
+async fn what_is_too_old_goes_by_itself(world: World) {
+    use portcullis_store::serve::Pace;
+    use std::time::{Duration, Instant};
+    let pace = Pace { pause: Duration::from_millis(50), retention_rounds: 3 };
+    let mut configured = world.configuration();
+    configured.retention.jobs_days = 30;
+    let server = world.start_at(configured, pace).await;
+    let host = host(&server, "prod").await;
+    let id = |number: u64| format!("0197aaaaaaaa70008000{number:012x}");
+    let ended = async |number: u64, days: i32| {
+        let mut job = new_job(&id(number), number, "build");
+        job["started_at"] =
+            json!(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24) * days);
+        begin(&server, &host, job).await.expect(200);
+        let put = server.as_caller(&host, Method::PUT, &format!("/jobs/{}/report", id(number)));
+        assert_eq!(send(put.json(&report(&id(number)))).await.status, 204);
+    };
+    let is_there =
+        async |number: u64| server.get(&format!("/jobs/{}", id(number))).await.status == 200;
+    let goes = async |number: u64| {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while is_there(number).await {
+            assert!(Instant::now() < deadline, "nothing removes job {number}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    ended(1, 29).await;
+    ended(2, 31).await;
+    goes(2).await;
+    // Not only the first time.
+    ended(3, 500).await;
+    goes(3).await;
+    assert!(is_there(1).await);
+    server.stop().await;
 }

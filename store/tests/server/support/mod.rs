@@ -10,7 +10,7 @@ pub mod small_disk;
 
 use portcullis_common::job_context::JobContext;
 use portcullis_store::configuration::{Configuration, DatabaseConfiguration};
-use portcullis_store::serve::{Running, start};
+use portcullis_store::serve::{Pace, Running, start_at};
 use postgres::Postgres;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -63,7 +63,11 @@ impl World {
     }
 
     pub async fn start_with(&self, configuration: Configuration) -> Server {
-        let running = start(configuration).await.unwrap();
+        self.start_at(configuration, Pace::default()).await
+    }
+
+    pub async fn start_at(&self, configuration: Configuration, pace: Pace) -> Server {
+        let running = start_at(configuration, pace).await.unwrap();
         let token = running.first_token.clone().unwrap_or_default();
         // A connection for each request: a server that refuses a body ends the connection, perhaps while it is used again.
         let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
