@@ -3,6 +3,7 @@
 pub mod browser;
 pub mod issuer;
 pub mod object_store;
+pub mod other_readers;
 pub mod postgres;
 pub mod receiver;
 pub mod replica;

@@ -14,10 +14,14 @@ pub struct ObjectStore {
     client: Client,
 }
 
-/// The program, below the directory that this very program was built in.
-fn program() -> std::path::PathBuf {
+/// A program of the Python packages that `scripts/test` installs, below the directory that this very program was built in.
+pub fn python_program(name: &str) -> std::path::PathBuf {
     let target = Path::new(env!("CARGO_BIN_EXE_portcullis")).ancestors().nth(2).unwrap();
-    target.join("test-python/bin/moto_server")
+    target.join("test-python/bin").join(name)
+}
+
+fn program() -> std::path::PathBuf {
+    python_program("moto_server")
 }
 
 impl ObjectStore {
