@@ -97,12 +97,18 @@ static __always_inline void count_own(struct flow *flow)
         count_connection(*job);
 }
 
-/* Who called `connect` on a socket last. */
+/* Who called `connect` on a socket last; and the last flow that a datagram made of it, with when that was noted. */
+struct last_call {
+    struct owner owner;
+    struct flow flow;
+    __u64 tick;
+};
+
 struct {
     __uint(type, BPF_MAP_TYPE_SK_STORAGE);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, int);
-    __type(value, struct owner);
+    __type(value, struct last_call);
 } callers SEC(".maps");
 
 static __always_inline struct owner caller(void)
@@ -115,19 +121,23 @@ static __always_inline struct owner caller(void)
     return owner;
 }
 
-static __always_inline void note(struct flow *flow, struct owner *owner)
+static __always_inline void note_first(struct flow *flow, struct owner *owner)
 {
-    /* A datagram after the other on one socket: written once a process. */
-    struct owner *known = bpf_map_lookup_elem(&flows, flow);
-    if (known && known->process == owner->process) {
-        known->time = owner->time;
-        return;
-    }
     bpf_map_update_elem(&flows, flow, owner, BPF_ANY);
     if (flow->destination_port == DNS) {
         struct client client = {.source_port = flow->source_port, .protocol = flow->protocol};
         bpf_map_update_elem(&clients, &client, owner, BPF_ANY);
     }
+}
+
+static __always_inline void note(struct flow *flow, struct owner *owner)
+{
+    /* A datagram after the other on one socket: written once a process. */
+    struct owner *known = bpf_map_lookup_elem(&flows, flow);
+    if (known && known->process == owner->process)
+        known->time = owner->time;
+    else
+        note_first(flow, owner);
 }
 
 static __always_inline void map_address(struct flow *flow, __u32 address)
@@ -143,9 +153,9 @@ static __always_inline int connects(struct bpf_sock_addr *call, struct flow *flo
     struct bpf_sock *socket = call->sk;
     if (!socket)
         return PASS;
-    struct owner *known = bpf_sk_storage_get(&callers, socket, &owner, BPF_SK_STORAGE_GET_F_CREATE);
-    if (known)
-        *known = owner;
+    struct last_call *last = bpf_sk_storage_get(&callers, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+    if (last)
+        last->owner = owner;
     if (flow->protocol == UDP)
         count_own(flow);
     /* A socket that has a port already, by `bind` or an earlier call; else the port comes after this hook. */
@@ -175,14 +185,34 @@ int connects6(struct bpf_sock_addr *call)
     return connects(call, &flow);
 }
 
+static __always_inline bool is_same_flow(struct flow *one, struct flow *other)
+{
+    return one->destination[3] == other->destination[3] && one->destination[2] == other->destination[2] &&
+           one->destination[1] == other->destination[1] && one->destination[0] == other->destination[0] &&
+           one->destination_port == other->destination_port && one->source_port == other->source_port &&
+           one->protocol == other->protocol;
+}
+
 static __always_inline int sends(struct bpf_sock_addr *call, struct flow *flow)
 {
-    struct owner owner = caller();
     struct bpf_sock *socket = call->sk;
     if (!socket)
         return PASS;
     flow->source_port = socket->src_port;
+    /* Most datagrams follow another one of the same process to the same place, some hundred thousand a second: within a tick
+     * of the kernel's clock nothing new is noted of them. */
+    __u32 process = bpf_get_current_pid_tgid() >> 32;
+    __u64 tick = bpf_jiffies64();
+    struct last_call *last = bpf_sk_storage_get(&callers, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+    if (last && last->tick == tick && last->owner.process == process && is_same_flow(&last->flow, flow))
+        return PASS;
+    struct owner owner = caller();
     note(flow, &owner);
+    if (last) {
+        last->owner = owner;
+        last->flow = *flow;
+        last->tick = tick;
+    }
     return PASS;
 }
 
@@ -244,8 +274,8 @@ int begins(struct bpf_sock_ops *connection)
     struct bpf_sock *socket = connection->sk;
     if (!socket)
         return PASS;
-    struct owner *owner = bpf_sk_storage_get(&callers, socket, NULL, 0);
-    if (!owner)
+    struct last_call *last = bpf_sk_storage_get(&callers, socket, NULL, 0);
+    if (!last)
         return PASS;
     struct flow flow = {
         .destination_port = bpf_ntohl(connection->remote_port),
@@ -253,7 +283,7 @@ int begins(struct bpf_sock_ops *connection)
         .protocol = TCP,
     };
     remote_address(connection, &flow);
-    struct owner copy = *owner;
-    note(&flow, &copy);
+    struct owner copy = last->owner;
+    note_first(&flow, &copy);
     return PASS;
 }

@@ -6,10 +6,8 @@
 #include "events.h"
 #include "activity.h"
 
-/* Bytes that wait for the monitor: when it can't keep up, events are counted in `lost`. */
-#define RING_BYTES (4 << 20)
-/* From so many waiting bytes on the monitor is woken for every event. */
-#define RING_HIGH_WATER (1 << 20)
+/* What part of the ring may wait before the monitor is woken for every event. */
+#define RING_HIGH_WATER_PART 4
 /* How deep a cgroup may be. The kernel allows any depth; what is deeper is no job's. */
 #define MAX_CGROUP_DEPTH 32
 #define MAX_PATH_COMPONENTS 40
@@ -17,9 +15,11 @@
 #define MAX_PATH_BYTES 2048
 #define MAX_ARGUMENT_BYTES 4096
 
+/* Bytes that wait for the monitor: when it can't keep up, events are counted in `lost`. The loader says how many there are
+ * (`ring_bytes` in src/ring.rs). */
 struct {
     __uint(type, BPF_MAP_TYPE_RINGBUF);
-    __uint(max_entries, RING_BYTES);
+    __uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
 /* Events for which the ring had no room. */
@@ -102,8 +102,9 @@ static __always_inline u64 wake(bool now)
 {
     if (now)
         return BPF_RB_FORCE_WAKEUP;
-    return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > RING_HIGH_WATER ? BPF_RB_FORCE_WAKEUP
-                                                                                  : BPF_RB_NO_WAKEUP;
+    u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+    return waiting > bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / RING_HIGH_WATER_PART ? BPF_RB_FORCE_WAKEUP
+                                                                                                    : BPF_RB_NO_WAKEUP;
 }
 
 static __always_inline void send(void *event, u64 size, bool now)

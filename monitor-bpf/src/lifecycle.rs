@@ -2,12 +2,13 @@
 
 use crate::containers::ContainerWatch;
 use crate::event::Event;
-use crate::object::{SensorError, attach, load, map};
-use crate::ring::{Ring, RingReader};
+use crate::object::{SensorError, attach, load, map, resize};
+use crate::ring::{Ring, RingReader, ring_bytes};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 /// The compiled programs.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lifecycle.bpf.o"));
@@ -54,7 +55,9 @@ impl Lifecycle {
         if namespace.ino() != INITIAL_PID_NAMESPACE {
             return Err(SensorError::PidNamespace);
         }
-        let object = load("lifecycle", OBJECT, |_| Ok(()))?;
+        let processors = available_parallelism().map_or(1, usize::from);
+        let object =
+            load("lifecycle", OBJECT, |open| resize(open, "events", ring_bytes(processors)))?;
         let ring = Arc::new(Ring::new(map(&object, "events")?, handle)?);
         let programs = [
             "process_forks",

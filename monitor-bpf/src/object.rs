@@ -99,6 +99,17 @@ pub(crate) fn load(
     open.load().map_err(failed)
 }
 
+/// Gives a map of an object that is not loaded yet another size.
+pub(crate) fn resize(
+    open: &mut OpenObject,
+    name: &'static str,
+    entries: u32,
+) -> Result<(), SensorError> {
+    let mut map =
+        open.maps_mut().find(|map| map.name() == name).ok_or(SensorError::Foreign(name))?;
+    map.set_max_entries(entries).map_err(|source| SensorError::Map { map: name, source })
+}
+
 /// A handle to one of the object's maps.
 pub(crate) fn map(object: &Object, name: &'static str) -> Result<MapHandle, SensorError> {
     let found = object.maps().find(|map| map_name(map) == OsStr::new(name));

@@ -49,6 +49,21 @@ impl Ring {
     }
 }
 
+/// Bytes of events that may wait for each processor that makes some: about a thousand programs that are executed, which is what
+/// a processor can do in half a second.
+const BYTES_PER_PROCESSOR: u32 = 512 << 10;
+
+/// The smallest and the largest ring. The monitor maps each byte of it twice, and both count as its memory.
+const RING_LIMITS: (u32, u32) = (1 << 20, 16 << 20);
+
+/// The size of the ring on a machine with so many processors: a power of two, as the kernel wants it.
+pub(crate) fn ring_bytes(processors: usize) -> u32 {
+    let (smallest, largest) = RING_LIMITS;
+    let processors = u32::try_from(processors).unwrap_or(u32::MAX);
+    let wanted = BYTES_PER_PROCESSOR.saturating_mul(processors).clamp(smallest, largest);
+    wanted.next_power_of_two()
+}
+
 /// How long the reader waits between two looks in a burst, and how near to one another wake-ups are that begin one.
 const BATCH: Duration = Duration::from_millis(10);
 
@@ -154,5 +169,16 @@ impl Drop for RingReader {
             // A panic of the handler was reported by the thread itself.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ring_bytes;
+
+    #[test]
+    fn a_ring_grows_with_the_machine_and_has_bounds() {
+        let mebibytes = [1, 2, 3, 4, 8, 24, 64, usize::MAX].map(|count| ring_bytes(count) >> 20);
+        assert_eq!(mebibytes, [1, 1, 2, 2, 4, 16, 16, 16]);
     }
 }

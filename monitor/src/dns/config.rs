@@ -138,6 +138,10 @@ impl Default for Budgets {
     }
 }
 
+/// Answers that are remembered: more names than a job asks for within their lifetimes, and as many as a hash table of 4 096
+/// places takes.
+const MAXIMUM_ANSWERS: usize = 3_584;
+
 /// How much is remembered of upstream answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CacheLimits {
@@ -149,7 +153,7 @@ pub struct CacheLimits {
 
 impl Default for CacheLimits {
     fn default() -> Self {
-        Self { entries: 10_000, bytes: 8 * 1024 * 1024 }
+        Self { entries: MAXIMUM_ANSWERS, bytes: 8 * 1024 * 1024 }
     }
 }
 

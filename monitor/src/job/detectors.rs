@@ -8,7 +8,7 @@ use crate::cgroup::JobCgroup;
 use crate::detect::fileless_execution::{Execution, fileless_execution};
 use crate::detect::sudo_use::{Credentials, sudo_use};
 use crate::respond::Responder;
-use crate::watch::attribution::ProcfsSensor;
+use crate::watch::attribution::{ProcessSensor, ProcfsSensor};
 use crate::watch::kernel::WatchedJob;
 use crate::watch::lifecycle::{JobProcesses, ProcessChange, ProcessChangeReader, ProcessChanges};
 use crate::watch::programs::executable_links;
@@ -30,6 +30,8 @@ pub struct Parts {
     pub group: Option<JobCgroup>,
     /// Socket tables and snapshots of processes.
     pub sensor: Arc<ProcfsSensor>,
+    /// Who did it.
+    pub processes: Arc<dyn ProcessSensor>,
     /// What the sensors in the kernel watch for this job, where there are any.
     pub watched: Option<Arc<WatchedJob>>,
     /// Where findings go.
@@ -80,13 +82,23 @@ fn run(
     parts: Parts,
     failed: impl Fn(String) + Clone + Send + 'static,
 ) -> (Option<ProcessChangeReader>, Vec<String>) {
-    let Parts { worker, group, sensor, watched, responder, workspace, own_files, executed, looks } =
-        parts;
+    let Parts {
+        worker,
+        group,
+        sensor,
+        processes: writers,
+        watched,
+        responder,
+        workspace,
+        own_files,
+        executed,
+        looks,
+    } = parts;
     let mut problems = Vec::new();
     if let Some(workspace) = workspace {
         let watched = source_watch::Watched {
             worker: Arc::clone(&worker),
-            sensor: Arc::clone(&sensor),
+            sensor: writers,
             responder: Arc::clone(&responder),
         };
         if let Err(error) = source_watch::start(watched, &workspace, failed.clone()) {

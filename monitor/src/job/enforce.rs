@@ -234,6 +234,8 @@ pub fn enforce(
         .ok_or_else(|| at("the job's id is not one")("it has fewer than 12 digits"))?;
     let rules_value =
         rule_set(&enforced, &target).map_err(at("the policy can't be made into rules"))?;
+    // Where the kernel tells who makes a call, nobody has to be found before they are gone.
+    let packets = if sensors.watched.is_some() { packets.in_bursts() } else { packets };
     let reader = read_packets(packets, &context)?;
     // As late as can be, and before anything is in the kernel that would have to be taken out again.
     let protection = protecting.finish();
@@ -357,6 +359,7 @@ fn detector_parts(
         worker: Arc::clone(&job.worker),
         group: job.group.clone(),
         sensor: Arc::clone(&job.sensors.sockets),
+        processes: Arc::clone(&job.sensors.processes),
         watched: job.sensors.watched.clone(),
         responder: Arc::clone(&job.responder),
         workspace: job

@@ -5,13 +5,13 @@
 //! is bounded: after each batch this rests for several times as long as it has worked, and what the kernel can't keep
 //! meanwhile is lost and told.
 
-use crate::caller::{ProcFs, Worker};
+use crate::caller::Worker;
 use crate::detect::Finding;
 use crate::detect::source_overwritten::{SourceFiles, Write};
 use crate::respond::Responder;
 use crate::sys::fanotify::{FileEvent, FileEvents};
 use crate::sys::renames::{Rename, Renames};
-use crate::watch::attribution::ProcfsSensor;
+use crate::watch::attribution::ProcessSensor;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, fstat};
@@ -23,10 +23,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A rest of this many times the work follows each batch.
 const REST: u32 = 4;
+
+/// How long it rests at least where writers that have ended are known: a build writes a file after the other, and being woken
+/// for each of them costs more than looking at it. The kernel keeps 16 384 writes meanwhile.
+const LEAST_REST: Duration = Duration::from_millis(10);
+
+/// So many writes in one batch are a flood, after which it rests no longer than it must.
+const MANY: usize = 64;
+
+/// Batches that are looked at once the job's Worker has ended: all that the kernel keeps, but not what others go on writing.
+const LAST_BATCHES: u32 = 100;
 
 /// Overwritten files of a job that have an event each. A job that overwrites more is told of as such, once.
 const EVENT_LIMIT: usize = 10_000;
@@ -36,8 +46,8 @@ const EVENT_LIMIT: usize = 10_000;
 pub struct Watched {
     /// The job's Worker.
     pub worker: Arc<Worker>,
-    /// Snapshots of processes.
-    pub sensor: Arc<ProcfsSensor>,
+    /// Who has written.
+    pub sensor: Arc<dyn ProcessSensor>,
     /// Where findings go.
     pub responder: Arc<Responder>,
 }
@@ -88,6 +98,7 @@ fn watch(
 ) -> io::Result<()> {
     let mut sources = SourceFiles::default();
     let mut told = Told::default();
+    let mut last_batches = 0;
     loop {
         let mut waiting = vec![
             PollFd::new(watched.worker.as_fd(), PollFlags::POLLIN),
@@ -102,7 +113,9 @@ fn watch(
         let begin = Instant::now();
         // Taken before the writes, and judged after them: what is renamed was written before, and is not checked out twice.
         let renamed = renames.map(Renames::take).transpose()?.unwrap_or_default();
-        for written in files.take()? {
+        let written = files.take()?;
+        let count = written.len() + renamed.len();
+        for written in written {
             match written {
                 FileEvent::File { file, pid } => {
                     let write = write_to(watched, workspace, &file, pid);
@@ -123,9 +136,15 @@ fn watch(
             }
         }
         if has_exited {
-            return Ok(());
+            last_batches += 1;
+            if count == 0 || last_batches > LAST_BATCHES {
+                return Ok(());
+            }
+            continue;
         }
-        thread::sleep(begin.elapsed() * REST);
+        let is_calm = watched.sensor.remembers() && count < MANY;
+        let least = if is_calm { LEAST_REST } else { Duration::ZERO };
+        thread::sleep(least.max(begin.elapsed() * REST));
     }
 }
 
@@ -195,7 +214,5 @@ fn plain(path: PathBuf) -> PathBuf {
 }
 
 fn writer(watched: &Watched, pid: u32) -> Option<Process> {
-    let key = ProcFs.key(pid)?;
-    let process = watched.sensor.inspector().inspect(key)?;
-    process.exe.is_some().then(|| Process::clone(&process))
+    watched.sensor.by_number(pid).filter(|process| process.exe.is_some())
 }

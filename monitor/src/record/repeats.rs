@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// How many different calls are remembered: as many as a hash table of 8 192 places takes. Beyond that the knowledge so far
+/// How many different calls are remembered: as many as a hash table of 4 096 places takes. Beyond that the knowledge so far
 /// is given up, and a repeat is written again.
-pub const MAX_KEYS: usize = 7_168;
+pub const MAX_KEYS: usize = 3_584;
 
 /// What has been seen, and how often since it was last written. Of a call that was not repeated only the key is kept, for
 /// its event is written already.

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How many different rows are kept. More are counted as left out: a job that calls a million addresses must not take
-/// the monitor's memory with it.
-pub const MAX_ROWS: usize = 4_096;
+/// the monitor's memory with it. So many fit a hash table of 4 096 places.
+pub const MAX_ROWS: usize = 3_584;
 
 /// How many detections are kept with their evidence.
 pub const MAX_DETECTIONS: usize = 256;

@@ -5,7 +5,7 @@ use super::flow::Flow;
 use super::inodes::{SocketOwners, owner_of_any};
 use super::process::ProcessInspector;
 use super::sockets::{SocketDiagnostics, SocketError};
-use crate::caller::{ProcessKey, Worker};
+use crate::caller::{ProcFs, ProcessKey, Worker};
 use crate::cgroup::JobCgroup;
 use portcullis_common::event::Process;
 use std::fmt;
@@ -84,6 +84,12 @@ pub trait ProcessSensor: fmt::Debug + Send + Sync {
 
     /// A process as it is now, or as it was when it was seen last.
     fn process(&self, key: ProcessKey) -> Option<Process>;
+
+    /// The process that has this number, or has just had it where [`Self::remembers`] says so.
+    fn by_number(&self, pid: u32) -> Option<Process>;
+
+    /// Whether processes of the job that have ended are known, so that nobody has to be looked up while they live.
+    fn remembers(&self) -> bool;
 }
 
 /// The sensor that works on every kernel: `sock_diag` for the socket, `/proc` for its process.
@@ -306,5 +312,13 @@ impl ProcessSensor for ProcfsSensor {
 
     fn process(&self, key: ProcessKey) -> Option<Process> {
         self.inspector.inspect(key).map(|process| Process::clone(&process))
+    }
+
+    fn by_number(&self, pid: u32) -> Option<Process> {
+        self.process(ProcFs.key(pid)?)
+    }
+
+    fn remembers(&self) -> bool {
+        false
     }
 }

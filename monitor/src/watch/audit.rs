@@ -6,7 +6,7 @@
 //! Who has audit switched on pays for it at each system call (some 0.1 µs), and the kernel gives every process that is made a
 //! context for it from then on; so a rule that gives it to none is left behind where it was off before.
 
-use super::netlink::{Connection, HEADER_LENGTH, Reader, messages};
+use super::netlink::{Connection, HEADER_LENGTH, Pace, Reader, messages};
 use crate::sys::namespace::in_network_namespace;
 use netlink_packet_core::{NLM_F_ACK, NetlinkDeserializable, NetlinkHeader};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -189,7 +189,7 @@ impl AuditReader {
         let mut records_of_calls = Records::default();
         let own = std::process::id();
         let (seen, sees) = sync_channel(1);
-        let reader = Reader::start("audit", records, move |datagram| {
+        let reader = Reader::start("audit", records, Pace::AtOnce, move |datagram| {
             let Some(datagram) = datagram else { return take(None) };
             for message in messages(datagram) {
                 let kind = message.get(4..6).and_then(<[u8]>::first_chunk::<2>);

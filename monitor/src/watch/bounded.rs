@@ -45,6 +45,15 @@ impl<K: Eq + Hash, V> BoundedCache<K, V> {
         self.young.get(key)
     }
 
+    /// Looks an entry up and leaves it as old as it is.
+    pub(crate) fn peek<Q>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
     /// How many entries there are.
     #[cfg(test)]
     fn len(&self) -> usize {

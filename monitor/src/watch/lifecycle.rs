@@ -3,7 +3,7 @@
 //! Snapshots taken at each exec make evidence of processes that are dead when somebody asks for them. A process that lives
 //! for less than it takes us to look is known only by its pid.
 
-use super::netlink::{Connection, HEADER_LENGTH, Reader, messages};
+use super::netlink::{Connection, HEADER_LENGTH, Pace, Reader, messages};
 use super::process::ProcessInspector;
 use crate::caller::{ProcFs, ProcessEntry, ProcessKey, ProcessTable};
 use crate::cgroup::job::descendants;
@@ -142,10 +142,14 @@ impl ProcessChanges {
         let overruns = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&overruns);
         let reader =
-            Reader::start("process-events", self.connection, move |datagram| match datagram {
-                Some(datagram) => messages(datagram).filter_map(parse_change).for_each(&mut handle),
-                None => {
-                    counted.fetch_add(1, Ordering::Relaxed);
+            Reader::start("process-events", self.connection, Pace::AtOnce, move |datagram| {
+                match datagram {
+                    Some(datagram) => {
+                        messages(datagram).filter_map(parse_change).for_each(&mut handle)
+                    }
+                    None => {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
             })
             .map_err(LifecycleError::Thread)?;

@@ -14,6 +14,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// The kernel answers netlink requests while they are sent; waiting longer than this means that something is broken.
 const ANSWER_TIMEOUT_SECONDS: i64 = 2;
@@ -139,6 +140,19 @@ impl Connection {
     }
 }
 
+/// How many datagrams are read before it is asked whether the thread is to end.
+const DATAGRAMS_AT_ONCE: usize = 1_000;
+
+/// When a [`Reader`] comes for what has arrived.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Pace {
+    /// Whenever something has.
+    AtOnce,
+    /// The same, but in a burst, when it was woken less than so long ago, only after so long: being woken for each of
+    /// thousands of datagrams costs those who cause them more than what is read costs.
+    Bursts(Duration),
+}
+
 /// A thread that reads what the kernel sends unasked. Dropping it ends the thread.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -153,11 +167,12 @@ impl Reader {
     pub(super) fn start(
         name: &'static str,
         connection: Connection,
+        pace: Pace,
         take: impl FnMut(Option<&[u8]>) + Send + 'static,
     ) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            if let Err(error) = read_until_stopped(connection, &stopped, take) {
+            if let Err(error) = read_until_stopped(connection, &stopped, pace, take) {
                 tracing::error!(%error, reader = name, "reading netlink failed; events will be missing");
             }
         })?;
@@ -185,8 +200,10 @@ impl Drop for Reader {
 fn read_until_stopped(
     mut connection: Connection,
     stopped: &io::PipeReader,
+    pace: Pace,
     mut take: impl FnMut(Option<&[u8]>),
 ) -> io::Result<()> {
+    let mut woken: Option<Instant> = None;
     loop {
         let mut descriptors = [
             PollFd::new(connection.as_fd(), PollFlags::POLLIN),
@@ -199,14 +216,37 @@ fn read_until_stopped(
         if descriptors[1].any().unwrap_or(true) {
             return Ok(());
         }
-        match connection.receive_now() {
-            Ok(datagram) => take(Some(datagram)),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => {}
-                Some(libc::ENOBUFS) => take(None),
-                _ => return Err(error),
-            },
+        let now = Instant::now();
+        let before = woken.replace(now);
+        // Not until nothing is left: in a flood that never comes, and the end of the thread would wait for it.
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            match connection.receive_now() {
+                Ok(datagram) => take(Some(datagram)),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => break,
+                    Some(libc::EINTR) => {}
+                    Some(libc::ENOBUFS) => take(None),
+                    _ => return Err(error),
+                },
+            }
         }
+        if let Pace::Bursts(pause) = pace
+            && before.is_some_and(|before| now.duration_since(before) < 2 * pause)
+            && is_stopped_within(stopped, pause)?
+        {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for a while; whether the thread is to end.
+fn is_stopped_within(stopped: &io::PipeReader, pause: Duration) -> io::Result<bool> {
+    let mut descriptors = [PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
+    match poll(&mut descriptors, timeout) {
+        Ok(0) | Err(Errno::EINTR) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(errno) => Err(errno.into()),
     }
 }
 

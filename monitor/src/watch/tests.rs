@@ -15,7 +15,9 @@ use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 mod connections;
@@ -197,7 +199,7 @@ fn only_a_connection_attempt_is_refused() {
         assert!(!diagnostics.refuse(&flow).unwrap(), "an established connection stays");
         assert!(client.peer_addr().is_ok());
     });
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let attempt =
             scope.spawn(|| within(&namespace, || TcpStream::connect("127.0.0.1:81").map(drop)));
         let attempt_flow = eventually("the attempt", || {
@@ -272,6 +274,46 @@ fn packets_of_a_device_s_egress_hook_are_read_behind_their_ethernet_header() {
 }
 
 #[test]
+fn a_burst_is_read_whole_and_in_order_and_holds_up_no_end() {
+    const SENT: u32 = 5_000;
+    let namespace = scratch_network_namespace();
+    let group = NflogGroup::bind(namespace.as_fd(), 8..=8).unwrap().in_bursts();
+    add_output_rules(&namespace, &["udp dport 77 log group 8 drop"]);
+    let (report, reported) = mpsc::channel();
+    let reader = group
+        .start(move |packet: LoggedPacket| {
+            let _ = report.send(packet.sequence.unwrap());
+        })
+        .unwrap();
+    let socket = within(&namespace, || UdpSocket::bind("127.0.0.1:0").unwrap());
+    for _ in 0..SENT {
+        let _ = socket.send_to(b"x", "127.0.0.1:77");
+    }
+    let numbers: Vec<u32> = reported.iter().take(SENT as usize).collect();
+    assert_eq!(numbers, (0..SENT).collect::<Vec<_>>());
+    // One that comes alone is read as well.
+    let _ = socket.send_to(b"x", "127.0.0.1:77");
+    assert_eq!(reported.recv(), Ok(SENT));
+    assert_eq!(reader.losses().counts(), super::nflog::NflogLossCounts::default());
+
+    // The end does not wait for a flood's.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let flood = thread::spawn({
+        let is_over = Arc::clone(&is_over);
+        move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = socket.send_to(b"x", "127.0.0.1:77");
+            }
+        }
+    });
+    assert!(reported.recv().is_ok());
+    drop(reader);
+    assert!(!flood.is_finished());
+    is_over.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+}
+
+#[test]
 fn losses_are_counted() {
     const SENT: u32 = 40_000;
     let namespace = scratch_network_namespace();
@@ -333,7 +375,7 @@ fn a_snapshot_has_argv_ancestors_and_step() {
     assert_eq!(ancestors, [child.pid, runner.worker.pid]);
     assert!(snapshot.ancestors[1].exe.ends_with("/Runner.Worker"));
 
-    assert!(std::sync::Arc::ptr_eq(&snapshot, &inspector.inspect(sleep.key).unwrap()), "cached");
+    assert!(Arc::ptr_eq(&snapshot, &inspector.inspect(sleep.key).unwrap()), "cached");
     assert!(crate::caller::kill_left_overs(vec![sleep.clone()])[0].result.is_ok());
     eventually("its end", || (!ProcFs.is_alive(sleep.key)).then_some(()));
     assert!(inspector.inspect(sleep.key).is_some(), "remembered after its death");

@@ -16,8 +16,8 @@ use std::time::Instant;
 /// Times the end of a chain of aliases is asked for, for upstreams that stop in its middle.
 const MAXIMUM_FOLLOW_UPS: usize = 4;
 
-/// Addresses whose names are known for reverse look-ups.
-const MAXIMUM_OPENED: usize = 10_000;
+/// Addresses whose names are known for reverse look-ups; as many as a hash table of 4 096 places takes.
+const MAXIMUM_OPENED: usize = 3_584;
 
 /// A question that is asked upstream.
 #[derive(Debug)]

@@ -206,18 +206,21 @@ impl Images {
 
     /// The process that had a number at a time, as it was then.
     pub(super) fn find(&mut self, pid: u32, time: u64) -> Option<Process> {
-        let began = |known: &Known| known.key.start_time <= ticks(time);
-        let known = match self.live.get(&pid).filter(|known| began(known)) {
-            Some(known) => known.clone(),
-            None => self.dead.get(&pid).filter(|known| began(known))?.clone(),
-        };
-        Some(self.process(&known, time))
+        let began = |known: &&Known| known.key.start_time <= ticks(time);
+        self.keep(pid, began);
+        let known = self.live.get(&pid).filter(began);
+        let known = known.or_else(|| self.dead.peek(&pid).filter(began))?;
+        let (key, parent, job) = (known.key, known.parent, known.job);
+        let process = process(known, time);
+        Some(Process { ancestors: self.ancestors(key, parent, job), ..process })
     }
 
     /// The process by its key, as it is now or was at its end.
     pub(super) fn find_process(&mut self, key: ProcessKey) -> Option<Process> {
         let known = self.find_key(key)?;
-        Some(self.process(&known, u64::MAX))
+        let (parent, job) = (known.parent, known.job);
+        let process = process(known, u64::MAX);
+        Some(Process { ancestors: self.ancestors(key, parent, job), ..process })
     }
 
     /// The processes of a job that live.
@@ -231,11 +234,17 @@ impl Images {
         self.not_followed
     }
 
-    fn find_key(&mut self, key: ProcessKey) -> Option<Known> {
+    fn find_key(&mut self, key: ProcessKey) -> Option<&Known> {
         let is_it = |known: &&Known| known.key == key;
-        match self.live.get(&key.pid).filter(is_it) {
-            Some(known) => Some(known.clone()),
-            None => self.dead.get(&key.pid).filter(is_it).cloned(),
+        self.keep(key.pid, is_it);
+        let live = self.live.get(&key.pid).filter(is_it);
+        live.or_else(|| self.dead.peek(&key.pid).filter(is_it))
+    }
+
+    /// Keeps the dead one of this number young when no living one is meant.
+    fn keep(&mut self, pid: u32, is_meant: impl Fn(&&Known) -> bool) {
+        if self.live.get(&pid).filter(is_meant).is_none() {
+            self.dead.get(&pid);
         }
     }
 
@@ -250,27 +259,11 @@ impl Images {
         }
     }
 
-    fn process(&mut self, known: &Known, time: u64) -> Process {
-        let image = known.images.iter().rev().find(|(since, _)| *since <= time);
-        let image = image.or_else(|| known.images.first()).map(|(_, image)| Arc::clone(image));
-        let path = |path: &str| (!path.is_empty()).then(|| path.to_owned());
-        Process {
-            pid: Some(known.key.pid),
-            start_time: Some(known.key.start_time),
-            exe: image.as_ref().and_then(|image| path(&image.executable)),
-            cwd: image.as_ref().and_then(|image| path(&image.directory)),
-            argv: image.map(|image| image.arguments.clone()).unwrap_or_default(),
-            uid: Some(known.uid),
-            ancestors: self.ancestors(known),
-            step: known.step.as_deref().map(str::to_owned),
-        }
-    }
-
-    /// From the one that made the process up to the Worker.
-    fn ancestors(&mut self, known: &Known) -> Vec<Ancestor> {
-        let worker = self.workers.get(&known.job).copied();
+    /// From the one that made a process of `job` up to the Worker.
+    fn ancestors(&mut self, mut child: ProcessKey, parent: ProcessKey, job: u64) -> Vec<Ancestor> {
+        let worker = self.workers.get(&job).copied();
         let mut found = Vec::new();
-        let (mut child, mut next) = (known.key, known.parent);
+        let mut next = parent;
         while found.len() < ANCESTOR_LIMIT && Some(child) != worker {
             let Some(parent) = self.find_key(next) else { break };
             let exe = parent.images.last().map(|(_, image)| image.executable.clone());
@@ -278,6 +271,23 @@ impl Images {
             (child, next) = (parent.key, parent.parent);
         }
         found
+    }
+}
+
+/// A process as it was at a time, without its ancestors.
+fn process(known: &Known, time: u64) -> Process {
+    let image = known.images.iter().rev().find(|(since, _)| *since <= time);
+    let image = image.or_else(|| known.images.first()).map(|(_, image)| image);
+    let path = |path: &str| (!path.is_empty()).then(|| path.to_owned());
+    Process {
+        pid: Some(known.key.pid),
+        start_time: Some(known.key.start_time),
+        exe: image.and_then(|image| path(&image.executable)),
+        cwd: image.and_then(|image| path(&image.directory)),
+        argv: image.map(|image| image.arguments.clone()).unwrap_or_default(),
+        uid: Some(known.uid),
+        ancestors: Vec::new(),
+        step: known.step.as_deref().map(str::to_owned),
     }
 }
 

@@ -91,7 +91,8 @@ pub struct KernelSensors {
 struct Shared {
     images: Mutex<Images>,
     observers: Mutex<HashMap<u64, Arc<dyn KernelObserver>>>,
-    findings: SyncSender<Finding>,
+    /// Boxed, because a place in the queue is there whether a finding waits in it or not.
+    findings: SyncSender<Box<Finding>>,
     /// Findings that there was no room for.
     lost_findings: AtomicU64,
     /// Who is told of containers.
@@ -390,7 +391,7 @@ impl Shared {
     }
 
     fn find(&self, finding: Finding) {
-        if self.findings.try_send(finding).is_err() {
+        if self.findings.try_send(Box::new(finding)).is_err() {
             self.lost_findings.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -466,10 +467,10 @@ fn bare(subject: &Subject) -> Process {
 }
 
 /// Answers findings until the sensors are gone.
-fn answer(waiting: &Receiver<Finding>, shared: impl Fn() -> Option<Arc<Shared>>) {
+fn answer(waiting: &Receiver<Box<Finding>>, shared: impl Fn() -> Option<Arc<Shared>>) {
     while let Ok(finding) = waiting.recv() {
         let Some(shared) = shared() else { return };
-        shared.answer(finding);
+        shared.answer(*finding);
     }
 }
 

@@ -112,4 +112,14 @@ impl ProcessSensor for BpfSensor {
         let known = self.job.sensors.shared.images().find_process(key);
         known.or_else(|| self.procfs.process(key))
     }
+
+    fn by_number(&self, pid: u32) -> Option<Process> {
+        self.job.sensors.lifecycle.drain();
+        let known = self.job.sensors.shared.images().find(pid, u64::MAX);
+        known.or_else(|| self.procfs.by_number(pid))
+    }
+
+    fn remembers(&self) -> bool {
+        true
+    }
 }
