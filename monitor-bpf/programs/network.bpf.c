@@ -97,7 +97,26 @@ static __always_inline void count_own(struct flow *flow)
         count_connection(*job);
 }
 
-/* Who called `connect` on a socket last; and the last flow that a datagram made of it, with when that was noted. */
+/* Who is connecting, by task: the hook on the begin of a connection runs in the same call of the same task, and can't ask who
+ * that is. Cheaper than memory of a socket, which has to be made for each. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 4096);
+    __type(key, __u64);
+    __type(value, struct owner);
+} connecting SEC(".maps");
+
+static __always_inline void note_connecting(struct owner *owner)
+{
+    __u64 task = bpf_get_current_task();
+    struct owner *known = bpf_map_lookup_elem(&connecting, &task);
+    if (known)
+        *known = *owner;
+    else
+        bpf_map_update_elem(&connecting, &task, owner, BPF_ANY);
+}
+
+/* The last datagram of a socket: whose it was, where it went, and when that was noted. */
 struct last_call {
     struct owner owner;
     struct flow flow;
@@ -109,7 +128,7 @@ struct {
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, int);
     __type(value, struct last_call);
-} callers SEC(".maps");
+} last_calls SEC(".maps");
 
 static __always_inline struct owner caller(void)
 {
@@ -153,11 +172,10 @@ static __always_inline int connects(struct bpf_sock_addr *call, struct flow *flo
     struct bpf_sock *socket = call->sk;
     if (!socket)
         return PASS;
-    struct last_call *last = bpf_sk_storage_get(&callers, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-    if (last)
-        last->owner = owner;
     if (flow->protocol == UDP)
         count_own(flow);
+    else
+        note_connecting(&owner);
     /* A socket that has a port already, by `bind` or an earlier call; else the port comes after this hook. */
     if (socket->src_port) {
         flow->source_port = socket->src_port;
@@ -203,7 +221,7 @@ static __always_inline int sends(struct bpf_sock_addr *call, struct flow *flow)
      * of the kernel's clock nothing new is noted of them. */
     __u32 process = bpf_get_current_pid_tgid() >> 32;
     __u64 tick = bpf_jiffies64();
-    struct last_call *last = bpf_sk_storage_get(&callers, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+    struct last_call *last = bpf_sk_storage_get(&last_calls, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
     if (last && last->tick == tick && last->owner.process == process && is_same_flow(&last->flow, flow))
         return PASS;
     struct owner owner = caller();
@@ -271,11 +289,9 @@ int begins(struct bpf_sock_ops *connection)
     }
     if (connection->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
         return PASS;
-    struct bpf_sock *socket = connection->sk;
-    if (!socket)
-        return PASS;
-    struct last_call *last = bpf_sk_storage_get(&callers, socket, NULL, 0);
-    if (!last)
+    __u64 task = bpf_get_current_task();
+    struct owner *owner = bpf_map_lookup_elem(&connecting, &task);
+    if (!owner)
         return PASS;
     struct flow flow = {
         .destination_port = bpf_ntohl(connection->remote_port),
@@ -283,7 +299,7 @@ int begins(struct bpf_sock_ops *connection)
         .protocol = TCP,
     };
     remote_address(connection, &flow);
-    struct owner copy = last->owner;
+    struct owner copy = *owner;
     note_first(&flow, &copy);
     return PASS;
 }
