@@ -248,7 +248,7 @@ git clone -q origin tree && cd tree
 echo built >src/f1.o; cp src/f2.c src/copy.c
 git -c advice.detachedHead=false checkout -q --detach
 sleep 0.3
-if [ -n "$ATTACK" ]; then python3 -c 'f=open("src/f7.c","a"); f.write("evil();"); f.close(); import time; time.sleep(0.3)'; sed -i s/f8/g8/ src/f8.c; fi
+if [ -n "$ATTACK" ]; then python3 -c 'f=open("src/f7.c","a"); f.write("evil();")'; sed -i s/f8/g8/ src/f8.c; fi
 # A file that is made and renamed beside what was checked out.
 echo g >src/new.tmp; mv src/new.tmp src/new.c
 sleep 0.3
@@ -285,7 +285,11 @@ sleep 0.3
         for (file, name) in files.iter().zip(["f7.c", "f8.c"]) {
             ensure!(file.path.ends_with(&format!("tree/src/{name}")), "{files:#?}");
         }
-        ensure!(files.first().is_none_or(|file| file.process.is_some()), "{files:#?}");
+        // Both have ended long before their writes are looked at.
+        for (file, program) in files.iter().zip(["python3", "sed"]) {
+            let exe = file.process.as_ref().and_then(|process| process.exe.as_deref());
+            ensure!(exe.is_some_and(|exe| exe.contains(program)), "{files:#?}");
+        }
     }
     Ok(())
 }

@@ -145,7 +145,7 @@ impl ProcessChanges {
             Reader::start("process-events", self.connection, Pace::AtOnce, move |datagram| {
                 match datagram {
                     Some(datagram) => {
-                        messages(datagram).filter_map(parse_change).for_each(&mut handle)
+                        messages(datagram).filter_map(parse_change).for_each(&mut handle);
                     }
                     None => {
                         counted.fetch_add(1, Ordering::Relaxed);

@@ -243,7 +243,7 @@ impl Images {
 
     /// Keeps the dead one of this number young when no living one is meant.
     fn keep(&mut self, pid: u32, is_meant: impl Fn(&&Known) -> bool) {
-        if self.live.get(&pid).filter(is_meant).is_none() {
+        if self.live.get(&pid).is_none_or(|known| !is_meant(&known)) {
             self.dead.get(&pid);
         }
     }
