@@ -3,12 +3,11 @@
 use crate::containers::ContainerWatch;
 use crate::event::Event;
 use crate::object::{SensorError, attach, load, map, resize};
-use crate::ring::{Ring, RingReader, ring_bytes};
+use crate::ring::{Ring, RingReader, online_processors, ring_bytes};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 /// The compiled programs.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lifecycle.bpf.o"));
@@ -55,9 +54,8 @@ impl Lifecycle {
         if namespace.ino() != INITIAL_PID_NAMESPACE {
             return Err(SensorError::PidNamespace);
         }
-        let processors = available_parallelism().map_or(1, usize::from);
-        let object =
-            load("lifecycle", OBJECT, |open| resize(open, "events", ring_bytes(processors)))?;
+        let ring_size = ring_bytes(online_processors());
+        let object = load("lifecycle", OBJECT, |open| resize(open, "events", ring_size))?;
         let ring = Arc::new(Ring::new(map(&object, "events")?, handle)?);
         let programs = [
             "process_forks",

@@ -64,6 +64,25 @@ pub(crate) fn ring_bytes(processors: usize) -> u32 {
     wanted.next_power_of_two()
 }
 
+/// The processors of the machine that run. Not those that the monitor may use: a limit on its own time is none on the jobs'.
+pub(crate) fn online_processors() -> usize {
+    let listed = std::fs::read_to_string("/sys/devices/system/cpu/online");
+    let listed = listed.ok().and_then(|list| count_processors(&list));
+    listed.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// How many processors a list of the kernel names: `0-3,8`.
+fn count_processors(list: &str) -> Option<usize> {
+    list.trim()
+        .split(',')
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+            last.checked_sub(first)?.checked_add(1)
+        })
+        .sum()
+}
+
 /// How long the reader waits between two looks in a burst, and how near to one another wake-ups are that begin one.
 const BATCH: Duration = Duration::from_millis(10);
 
@@ -174,7 +193,13 @@ impl Drop for RingReader {
 
 #[cfg(test)]
 mod tests {
-    use super::ring_bytes;
+    use super::{count_processors, ring_bytes};
+
+    #[test]
+    fn processors_are_counted_as_the_kernel_lists_them() {
+        let counted = ["0\n", "0-3\n", "0-3,8,10-11\n", "", "3-1", "x"].map(count_processors);
+        assert_eq!(counted, [Some(1), Some(4), Some(7), None, None, None]);
+    }
 
     #[test]
     fn a_ring_grows_with_the_machine_and_has_bounds() {
