@@ -429,3 +429,38 @@ async fn sockets_are_in_the_network_namespace_of_the_worker() {
     assert_eq!(answer, "NOERROR localhost.=127.0.0.1");
     resolver.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wildcard_has_a_budget() {
+    let world = World::with(&["*.wild.test", "ok.test"], &[], zone(ZONE), |config| {
+        config.budgets = Budgets { names_per_wildcard: 5, ..Budgets::default() };
+    })
+    .await;
+    for number in 0..20 {
+        let answer = world.ask(&format!("x{number}.wild.test"), A).await;
+        let expected = if number < 5 { "NXDOMAIN" } else { "REFUSED" };
+        assert!(answer.starts_with(expected), "{number}: {answer}");
+    }
+    assert_eq!(world.upstream.asked().len(), 5);
+    assert!(world.ask("x3.wild.test", A).await.starts_with("NXDOMAIN"));
+    assert!(world.ask("ok.test", A).await.starts_with("NOERROR"));
+    let detections = world.observer.detections.lock().unwrap();
+    assert_eq!(detections.len(), 1);
+    assert_eq!(detections[0].budget, BudgetKind::Names);
+    assert_eq!(detections[0].below.as_deref(), Some("*.wild.test"));
+    assert_eq!(detections[0].name, "x5.wild.test");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audit_reports_a_budget_and_goes_on() {
+    let world = World::with(&["ok.test"], &[], zone(ZONE), |config| {
+        config.mode = EgressMode::Audit;
+        config.budgets = Budgets { names_per_wildcard: 3, ..Budgets::default() };
+    })
+    .await;
+    for number in 0..6 {
+        assert!(world.ask(&format!("x{number}.evil.test"), A).await.starts_with("NXDOMAIN"));
+    }
+    assert_eq!(world.upstream.asked().len(), 6);
+    assert_eq!(world.observer.detections.lock().unwrap().len(), 1);
+}
