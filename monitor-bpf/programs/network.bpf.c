@@ -56,7 +56,7 @@ struct owner {
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
-    __uint(max_entries, 32768);
+    __uint(max_entries, 8192);
     __type(key, struct flow);
     __type(value, struct owner);
 } flows SEC(".maps");
@@ -64,7 +64,7 @@ struct {
 /* The last one that asked a name server from a client port: of a redirected query only that is known. */
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
-    __uint(max_entries, 16384);
+    __uint(max_entries, 4096);
     __type(key, struct client);
     __type(value, struct owner);
 } clients SEC(".maps");

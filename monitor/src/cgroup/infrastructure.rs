@@ -10,43 +10,68 @@ use std::os::unix::fs::MetadataExt;
 /// How deep slices are nested at most: `system.slice/system-getty.slice/…` is 2.
 const SLICE_DEPTH: u32 = 4;
 
-/// Finds the group of a running systemd unit, such as `ssh.service`: in `system.slice` or in another slice of the system
-/// manager. Only directories of root are looked into, and none of user sessions: their users could make a group of any
-/// name. `None` when it is not running, is a template, or is no unit name.
-///
-/// # Errors
-/// See [`CgroupError`].
-pub fn find_unit(hierarchy: &Hierarchy, unit: &str) -> Result<Option<CgroupIdentity>, CgroupError> {
-    if !is_unit_name(unit) {
-        return Ok(None);
-    }
-    let root = hierarchy.root()?;
-    if let Ok(system) = root.child("system.slice")
-        && let Some(found) = find_in_slice(&system, unit, SLICE_DEPTH)
-    {
-        return Ok(Some(found));
-    }
-    Ok(find_in_slice(&root, unit, SLICE_DEPTH))
+/// The slice of the machine's own services.
+const SYSTEM_SLICE: &str = "system.slice";
+
+/// The slices of the system manager as they are now, in which systemd units run: those of `system.slice` first. Only directories
+/// of root are looked into, and none of user sessions: their users could make a group of any name.
+#[derive(Debug)]
+pub struct Slices(Vec<Slice>);
+
+#[derive(Debug)]
+struct Slice {
+    group: Cgroup,
+    /// The names of the groups in it.
+    names: Vec<String>,
 }
 
-/// Looks for the unit in a slice and the slices below it.
-fn find_in_slice(slice: &Cgroup, unit: &str, depth: u32) -> Option<CgroupIdentity> {
-    let names = slice.child_names().ok()?;
-    if names.iter().any(|name| name == unit)
-        && let Ok(group) = slice.child(unit)
-        && is_owned_by_root(&group)
-    {
-        return Some(group.identity().clone());
+impl Slices {
+    /// Lists them.
+    ///
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn list(hierarchy: &Hierarchy) -> Result<Self, CgroupError> {
+        let root = hierarchy.root()?;
+        let mut slices = Self(Vec::new());
+        if let Ok(system) = root.child(SYSTEM_SLICE) {
+            slices.add(system, SLICE_DEPTH);
+        }
+        slices.add(root, SLICE_DEPTH);
+        Ok(slices)
     }
-    if depth == 0 {
-        return None;
+
+    /// The group of a running systemd unit, such as `ssh.service`. `None` when it is not running, is a template, or is no unit
+    /// name.
+    pub fn find(&self, unit: &str) -> Option<CgroupIdentity> {
+        if !is_unit_name(unit) {
+            return None;
+        }
+        let named = self.0.iter().filter(|slice| slice.names.iter().any(|name| name == unit));
+        let group =
+            named.filter_map(|slice| slice.group.child(unit).ok()).find(is_owned_by_root)?;
+        Some(group.identity().clone())
     }
-    names
-        .iter()
-        .filter(|name| name.strip_suffix(".slice").is_some_and(|name| !name.starts_with("user")))
-        .filter_map(|name| slice.child(name).ok())
-        .filter(is_owned_by_root)
-        .find_map(|slice| find_in_slice(&slice, unit, depth - 1))
+
+    /// Adds a slice and those below it.
+    fn add(&mut self, group: Cgroup, depth: u32) {
+        let Ok(names) = group.child_names() else { return };
+        let is_root = group.identity().level == 0;
+        let is_slice = |name: &&String| {
+            name.strip_suffix(".slice").is_some_and(|name| !name.starts_with("user"))
+                // Listed before the root.
+                && !(is_root && *name == SYSTEM_SLICE)
+        };
+        let below: Vec<Cgroup> = if depth == 0 {
+            Vec::new()
+        } else {
+            let slices = names.iter().filter(is_slice);
+            slices.filter_map(|name| group.child(name).ok()).filter(is_owned_by_root).collect()
+        };
+        self.0.push(Slice { group, names });
+        for slice in below {
+            self.add(slice, depth - 1);
+        }
+    }
 }
 
 /// Whether only root can make groups in it.

@@ -12,7 +12,7 @@ mod mount;
 mod tests;
 
 pub use group::{Cgroup, CgroupIdentity};
-pub use infrastructure::{MonitorGroup, enter_monitor_group, find_unit};
+pub use infrastructure::{MonitorGroup, Slices, enter_monitor_group};
 pub use job::{JobCgroup, stale_job_groups};
 pub use mount::Hierarchy;
 

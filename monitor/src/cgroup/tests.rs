@@ -269,13 +269,14 @@ fn units_are_found_by_name() {
     let nested = slice.create_child("t-x.slice").unwrap();
     let service = nested.create_child("portcullis-test.service").unwrap();
     service.create_child("hidden.slice").unwrap().create_child("forged.service").unwrap();
-    let found = find_unit(&hierarchy, "portcullis-test.service").unwrap();
-    let forged = find_unit(&hierarchy, "forged.service").unwrap();
+    let slices = Slices::list(&hierarchy).unwrap();
+    let found = slices.find("portcullis-test.service");
+    let forged = slices.find("forged.service");
     slice.remove().unwrap();
     drop(top);
     assert_eq!(found.as_ref(), Some(service.identity()));
     assert_eq!(forged, None, "groups inside a service are its own business");
-    assert_eq!(find_unit(&hierarchy, "absent.service").unwrap(), None);
+    assert_eq!(slices.find("absent.service"), None);
 }
 
 #[test]

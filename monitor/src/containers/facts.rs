@@ -142,6 +142,11 @@ pub enum Seen {
     Contained(Contained),
 }
 
+/// Whether the process executes a program. Kernel threads execute nothing, nor does what has ended.
+pub fn executes_anything(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
 /// Looks whether the process is in a container: it has a root directory of its own in a mount namespace of its own, and is
 /// in a cgroup or a namespace that its job is not in. A program that root started by `chroot` or `unshare --mount` within
 /// its job is what it was before: root.
@@ -160,9 +165,7 @@ pub fn look(pid: u32, reference: &Reference, job_group: Option<&Path>) -> Seen {
     if in_group && !has_own {
         return Seen::Outside;
     }
-    // Kernel threads execute nothing, nor does what has ended.
-    let Some(root) = root_of(pid).filter(|_| fs::read_link(format!("/proc/{pid}/exe")).is_ok())
-    else {
+    let Some(root) = root_of(pid).filter(|_| executes_anything(pid)) else {
         return Seen::Outside;
     };
     if root == reference.root {

@@ -83,7 +83,9 @@ impl Judge {
     pub(super) fn all(&mut self, jobs: &[Arc<WatchedJob>], wake_stopped: bool) {
         let not_contained = not_contained(jobs);
         for pid in ProcFs.pids() {
-            if mount_namespace(pid).is_none_or(|namespace| not_contained.contains(&namespace)) {
+            if mount_namespace(pid).is_none_or(|namespace| not_contained.contains(&namespace))
+                || !facts::executes_anything(pid)
+            {
                 continue;
             }
             self.look_at(pid, None, jobs);

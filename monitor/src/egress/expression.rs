@@ -195,6 +195,12 @@ pub enum Expression {
         /// Where to.
         to: Register,
     },
+    /// Has connection tracking look the packet's flow up, and keep it, in another zone than other flows, as far as the opener's
+    /// direction goes; replies are looked up as always. Only in front of connection tracking.
+    SetOriginalZone {
+        /// The register with the zone's number: 2 bytes, host byte order; 0 is the zone of everything else.
+        from: Register,
+    },
     /// Loads the inode number (8 bytes) of the ancestor at `level` of the socket's cgroup; ends the rule for packets
     /// without a full socket, and when the cgroup is not that deep.
     SocketCgroup {

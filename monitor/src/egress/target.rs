@@ -106,12 +106,15 @@ pub struct KernelSupport {
     pub netdev_egress: bool,
     /// Adding an element again sets its timeout anew (6.12); otherwise it is deleted and added in one transaction.
     pub element_update: bool,
+    /// `ct original zone set` (`CONFIG_NF_CONNTRACK_ZONES`, which the kernels of distributions have); otherwise DNS flows from
+    /// before the rules are looked for and forgotten.
+    pub conntrack_zones: bool,
 }
 
 impl Default for KernelSupport {
     /// What every supported kernel has.
     fn default() -> Self {
-        Self { netdev_egress: false, element_update: false }
+        Self { netdev_egress: false, element_update: false, conntrack_zones: false }
     }
 }
 

@@ -133,7 +133,9 @@ pub fn enforce(
         None => interfaces(namespace.as_fd())
             .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
     };
-    let dns_flows = list_dns_flows(&namespace);
+    // Where flows get a zone, none from before is taken for one of the job's.
+    let dns_flows =
+        (!host.kernel.kernel.conntrack_zones).then(|| list_dns_flows(&namespace)).transpose();
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
         .map_err(at("the packets that rules log can't be received"))?
         .without_link_header(
@@ -319,7 +321,8 @@ fn put_in_kernel(
     Ok(table)
 }
 
-/// Lists the flows of DNS that are older than the rules, beside what is done before those are in force.
+/// Lists the flows of DNS that are older than the rules, beside what is done before those are in force. For kernels without zones
+/// of connection tracking: it takes the longer, the more memory the machine has.
 fn list_dns_flows(namespace: &File) -> io::Result<JoinHandle<io::Result<DnsFlows>>> {
     let namespace = namespace.try_clone()?;
     thread::Builder::new()
@@ -330,22 +333,22 @@ fn list_dns_flows(namespace: &File) -> io::Result<JoinHandle<io::Result<DnsFlows
 /// Forgets flows of DNS that are older than the rules. Those are in force without it, and an old flow is blocked by them instead
 /// of redirected: its program has to ask again from another port.
 fn forget_dns_flows(
-    listing: io::Result<JoinHandle<io::Result<DnsFlows>>>,
+    listing: io::Result<Option<JoinHandle<io::Result<DnsFlows>>>>,
     resolvers: &SourcePorts,
     job_id: &str,
 ) -> Option<DnsFlows> {
-    let listed = listing.and_then(|thread| {
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("listing them panicked")))
-    });
-    let forgotten = listed.and_then(|mut flows| {
+    let forget = |thread: JoinHandle<io::Result<DnsFlows>>| {
+        let mut flows = thread.join().map_err(|_| io::Error::other("listing them panicked"))??;
         flows.forget(&resolvers.in_use())?;
         Ok(flows)
-    });
-    forgotten
+    };
+    listing
+        .and_then(|thread| thread.map(forget).transpose())
         .map_err(|error| {
             tracing::warn!(job.id = job_id, error = %error, "old DNS flows could not be forgotten");
         })
         .ok()
+        .flatten()
 }
 
 /// What looking for findings in the job needs.

@@ -2,7 +2,7 @@
 
 use super::last_known_good::LastKnownGood;
 use crate::caller::{ProcFs, ProcessKey, Worker};
-use crate::cgroup::{CgroupIdentity, Hierarchy, enter_monitor_group, find_unit};
+use crate::cgroup::{CgroupIdentity, Hierarchy, Slices, enter_monitor_group};
 use crate::config::{Config, ConfigError, Paths, SensorBackend};
 use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
@@ -190,9 +190,10 @@ impl Host {
     }
 
     fn infrastructure(&self) -> Vec<CgroupIdentity> {
-        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
-        let units = self.config.infrastructure_units();
-        let found = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
+        if self.hierarchy.is_err() {
+            return Vec::new();
+        }
+        let found = self.running_units().into_iter();
         let has_served_store = self.config.policy_directory(&self.paths).is_none();
         let own = self.monitor_group.clone().filter(|own| has_served_store && own.level > 0);
         found.chain(own).collect()
@@ -230,19 +231,24 @@ impl Host {
 
     /// The paths of those groups.
     pub fn infrastructure_paths(&self) -> Vec<PathBuf> {
-        let Ok(hierarchy) = &self.hierarchy else { return Vec::new() };
+        self.running_units().into_iter().map(|group| group.path).collect()
+    }
+
+    fn slices(&self) -> Option<Slices> {
+        Slices::list(self.hierarchy.as_ref().ok()?).ok()
+    }
+
+    /// The groups of the machine's own services that are running.
+    fn running_units(&self) -> Vec<CgroupIdentity> {
+        let Some(slices) = self.slices() else { return Vec::new() };
         let units = self.config.infrastructure_units();
-        let found = units.iter().filter_map(|unit| find_unit(hierarchy, unit).ok().flatten());
-        found.map(|group| group.path).collect()
+        units.iter().filter_map(|unit| slices.find(unit)).collect()
     }
 
     /// The machine's own services, for `monitor status`.
     pub fn infrastructure_units(&self) -> Vec<InfrastructureUnit> {
-        let found = |unit: &str| {
-            self.hierarchy
-                .as_ref()
-                .is_ok_and(|hierarchy| matches!(find_unit(hierarchy, unit), Ok(Some(_))))
-        };
+        let slices = self.slices();
+        let found = |unit: &str| slices.as_ref().is_some_and(|slices| slices.find(unit).is_some());
         let units = self.config.infrastructure_units();
         units.into_iter().map(|unit| InfrastructureUnit { found: found(&unit), unit }).collect()
     }

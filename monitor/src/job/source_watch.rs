@@ -30,7 +30,7 @@ const REST: u32 = 4;
 
 /// How long it rests at least where writers that have ended are known: a build writes a file after the other, and being woken
 /// for each of them costs more than looking at it. The kernel keeps 16 384 writes meanwhile.
-const LEAST_REST: Duration = Duration::from_millis(10);
+const LEAST_REST: Duration = Duration::from_millis(50);
 
 /// So many writes in one batch are a flood, after which it rests no longer than it must.
 const MANY: usize = 64;

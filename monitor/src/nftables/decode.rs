@@ -2,7 +2,10 @@
 //!
 //! What no rule set of ours can hold decodes to [`Expression::Unknown`], so that comparing finds it.
 
-use super::encode::{LOGGED_BYTES, comparison, conntrack_key, meta_key, payload_base};
+use super::encode::{
+    CONNTRACK_ZONE, LOGGED_BYTES, ORIGINAL_DIRECTION, comparison, conntrack_key, meta_key,
+    payload_base,
+};
 use super::wire::{Message, Parsed, kernel, malformed};
 use crate::egress::expression::{
     Comparison, ConntrackKey, Expression, MetaKey, PayloadBase, Register, Rejection, Verdict,
@@ -197,6 +200,13 @@ fn expression(name: &str, data: Parsed<'_>) -> Option<Expression> {
             }
             let timeout = Duration::from_millis(data.be64(6)?);
             Expression::Update { set: data.text(1)?, from: register(data, 4)?, timeout }
+        }
+        "ct" if data.be32(2)? == CONNTRACK_ZONE => {
+            absent(data, &[1])?;
+            if data.get(3)? != [ORIGINAL_DIRECTION] {
+                return None;
+            }
+            Expression::SetOriginalZone { from: register(data, 4)? }
         }
         "ct" => {
             absent(data, &[3, 4])?;

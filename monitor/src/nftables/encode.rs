@@ -318,6 +318,9 @@ fn expression_body(body: &mut Attributes<'_>, expression: &Expression) {
         Expression::Conntrack { key, to } => named(body, "ct", |data| {
             data.be32(1, register(*to)).be32(2, conntrack_key(*key));
         }),
+        Expression::SetOriginalZone { from } => named(body, "ct", |data| {
+            data.be32(2, CONNTRACK_ZONE).bytes(3, &[ORIGINAL_DIRECTION]).be32(4, register(*from));
+        }),
         Expression::SocketCgroup { level, to } => named(body, "socket", |data| {
             data.be32(1, 3).be32(2, register(*to)).be32(3, *level);
         }),
@@ -346,6 +349,12 @@ fn expression_body(body: &mut Attributes<'_>, expression: &Expression) {
         Expression::Unknown(name) => named(body, name, |_| ()),
     }
 }
+
+/// `NFT_CT_ZONE`.
+pub(super) const CONNTRACK_ZONE: u32 = 17;
+
+/// `IP_CT_DIR_ORIGINAL`.
+pub(super) const ORIGINAL_DIRECTION: u8 = 0;
 
 /// The bytes of a logged packet that are copied: the headers, and the first bytes of a TLS or DNS message.
 pub(super) const LOGGED_BYTES: u32 = 128;

@@ -37,8 +37,13 @@ pub struct Probed {
 
 impl Probed {
     /// The names of mechanisms that can be done without, and that a configuration may rule out.
-    pub const DISPENSABLE: [&str; 4] =
-        ["nftables-persist", "nftables-owner", "netdev-egress", "nftables-element-update"];
+    pub const DISPENSABLE: [&str; 5] = [
+        "nftables-persist",
+        "nftables-owner",
+        "netdev-egress",
+        "nftables-element-update",
+        "conntrack-zones",
+    ];
 
     /// The same as if the kernel did not have the mechanisms of these names, all of [`Self::DISPENSABLE`].
     #[must_use]
@@ -51,6 +56,7 @@ impl Probed {
                 "nftables-owner" => self.owner = OwnerMode::None,
                 "netdev-egress" => self.kernel.netdev_egress = false,
                 "nftables-element-update" => self.kernel.element_update = false,
+                "conntrack-zones" => self.kernel.conntrack_zones = false,
                 _ => {}
             }
             for feature in self.features.iter_mut().filter(|feature| feature.name == *name) {
@@ -103,9 +109,20 @@ fn probe_here() -> Probed {
         try_feature("netdev-egress", missing, hits(&egress, ChainKind::Filter, realm));
     let element_update =
         try_feature("nftables-element-update", FeatureState::Degraded, element_update());
+    let zone = vec![
+        Expression::Load { to: Register::FIRST, value: 1_u16.to_ne_bytes().to_vec() },
+        Expression::SetOriginalZone { from: Register::FIRST },
+    ];
+    let conntrack_zones = try_feature(
+        "conntrack-zones",
+        FeatureState::Degraded,
+        hits(&output, ChainKind::Filter, zone).map_err(|error| {
+            format!("{error}; DNS flows from before a job are looked for and forgotten instead")
+        }),
+    );
     Probed {
         features,
-        kernel: KernelSupport { netdev_egress, element_update },
+        kernel: KernelSupport { netdev_egress, element_update, conntrack_zones },
         owner: match (owner, persist) {
             (true, true) => OwnerMode::OwnerPersist,
             (true, false) => OwnerMode::Owner,

@@ -36,6 +36,8 @@ pub struct ShellSensor {
     /// Sockets of the runner's and the monitor's own, by inode. Without them it is seen at once that an idle job has nobody
     /// to talk to.
     not_the_jobs: HashSet<u32>,
+    /// Connections to other machines that were none of those when it was looked, and are open still.
+    the_jobs: HashSet<u32>,
 }
 
 /// What a look at the sockets alone shows.
@@ -53,7 +55,14 @@ impl ShellSensor {
     /// For the job of `worker`, which `listener` has started.
     pub fn new(worker: ProcessKey, listener: Option<ProcessKey>, group: Option<JobCgroup>) -> Self {
         let programs = Programs::new(worker.pid);
-        Self { worker, listener, group, programs, not_the_jobs: HashSet::new() }
+        Self {
+            worker,
+            listener,
+            group,
+            programs,
+            not_the_jobs: HashSet::new(),
+            the_jobs: HashSet::new(),
+        }
     }
 
     /// The connections of the Worker's network namespace. The kernel goes through the tables of the whole
@@ -81,12 +90,17 @@ impl ShellSensor {
         };
         let remote: Vec<u32> =
             sockets.iter().filter(is_remote).map(|socket| socket.inode).collect();
-        if remote.iter().any(|inode| !self.not_the_jobs.contains(inode)) {
+        self.the_jobs.retain(|inode| remote.contains(inode));
+        let is_known =
+            |inode: &u32| self.not_the_jobs.contains(inode) || self.the_jobs.contains(inode);
+        if !remote.iter().all(is_known) {
             let listener = self.listener.filter(|key| ProcFs.key(key.pid) == Some(*key));
             let holders = [Some(self.worker.pid), listener.map(|key| key.pid), Some(process::id())];
             self.not_the_jobs = holders.into_iter().flatten().flat_map(socket_inodes).collect();
+            let others = remote.iter().filter(|inode| !self.not_the_jobs.contains(inode));
+            self.the_jobs = others.copied().collect();
         }
-        let any_remote = remote.iter().any(|inode| !self.not_the_jobs.contains(inode));
+        let any_remote = !self.the_jobs.is_empty();
         Ok(Connections { sockets, any_remote, any_waiting })
     }
 

@@ -1,16 +1,20 @@
 //! DNS redirection.
 
-use crate::fixture::{host_target, job_target, policy};
+use crate::fixture::{KERNEL, host_target, job_target, policy};
 use crate::output::{counter, install};
 use crate::world::{Agent, Cgroup, EVIL4, EVIL6, World, at};
 use portcullis_common::policy::EgressMode;
-use portcullis_monitor::egress::target::ResolverPorts;
+use portcullis_monitor::egress::target::{EnforcementTarget, KernelSupport, ResolverPorts};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 
 /// A stand-in of the resolver: answers everything with `our-own-resolver`. Returns its port.
 pub(crate) fn resolver(world: &World, address: &str) -> u16 {
+    resolver_that_says(world, address, b"our-own-resolver")
+}
+
+fn resolver_that_says(world: &World, address: &str, answer: &'static [u8]) -> u16 {
     let address: SocketAddr = address.parse().unwrap();
     world.host.enter(|| {
         let listener = TcpListener::bind(address).unwrap();
@@ -19,12 +23,12 @@ pub(crate) fn resolver(world: &World, address: &str) -> u16 {
         thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 let _ = stream.read(&mut [0; 512]);
-                let _ = stream.write_all(b"our-own-resolver");
+                let _ = stream.write_all(answer);
             }
         });
         thread::spawn(move || {
             while let Ok((_, from)) = socket.recv_from(&mut [0; 512]) {
-                let _ = socket.send_to(b"our-own-resolver", from);
+                let _ = socket.send_to(answer, from);
             }
         });
         bound.port()
@@ -67,6 +71,54 @@ fn every_query_of_a_host_goes_to_the_resolver() {
         assert!(infrastructure.ask(&format!("ask {} query", at(server, 53))).contains("query"));
     }
     assert_eq!(counter(&table, "blocked"), 0);
+}
+
+#[test]
+fn flows_from_before_the_rules_or_of_an_earlier_job_go_to_the_resolver_too() {
+    let world = World::new();
+    world.serve(53);
+    // Something must make connection tracking look.
+    world.host.run("nft 'add table inet t; add chain inet t o { type filter hook output priority 0; }; add rule inet t o ct state new counter'");
+    let cgroup = Cgroup::new();
+    let mut job = Agent::new(&world.host, Some(&cgroup), 1001);
+    // Always from the same port, as some programs ask.
+    let mut asks = |server: &str, any: &str| {
+        job.ask(&format!("ask {} query {}", at(server, 53), at(any, 40_053)))
+    };
+    let ways = [(EVIL4, "0.0.0.0"), (EVIL6, "::")];
+    for (server, any) in ways {
+        assert!(asks(server, any).contains("query"), "the server itself answers");
+    }
+    for (target, answer) in [
+        (host_target(&world), "first-job"),
+        (host_target(&world), "second-job"),
+        (job_target(&world, &cgroup), "third-job"),
+        (job_target(&world, &cgroup), "fourth-job"),
+    ] {
+        let port = |address| Some(resolver_that_says(&world, address, answer.as_bytes()));
+        let resolver = ResolverPorts { v4: port("127.0.0.1:0"), v6: port("[::1]:0") };
+        let table = install(
+            &world,
+            &policy(EgressMode::Block, &[], &[]),
+            &EnforcementTarget { resolver, ..target },
+        );
+        for (server, any) in ways {
+            assert_eq!(asks(server, any), format!("{} {answer}", at(server, 53)));
+        }
+        assert_eq!(counter(&table, "blocked"), 0);
+        table.remove().unwrap();
+    }
+    // Without zones they would not, as long as nobody forgets the flows.
+    let kernel = KernelSupport { conntrack_zones: false, ..KERNEL };
+    for (server, any) in ways {
+        assert!(asks(server, any).contains("query"), "the server itself answers again");
+    }
+    let target = EnforcementTarget { resolver: resolvers(&world), kernel, ..host_target(&world) };
+    let table = install(&world, &policy(EgressMode::Block, &[], &[]), &target);
+    for (server, any) in ways {
+        assert!(asks(server, any).starts_with("error"));
+    }
+    assert_eq!(counter(&table, "blocked"), 2);
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(crate) fn table() -> TableName {
 
 /// What this kernel (6.18) can do.
 pub(crate) const KERNEL: KernelSupport =
-    KernelSupport { netdev_egress: true, element_update: true };
+    KernelSupport { netdev_egress: true, element_update: true, conntrack_zones: true };
 
 pub(crate) fn host_target(world: &World) -> EnforcementTarget {
     let interface = Interface { name: "eth0".to_owned(), index: world.index("eth0") };

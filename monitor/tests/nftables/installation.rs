@@ -8,7 +8,9 @@ use portcullis_common::event::FeatureState;
 use portcullis_common::policy::EgressMode;
 use portcullis_monitor::egress::grant::GrantError;
 use portcullis_monitor::egress::plan::rule_set;
-use portcullis_monitor::egress::target::{EnforcementTarget, KernelSupport, OwnerMode};
+use portcullis_monitor::egress::target::{
+    EnforcementTarget, KernelSupport, OwnerMode, ResolverPorts,
+};
 use portcullis_monitor::nftables::{
     ActionKind, ChangeWatcher, DnsFlows, InstallError, InstalledTable, Notice, ObjectKind, probe,
 };
@@ -35,7 +37,9 @@ fn the_kernel_holds_what_nft_lists_and_other_tables_stay_as_they_are() {
     let stateless = "nft -s list ruleset";
     let before = world.host.run(stateless);
     let policy = policy(EgressMode::Block, &MANY_KINDS, &["203.0.113.0/24:*", "203.0.113.7:443"]);
-    let rules = rule_set(&policy, &host_target(&world)).unwrap();
+    let resolver = ResolverPorts { v4: Some(5353), v6: Some(5353) };
+    let target = EnforcementTarget { resolver, ..host_target(&world) };
+    let rules = rule_set(&policy, &target).unwrap();
     let table = InstalledTable::install(world.host.fd(), &rules).unwrap();
     for (family, value) in ["inet", "netdev"].into_iter().zip(&rules.tables) {
         let listed = world.host.run(&format!("nft -j list table {family} {}", rules.name));
@@ -61,7 +65,14 @@ fn the_kernel_holds_what_nft_lists_and_other_tables_stay_as_they_are() {
             .collect();
         assert_eq!(hooked.len(), value.chains.iter().filter(|chain| chain.hook.is_some()).count());
         for chain in hooked {
-            let expected = if chain["type"] == "nat" { -105 } else { 100 };
+            let is_zone = chain["name"].as_str().unwrap().starts_with("zone_");
+            let expected = if is_zone {
+                -300
+            } else if chain["type"] == "nat" {
+                -105
+            } else {
+                100
+            };
             assert_eq!(chain["prio"], expected, "{chain}");
         }
         for chain in &value.chains {
@@ -78,6 +89,8 @@ fn the_kernel_holds_what_nft_lists_and_other_tables_stay_as_they_are() {
             assert_eq!(elements, set.elements.len(), "set {}", set.name);
         }
     }
+    let zones = world.host.run(&format!("nft list chain inet {} zone_host", rules.name));
+    assert!(zones.contains("ct original zone set 5353"), "{zones}");
     table.verify().unwrap();
     table.remove().unwrap();
     table.remove().unwrap();

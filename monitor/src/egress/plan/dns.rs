@@ -1,53 +1,99 @@
 //! DNS redirection: whatever server a query is addressed to, the job's resolver gets it.
 
 use super::build::{RuleBuilder, rule};
-use super::{Plan, base_chain, chain, set};
+use super::{NAT_PRIORITY, Plan, RAW_PRIORITY, chain, set};
 use crate::egress::expression::{Expression, MetaKey, Register};
-use crate::egress::rule_set::{Chain, ChainKind, HookPoint, Rule};
+use crate::egress::rule_set::{Chain, ChainKind, ChainPolicy, Hook, HookPoint, Rule};
 use crate::egress::target::{IpFamily, ResolverPorts};
 use portcullis_common::event::EnforcementScope;
 
 /// The port of DNS (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
 
-fn query() -> RuleBuilder {
-    rule().meta_in(MetaKey::TransportProtocol, set::TRANSPORTS).destination_port(DNS_PORT)
+/// What is done in front of connection tracking and behind it, by the same rules about whose query it is.
+#[derive(Clone, Copy)]
+struct Stage {
+    /// What the names of its chains start with.
+    name: &'static str,
+    kind: ChainKind,
+    priority: i32,
+    /// What is done with a query that goes to this port.
+    act: fn(IpFamily, u16) -> Rule,
+}
+
+/// Gives the query's flow a zone of its own. Address translation is decided with the first packet of a flow, so that one from
+/// before the rules would go on past the redirection; nor must a flow of an earlier job lead to that job's resolver. The
+/// resolver's port is what makes a zone's flows equal.
+const ZONE: Stage = Stage {
+    name: "zone",
+    kind: ChainKind::Filter,
+    priority: RAW_PRIORITY,
+    act: |family, port| {
+        rule()
+            .family(family)
+            .with(Expression::Load { to: Register::FIRST, value: port.to_ne_bytes().to_vec() })
+            .with(Expression::SetOriginalZone { from: Register::FIRST })
+            .accept()
+    },
+};
+
+/// Leads it to the resolver.
+const REDIRECTION: Stage =
+    Stage { name: "dns", kind: ChainKind::Nat, priority: NAT_PRIORITY, act: redirect };
+
+impl Stage {
+    fn chain_name(self, end: &str) -> String {
+        format!("{}_{end}", self.name)
+    }
+
+    fn base_chain(self, point: HookPoint, end: &str, rules: Vec<Rule>) -> Chain {
+        let hook =
+            Hook { kind: self.kind, point, priority: self.priority, policy: ChainPolicy::Accept };
+        Chain { name: self.chain_name(end), hook: Some(hook), rules }
+    }
+}
+
+/// The port is looked at first: hardly any packet has it, and all pass here.
+fn query(conditions: RuleBuilder) -> RuleBuilder {
+    conditions.destination_port(DNS_PORT).meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
 }
 
 impl Plan<'_> {
     pub(super) fn dns_chains(&self) -> Vec<Chain> {
-        let output = base_chain(
-            "dns_output",
-            ChainKind::Nat,
-            HookPoint::Output,
-            vec![query().goto("dns_owner")],
-        );
+        let mut chains = self.dns_stage(REDIRECTION);
+        if self.target.kernel.conntrack_zones {
+            chains.extend(self.dns_stage(ZONE));
+        }
+        chains
+    }
+
+    fn dns_stage(&self, stage: Stage) -> Vec<Chain> {
+        let (of_host, of_containers) = (stage.chain_name("host"), stage.chain_name("containers"));
+        let asked = stage.chain_name("owner");
+        let output = vec![query(rule()).goto(&asked)];
         let mut owner = vec![rule().jump("upstream")];
         owner.extend(self.infrastructure_rules());
         match self.target.scope {
             EnforcementScope::Job => {
-                owner.extend(self.owned(|owner| owner.goto("dns_redirect"), RuleBuilder::accept));
-                owner.extend(self.started_for_the_job("dns_redirect"));
+                owner.extend(self.owned(|owner| owner.goto(&of_host), RuleBuilder::accept));
+                owner.extend(self.started_for_the_job(&of_host));
             }
-            EnforcementScope::Host => owner.push(rule().goto("dns_redirect")),
+            EnforcementScope::Host => owner.push(rule().goto(&of_host)),
         }
-        let redirect = |ports: ResolverPorts| {
-            by_family(ports).map(|(family, port)| redirect(family, port)).collect()
+        let act = |ports: ResolverPorts| {
+            by_family(ports).map(|(family, port)| (stage.act)(family, port)).collect()
         };
         // What containers ask, on bridges that come while the job runs too.
         let mut prerouting = vec![rule().arrives_by_loopback().accept()];
-        prerouting.extend(self.of_other_namespaces().map(|condition| {
-            condition
-                .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
-                .destination_port(DNS_PORT)
-                .goto("dns_forwarded")
-        }));
+        prerouting.extend(
+            self.of_other_namespaces().map(|condition| query(condition).goto(&of_containers)),
+        );
         vec![
-            output,
-            chain("dns_owner", owner),
-            chain("dns_redirect", redirect(self.target.resolver)),
-            base_chain("dns_prerouting", ChainKind::Nat, HookPoint::Prerouting, prerouting),
-            chain("dns_forwarded", redirect(self.target.container_resolver)),
+            stage.base_chain(HookPoint::Output, "output", output),
+            chain(asked, owner),
+            chain(of_host, act(self.target.resolver)),
+            stage.base_chain(HookPoint::Prerouting, "prerouting", prerouting),
+            chain(of_containers, act(self.target.container_resolver)),
         ]
     }
 }

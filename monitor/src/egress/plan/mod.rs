@@ -46,6 +46,9 @@ const FILTER_PRIORITY: i32 = 100;
 /// The priority of our DNS redirection: in front of other people's destination NAT (-100), which would win otherwise.
 const NAT_PRIORITY: i32 = -105;
 
+/// The priority of the chains that set zones: in front of connection tracking (-200), where the usual `raw` chains are.
+const RAW_PRIORITY: i32 = -300;
+
 /// The most source ports of the resolver's upstream sockets at a time.
 pub const MAX_UPSTREAM_PORTS: u32 = 4096;
 

@@ -31,7 +31,7 @@ fn target(scope: EnforcementScope) -> EnforcementTarget {
     EnforcementTarget {
         job_cgroup: Some(CgroupId { id: 42, level: 3 }),
         uplinks: vec![Uplink { interface, mac: Some([2, 0, 0, 0, 0, 1]) }],
-        kernel: KernelSupport { netdev_egress: true, element_update: true },
+        kernel: KernelSupport { netdev_egress: true, element_update: true, conntrack_zones: true },
         ..EnforcementTarget::new(TableName::for_job("a1").unwrap(), scope)
     }
 }
