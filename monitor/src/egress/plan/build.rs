@@ -20,10 +20,8 @@ pub(super) mod protocol {
 pub(super) mod state {
     /// `new`: no packet came back yet.
     pub(in crate::egress::plan) const NEW: u32 = 8;
-    pub(in crate::egress::plan) const INVALID: u32 = 1;
     pub(in crate::egress::plan) const ESTABLISHED: u32 = 2;
     pub(in crate::egress::plan) const RELATED: u32 = 4;
-    pub(in crate::egress::plan) const UNTRACKED: u32 = 64;
 }
 
 /// Bits of `ct status` (`enum ip_conntrack_status`).

@@ -1,6 +1,7 @@
 //! DNS redirection: whatever server a query is addressed to, the job's resolver gets it.
 
 use super::build::{RuleBuilder, rule};
+use super::output::upstream;
 use super::{NAT_PRIORITY, Plan, RAW_PRIORITY, chain, set};
 use crate::egress::expression::{Expression, MetaKey, Register};
 use crate::egress::rule_set::{Chain, ChainKind, ChainPolicy, Hook, HookPoint, Rule};
@@ -54,8 +55,8 @@ impl Stage {
 }
 
 /// The port is looked at first: hardly any packet has it, and all pass here.
-fn query(conditions: RuleBuilder) -> RuleBuilder {
-    conditions.destination_port(DNS_PORT).meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+fn query() -> RuleBuilder {
+    rule().destination_port(DNS_PORT).meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
 }
 
 impl Plan<'_> {
@@ -70,8 +71,8 @@ impl Plan<'_> {
     fn dns_stage(&self, stage: Stage) -> Vec<Chain> {
         let (of_host, of_containers) = (stage.chain_name("host"), stage.chain_name("containers"));
         let asked = stage.chain_name("owner");
-        let output = vec![query(rule()).goto(&asked)];
-        let mut owner = vec![rule().jump("upstream")];
+        let output = vec![query().goto(&asked)];
+        let mut owner = vec![upstream()];
         owner.extend(self.infrastructure_rules());
         match self.target.scope {
             EnforcementScope::Job => {
@@ -84,15 +85,15 @@ impl Plan<'_> {
             by_family(ports).map(|(family, port)| (stage.act)(family, port)).collect()
         };
         // What containers ask, on bridges that come while the job runs too.
-        let mut prerouting = vec![rule().arrives_by_loopback().accept()];
-        prerouting.extend(
-            self.of_other_namespaces().map(|condition| query(condition).goto(&of_containers)),
-        );
+        let arriving = stage.chain_name("arriving");
+        let mut arrived = vec![rule().arrives_by_loopback().accept()];
+        arrived.extend(self.of_other_namespaces().map(|condition| condition.goto(&of_containers)));
         vec![
             stage.base_chain(HookPoint::Output, "output", output),
             chain(asked, owner),
             chain(of_host, act(self.target.resolver)),
-            stage.base_chain(HookPoint::Prerouting, "prerouting", prerouting),
+            stage.base_chain(HookPoint::Prerouting, "prerouting", vec![query().goto(&arriving)]),
+            chain(arriving, arrived),
             chain(of_containers, act(self.target.container_resolver)),
         ]
     }

@@ -17,7 +17,11 @@ const UNICAST: u8 = 0;
 impl Plan<'_> {
     /// `input`.
     pub(super) fn input(&self) -> Chain {
-        let mut rules = vec![rule().arrives_by_loopback().accept()];
+        // Most of what arrives are replies: nothing is asked of them before.
+        let mut rules = vec![
+            rule().arrives_by_loopback().accept(),
+            rule().state_any(state::ESTABLISHED | state::RELATED).reply().accept(),
+        ];
         // The resolver listens on every address for containers, and for nobody else.
         for (family, port) in by_family(self.target.container_resolver) {
             let asked = |rule: RuleBuilder| {
@@ -28,7 +32,6 @@ impl Plan<'_> {
             rules.extend(self.of_other_namespaces().map(|rule| asked(rule).accept()));
             rules.push(asked(rule()).count(counters::FOREIGN_RESOLVER).drop());
         }
-        rules.push(rule().state_any(state::ESTABLISHED | state::RELATED).reply().accept());
         // A connection older than the rules can be known to connection tracking the wrong way round.
         for family in IpFamily::ALL {
             if self.target.adopted_flows.iter().any(|flow| family_of(&flow.local) == family) {
@@ -92,7 +95,6 @@ impl Plan<'_> {
                     )];
                 if self.audit {
                     rules.extend(self.once_per_flow(RuleKind::WouldBlockInbound, path));
-                    rules.push(rule().accept());
                 } else {
                     rules.push(self.logger.log(rule(), RuleKind::Inbound, path).drop());
                 }

@@ -207,16 +207,16 @@ impl Plan<'_> {
     }
 
     fn allowed(&self, path: Path) -> Chain {
-        let mut rules = self.once_per_flow(RuleKind::Allowed, path);
-        rules.push(rule().accept());
-        chain(format!("allowed_{}", path.as_str()), rules)
+        chain(format!("allowed_{}", path.as_str()), self.once_per_flow(RuleKind::Allowed, path))
     }
 
-    /// Logs and accepts the first packet of a flow, and packets that connection tracking does not know.
+    /// Accepts what comes later in a flow, then logs and accepts its first packet, and packets that connection tracking does not
+    /// know.
     pub(super) fn once_per_flow(&self, kind: RuleKind, path: Path) -> Vec<Rule> {
-        [rule().state_any(state::INVALID | state::UNTRACKED), rule().status_none(status::CONFIRMED)]
-            .map(|condition| self.logger.log(condition, kind, path).accept())
-            .into()
+        vec![
+            rule().status_any(status::CONFIRMED).accept(),
+            self.logger.log(rule(), kind, path).accept(),
+        ]
     }
 
     fn denied(&self, path: Path) -> Chain {
@@ -229,7 +229,6 @@ impl Plan<'_> {
         let mut rules = Vec::new();
         if self.audit {
             rules.extend(self.once_per_flow(RuleKind::WouldBlock, path));
-            rules.push(rule().accept());
         } else {
             rules.push(self.logger.log(rule().reply(), RuleKind::Inbound, path).drop());
             rules.push(self.logger.log(rule(), RuleKind::Blocked, path).done());

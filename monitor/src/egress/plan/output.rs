@@ -10,6 +10,7 @@ use crate::egress::expression::{MetaKey, Register};
 use crate::egress::rule_set::{Chain, ChainKind, HookPoint, Rule};
 use crate::egress::target::IpFamily;
 use portcullis_common::event::EnforcementScope;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// How deep below the root of the hierarchy younger groups are looked for. Those of container engines and service managers
@@ -19,28 +20,17 @@ const MAX_GROUP_LEVEL: u32 = 12;
 /// The user that the monitor runs as.
 const ROOT: u32 = 0;
 
+/// Has `upstream` look at what comes from one of its ports: hardly any packet does.
+pub(super) fn upstream() -> Rule {
+    rule().load_source_port(Register::FIRST).lookup(set::UPSTREAM_PORTS).jump("upstream")
+}
+
 impl Plan<'_> {
     /// `output`: whose packet is it?
     pub(super) fn output(&self) -> Chain {
-        let mut rules: Vec<Rule> = by_family(self.target.container_resolver)
-            .map(|(family, port)| {
-                rule()
-                    .leaves_by_loopback()
-                    .family(family)
-                    .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
-                    .destination_port(port)
-                    .goto("resolver")
-            })
-            .collect();
-        rules.extend(self.resolvers().into_iter().map(|resolver| {
-            let family = family_of(&resolver);
-            rule()
-                .family(family)
-                .destination(family, &address_bytes(resolver.ip()))
-                .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
-                .destination_port(resolver.port())
-                .goto("resolver")
-        }));
+        // Every packet of the job passes here: what few packets have is asked first, and the rest in chains of its own.
+        let asked = self.resolver_ports().map(|port| rule().destination_port(port).jump("asks"));
+        let mut rules: Vec<Rule> = asked.collect();
         for port in &self.target.closed_ports {
             let to_engine = |owner: RuleBuilder| {
                 owner.leaves_by_loopback().transport(protocol::TCP).destination_port(*port)
@@ -52,8 +42,10 @@ impl Plan<'_> {
         }
         rules.push(rule().leaves_by_loopback().accept());
         rules.extend(self.infrastructure_rules());
-        rules.push(rule().jump("upstream"));
-        rules.extend(self.resolver_answers());
+        rules.push(upstream());
+        let ports: BTreeSet<u16> =
+            by_family(self.target.container_resolver).map(|(_, port)| port).collect();
+        rules.extend(ports.into_iter().map(|port| rule().source_port(port).jump("answers")));
         match self.target.scope {
             EnforcementScope::Job => {
                 rules.extend(self.owned(|owner| owner.goto("judge_output"), RuleBuilder::accept));
@@ -88,7 +80,42 @@ impl Plan<'_> {
 
     /// The chains that tell the job, the monitor and the infrastructure apart.
     pub(super) fn owner_chains(&self) -> Vec<Chain> {
-        vec![chain("resolver", self.resolver_rules()), chain("upstream", self.upstream_rules())]
+        vec![
+            chain("resolver", self.resolver_rules()),
+            chain("asks", self.questions()),
+            chain("upstream", self.upstream_rules()),
+            chain("answers", self.resolver_answers()),
+        ]
+    }
+
+    /// The ports that the job's resolver listens on, for whomever.
+    fn resolver_ports(&self) -> impl Iterator<Item = u16> + use<> {
+        let ports = [self.target.resolver, self.target.container_resolver];
+        let ports: BTreeSet<u16> =
+            ports.into_iter().flat_map(by_family).map(|(_, port)| port).collect();
+        ports.into_iter()
+    }
+
+    /// What is sent to the job's resolver.
+    fn questions(&self) -> Vec<Rule> {
+        let of_containers = by_family(self.target.container_resolver).map(|(family, port)| {
+            rule()
+                .leaves_by_loopback()
+                .family(family)
+                .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                .destination_port(port)
+                .goto("resolver")
+        });
+        let of_host = self.resolvers().into_iter().map(|resolver| {
+            let family = family_of(&resolver);
+            rule()
+                .family(family)
+                .destination(family, &address_bytes(resolver.ip()))
+                .meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
+                .destination_port(resolver.port())
+                .goto("resolver")
+        });
+        of_containers.chain(of_host).collect()
     }
 
     /// Where the job's resolver listens.
