@@ -93,7 +93,8 @@ impl ShellSensor {
         self.the_jobs.retain(|inode| remote.contains(inode));
         let is_known =
             |inode: &u32| self.not_the_jobs.contains(inode) || self.the_jobs.contains(inode);
-        if !remote.iter().all(is_known) {
+        // One of the job's is enough to know that there is one; who holds the others is not asked as long as it is there.
+        if self.the_jobs.is_empty() && !remote.iter().all(is_known) {
             let listener = self.listener.filter(|key| ProcFs.key(key.pid) == Some(*key));
             let holders = [Some(self.worker.pid), listener.map(|key| key.pid), Some(process::id())];
             self.not_the_jobs = holders.into_iter().flatten().flat_map(socket_inodes).collect();

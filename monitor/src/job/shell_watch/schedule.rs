@@ -50,8 +50,8 @@ impl Pace {
         ],
         rest: Duration::from_millis(100),
         alone: Duration::from_secs(5),
-        share: 200,
-        burst: Duration::from_millis(8),
+        share: 400,
+        burst: Duration::from_millis(4),
     };
 }
 
