@@ -11,6 +11,6 @@ pub mod target;
 
 pub use portcullis_common::judging::github_hosts;
 
-pub use plan::{PlanError, rule_set};
+pub use plan::{PlanError, has_zones, rule_set};
 pub use rule_set::RuleSet;
 pub use target::EnforcementTarget;

@@ -106,8 +106,7 @@ pub struct KernelSupport {
     pub netdev_egress: bool,
     /// Adding an element again sets its timeout anew (6.12); otherwise it is deleted and added in one transaction.
     pub element_update: bool,
-    /// `ct original zone set` (`CONFIG_NF_CONNTRACK_ZONES`, which the kernels of distributions have); otherwise DNS flows from
-    /// before the rules are looked for and forgotten.
+    /// `ct original zone set` (`CONFIG_NF_CONNTRACK_ZONES`, which the kernels of distributions have).
     pub conntrack_zones: bool,
 }
 

@@ -20,7 +20,7 @@ use crate::containers::killing::EngineContainers;
 use crate::dns::{NamePolicy, Resolver, SourcePorts};
 use crate::egress::github_hosts::github_hosts;
 use crate::egress::target::OwnerMode;
-use crate::egress::{RuleSet, rule_set};
+use crate::egress::{RuleSet, has_zones, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{DnsFlows, InstalledTable};
 use crate::protect::Protecting;
@@ -134,8 +134,9 @@ pub fn enforce(
             .map_err(at("the interfaces of the Worker's network namespace can't be listed"))?,
     };
     // Where flows get a zone, none from before is taken for one of the job's.
-    let dns_flows =
-        (!host.kernel.kernel.conntrack_zones).then(|| list_dns_flows(&namespace)).transpose();
+    let dns_flows = (!has_zones(host.kernel.kernel, state.scope))
+        .then(|| list_dns_flows(&namespace))
+        .transpose();
     let packets = NflogGroup::bind(namespace.as_fd(), NFLOG_GROUPS)
         .map_err(at("the packets that rules log can't be received"))?
         .without_link_header(
@@ -321,8 +322,8 @@ fn put_in_kernel(
     Ok(table)
 }
 
-/// Lists the flows of DNS that are older than the rules, beside what is done before those are in force. For kernels without zones
-/// of connection tracking: it takes the longer, the more memory the machine has.
+/// Lists the flows of DNS that are older than the rules, beside what is done before those are in force. Where flows get no zone
+/// ([`has_zones`]): it takes the longer, the more memory the machine has.
 fn list_dns_flows(namespace: &File) -> io::Result<JoinHandle<io::Result<DnsFlows>>> {
     let namespace = namespace.try_clone()?;
     thread::Builder::new()

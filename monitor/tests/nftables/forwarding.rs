@@ -3,7 +3,8 @@
 use crate::fixture::{host_target, job_target, policy};
 use crate::output::{counter, install};
 use crate::world::{
-    Agent, Capture, Cgroup, EVIL4, EVIL6, Holder, Namespace, OK4, OK6, World, at, read_mac,
+    Agent, Capture, Cgroup, EVIL4, EVIL6, Holder, Namespace, OK4, OK6, World, at, eventually,
+    read_mac,
 };
 use portcullis_common::policy::EgressMode;
 use portcullis_monitor::egress::target::{Interface, ResolverPorts};
@@ -125,7 +126,8 @@ fn dns_of_containers_goes_to_the_resolver_on_every_bridge() {
     target.container_bridges =
         vec![Interface { name: "br-job".to_owned(), index: world.index("br-job") }];
     target.container_resolver = ResolverPorts { v4: Some(5399), v6: Some(5399) };
-    let _table = install(&world, &policy(EgressMode::Block, &[], &[]), &target);
+    let seen = Capture::new(&world.outside, "eth0");
+    let table = install(&world, &policy(EgressMode::Block, &[], &[]), &target);
     let mut inside = Agent::new(&container, None, 0);
     for server in [EVIL4, EVIL6] {
         let answer = inside.ask(&format!("ask {} query", at(server, 53)));
@@ -134,6 +136,29 @@ fn dns_of_containers_goes_to_the_resolver_on_every_bridge() {
         let stream = stream.strip_prefix("ok ").unwrap();
         assert_eq!(inside.ask(&format!("hear {stream}")), "our-own-resolver");
     }
+    // Who does not wait for the answer has a kernel that says so to the server: no call of the container's.
+    for server in [EVIL4, EVIL6] {
+        for _ in 0..20 {
+            assert_eq!(inside.ask(&format!("udp {} query", at(server, 53))), "ok");
+        }
+    }
+    for (file, field) in [("snmp", "OutDestUnreachs"), ("snmp6", "Icmp6OutDestUnreachs")] {
+        eventually(field, || {
+            // IPv4 has a line of names and one of values, IPv6 a name and its value in each line.
+            let text = container.run(&format!("cat /proc/net/{file}"));
+            let mut lines = text.lines().filter(|line| line.starts_with("Icmp:"));
+            let mut by_column = || {
+                let (names, values) = (lines.next()?, lines.next()?);
+                let column = names.split_whitespace().position(|name| name == field)?;
+                values.split_whitespace().nth(column)
+            };
+            let by_line = || text.lines().find_map(|line| line.strip_prefix(field));
+            let sent = if file == "snmp" { by_column() } else { by_line() };
+            (sent?.trim().parse::<u64>().ok()? > 0).then_some(())
+        });
+    }
+    assert_eq!(counter(&table, "blocked"), 0);
+    assert_eq!(seen.count("our-own-resolver"), 0);
 }
 
 #[test]

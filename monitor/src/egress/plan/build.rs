@@ -141,6 +141,12 @@ impl RuleBuilder {
         self.load(PayloadBase::Link, offset, length, Register::FIRST).compare(how, value)
     }
 
+    pub(super) fn transport_bytes(self, offset: u32, value: &[u8]) -> Self {
+        let length = u32::try_from(value.len()).unwrap_or(0);
+        self.load(PayloadBase::Transport, offset, length, Register::FIRST)
+            .compare(Comparison::Equal, value)
+    }
+
     pub(super) fn load_source(self, family: IpFamily, to: Register) -> Self {
         let (length, offset) = address_layout(family);
         self.load(PayloadBase::Network, offset, length, to)

@@ -1,11 +1,13 @@
 //! DNS redirection: whatever server a query is addressed to, the job's resolver gets it.
 
 use super::build::{RuleBuilder, rule};
+use super::endpoints::number;
 use super::output::upstream;
 use super::{NAT_PRIORITY, Plan, RAW_PRIORITY, chain, set};
 use crate::egress::expression::{Expression, MetaKey, Register};
 use crate::egress::rule_set::{Chain, ChainKind, ChainPolicy, Hook, HookPoint, Rule};
-use crate::egress::target::{IpFamily, ResolverPorts};
+use crate::egress::target::{IpFamily, KernelSupport, ResolverPorts};
+use portcullis_common::endpoint::Protocol;
 use portcullis_common::event::EnforcementScope;
 
 /// The port of DNS (RFC 1035 §4.2).
@@ -54,6 +56,25 @@ impl Stage {
     }
 }
 
+/// Whether flows of DNS get a zone. Only where every packet to port 53 is judged: the job's are told by their socket where
+/// others are not, and what the kernel sends for a connection that is closed already has none.
+pub fn has_zones(kernel: KernelSupport, scope: EnforcementScope) -> bool {
+    kernel.conntrack_zones && scope == EnforcementScope::Host
+}
+
+/// "Destination unreachable" about a packet that came from a name server's port (RFC 792, RFC 4443 §3.1): the error's own
+/// header has 8 bytes, and an answer's IP header has no options.
+fn error_of_answer(family: IpFamily) -> RuleBuilder {
+    let (unreachable, header) = match family {
+        IpFamily::V4 => (3, 20),
+        IpFamily::V6 => (1, 40),
+    };
+    rule()
+        .transport(number(Protocol::Icmp, family))
+        .icmp_type_is(unreachable)
+        .transport_bytes(8 + header, &DNS_PORT.to_be_bytes())
+}
+
 /// The port is looked at first: hardly any packet has it, and all pass here.
 fn query() -> RuleBuilder {
     rule().destination_port(DNS_PORT).meta_in(MetaKey::TransportProtocol, set::TRANSPORTS)
@@ -62,10 +83,20 @@ fn query() -> RuleBuilder {
 impl Plan<'_> {
     pub(super) fn dns_chains(&self) -> Vec<Chain> {
         let mut chains = self.dns_stage(REDIRECTION);
-        if self.target.kernel.conntrack_zones {
+        if has_zones(self.target.kernel, self.target.scope) {
             chains.extend(self.dns_stage(ZONE));
         }
         chains
+    }
+
+    /// Stops what this host's kernel says of answers to ports that were closed meanwhile. It addresses the server that was
+    /// asked, and quotes the answer; connection tracking does not find the flow, for an error has no zone.
+    pub(super) fn stop_errors_of_answers(&self) -> Vec<Rule> {
+        if !has_zones(self.target.kernel, self.target.scope) {
+            return Vec::new();
+        }
+        let stopped = |family| error_of_answer(family).count(super::counters::KERNEL_MADE).drop();
+        IpFamily::ALL.map(stopped).into()
     }
 
     fn dns_stage(&self, stage: Stage) -> Vec<Chain> {
@@ -86,13 +117,18 @@ impl Plan<'_> {
         };
         // What containers ask, on bridges that come while the job runs too.
         let arriving = stage.chain_name("arriving");
+        let mut prerouting = vec![query().goto(&arriving)];
+        if stage.name == ZONE.name {
+            // Errors of containers lead to the resolver by their flow, as without zones.
+            prerouting.extend(IpFamily::ALL.map(|family| error_of_answer(family).goto(&arriving)));
+        }
         let mut arrived = vec![rule().arrives_by_loopback().accept()];
         arrived.extend(self.of_other_namespaces().map(|condition| condition.goto(&of_containers)));
         vec![
             stage.base_chain(HookPoint::Output, "output", output),
             chain(asked, owner),
             chain(of_host, act(self.target.resolver)),
-            stage.base_chain(HookPoint::Prerouting, "prerouting", vec![query().goto(&arriving)]),
+            stage.base_chain(HookPoint::Prerouting, "prerouting", prerouting),
             chain(arriving, arrived),
             chain(of_containers, act(self.target.container_resolver)),
         ]

@@ -133,6 +133,7 @@ impl Plan<'_> {
         match path {
             Path::Output | Path::Input | Path::Device => {
                 rules.push(rule().has(MetaKey::SocketUser).goto("blocked_output"));
+                rules.extend(self.stop_errors_of_answers());
                 for family in IpFamily::ALL {
                     rules.push(
                         rule()

@@ -15,6 +15,8 @@ mod output;
 #[cfg(test)]
 mod tests;
 
+pub use self::dns::has_zones;
+
 use self::build::{Logger, text_key};
 use self::endpoints::{StaticEndpoints, endpoint_key, grant_classes, static_endpoints};
 use super::log_prefix::RuleKind;
