@@ -120,6 +120,9 @@ const ATTACKS: &[(&str, &str, &[&str])] = &[
             "A below the wildcard: NOERROR 198.51.100.30",
         ],
     ),
+    // D7 by somebody who is gone when the answer comes.
+    ("gone", "203.0.113.66", GONE),
+    ("gone", "2001:db8::66", GONE),
     // D8: each is answered, and what it carried is gone; bytes behind the message are none of it.
     (
         "carriers",
@@ -149,6 +152,8 @@ const OVER_TCP: &[&str] = &[
     "ok over TCP: NOERROR 198.51.100.10",
     "ok over UDP: NOERROR 198.51.100.10",
 ];
+
+const GONE: &[&str] = &["evil: NXDOMAIN", "ok: NOERROR 198.51.100.10"];
 
 fn run(gate: &Gate) -> Result<JobResult> {
     gate.world().dns().addresses("*.other-wild.test", &["198.51.100.31"])?;

@@ -263,6 +263,15 @@ def long_labels(server):
     say("a listed name", by_udp(server, query("ok.test")))
 
 
+def gone(server):
+    """Waits for no answer: the kernel tells the server that nobody is there, and quotes the answer, with the name in it."""
+    for _ in range(50):
+        with datagram_socket(server) as sender:
+            sender.sendto(query(EVIL), (server, 53))
+    say("evil", by_udp(server, query(EVIL)))
+    say("ok", by_udp(server, query("ok.test")))
+
+
 # --- D8 ---
 
 
@@ -303,5 +312,6 @@ def carriers(server):
     "bulk-types": bulk_types,
     "bulk-names": bulk_names,
     "long-labels": long_labels,
+    "gone": gone,
     "carriers": carriers,
 }[sys.argv[1]](sys.argv[2])

@@ -90,9 +90,10 @@ impl Plan<'_> {
     }
 
     /// Stops what this host's kernel says of answers to ports that were closed meanwhile. It addresses the server that was
-    /// asked, and quotes the answer; connection tracking does not find the flow, for an error has no zone.
+    /// asked, and quotes the answer; connection tracking does not find the flow, for an error has no zone. Audit mode stops
+    /// nothing.
     pub(super) fn stop_errors_of_answers(&self) -> Vec<Rule> {
-        if !has_zones(self.target.kernel, self.target.scope) {
+        if self.audit || !has_zones(self.target.kernel, self.target.scope) {
             return Vec::new();
         }
         let stopped = |family| error_of_answer(family).count(super::counters::KERNEL_MADE).drop();
