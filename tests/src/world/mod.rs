@@ -25,7 +25,7 @@ use crate::sync::{Stop, lock};
 use anyhow::{Context, Result, bail};
 pub use builder::Builder;
 pub use command::{HostCommand, Process};
-pub use engine::{CONTAINER_TOOLS, Docker, DockerOptions, IMAGE, Podman};
+pub use engine::{CONTAINER_TOOLS, Containerd, Docker, DockerOptions, IMAGE, Podman};
 pub use monitor::{Monitor, MonitorOptions, MonitorPlace};
 use nix::fcntl::Flock;
 use portcullis_common::event::Event;
@@ -262,6 +262,22 @@ impl World {
     /// When the image can't be made.
     pub fn podman(&self) -> Result<Podman> {
         Podman::prepare(self)
+    }
+
+    /// Prepares podman for the user of a runner, as `rootless-podman`, with the image [`IMAGE`].
+    ///
+    /// # Errors
+    /// When the image can't be made.
+    pub fn rootless_podman(&self, runner: usize) -> Result<Podman> {
+        Podman::prepare_rootless(self, self.runner(runner))
+    }
+
+    /// Starts a containerd that belongs to no Docker engine; its containers have the files of [`IMAGE`].
+    ///
+    /// # Errors
+    /// When the world was built without [`Builder::engine`], or it does not come.
+    pub fn containerd(&self) -> Result<Containerd> {
+        Containerd::start(self)
     }
 
     /// A program of the product, put into `<root>/opt/portcullis/bin`.
