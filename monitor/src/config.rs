@@ -91,7 +91,7 @@ impl Paths {
         self.at("/var/lib/portcullis/credential")
     }
 
-    /// One file a job: the engines' sockets that are closed to it.
+    /// The sockets of other services that are closed to jobs: one file for each job and kind of service.
     pub fn closed_sockets(&self) -> PathBuf {
         self.at("/run/portcullis/closed-sockets")
     }
@@ -193,11 +193,19 @@ pub struct DnsConfig {
     pub grant_floor_seconds: u32,
     /// And for so many more after that, and after the last packet to them.
     pub grant_grace_seconds: u32,
+    /// Whether the system bus is closed to jobs of several runners: systemd-resolved resolves over it for whoever asks, and is
+    /// not judged then.
+    pub close_system_bus: bool,
 }
 
 impl Default for DnsConfig {
     fn default() -> Self {
-        Self { upstreams: Vec::new(), grant_floor_seconds: 60, grant_grace_seconds: 300 }
+        Self {
+            upstreams: Vec::new(),
+            grant_floor_seconds: 60,
+            grant_grace_seconds: 300,
+            close_system_bus: false,
+        }
     }
 }
 

@@ -78,8 +78,8 @@ pub struct WatchedJob {
     pub responder: Arc<Responder>,
     /// The containers that are known to be its.
     pub containers: Arc<killing::EngineContainers>,
-    /// What is done for it when engines open sockets.
-    pub keep_up: Option<KeepUp>,
+    /// What is done for it when services open sockets.
+    pub keep_up: KeepUp,
 }
 
 impl WatchedJob {
@@ -152,18 +152,18 @@ pub struct JobParts {
     pub responder: Arc<Responder>,
     /// The job's containers.
     pub containers: Arc<killing::EngineContainers>,
-    /// What is done for it when engines open sockets.
-    pub keep_up: Option<KeepUp>,
+    /// What is done for it when services open sockets.
+    pub keep_up: KeepUp,
 }
 
-/// What is done for a job when engines open sockets.
+/// What is done for a job when services open sockets that are closed to it.
 pub struct KeepUp {
     work: Box<dyn Fn() + Send + Sync>,
     directories: Box<dyn Fn() -> Vec<PathBuf> + Send + Sync>,
 }
 
 impl KeepUp {
-    /// Calls `work` when something happens to a socket in one of `directories`, and every few seconds.
+    /// Calls `work` when something happens to a socket in one of `directories`, and every few seconds; not while there are none.
     pub fn new(
         work: impl Fn() + Send + Sync + 'static,
         directories: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static,

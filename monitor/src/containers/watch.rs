@@ -28,8 +28,8 @@ const AFTER: [u64; 8] = [0, 10, 30, 60, 120, 250, 400, 700];
 /// How often it is looked at what is in the making.
 const MAKING: Duration = Duration::from_millis(50);
 
-/// How often it is looked whether an engine has opened a socket where no engine has one by custom. In the usual directories it
-/// is told at once.
+/// How often it is looked whether a service has opened a socket where none has one by custom. In the usual directories it is
+/// told at once.
 const SOCKETS: Duration = Duration::from_secs(5);
 
 /// Starts the thread.
@@ -57,13 +57,13 @@ struct Watcher {
     wake: UnixStream,
     /// Where nobody tells of programs.
     groups: Option<Groups>,
-    /// The directories of engines' sockets, where they are closed to a job.
+    /// The directories of services' sockets that are closed to a job.
     sockets: Option<(BTreeSet<PathBuf>, Sockets)>,
     /// Looks that are due.
     looks: Vec<Instant>,
     /// The last look at all processes.
     looked: Instant,
-    /// The last look at engines' sockets.
+    /// The last look at services' sockets.
     kept_up: Instant,
 }
 
@@ -167,26 +167,30 @@ impl Watcher {
         }
     }
 
-    /// Closes what engines have opened to jobs that may not use them.
+    /// Closes what services have opened to jobs that may not use them.
     fn keep_up(&mut self, jobs: &[Arc<WatchedJob>], is_asked: bool) {
-        let wanting: Vec<_> = jobs.iter().filter_map(|job| job.keep_up.as_ref()).collect();
+        let wanting: Vec<_> = jobs
+            .iter()
+            .map(|job| (&job.keep_up, job.keep_up.directories()))
+            .filter(|(_, directories)| !directories.is_empty())
+            .collect();
         if wanting.is_empty() {
             self.sockets = None;
             return;
         }
         let directories: BTreeSet<PathBuf> =
-            wanting.iter().flat_map(|keep_up| keep_up.directories()).collect();
+            wanting.iter().flat_map(|(_, directories)| directories.clone()).collect();
         if self.sockets.as_ref().is_none_or(|(watched, _)| *watched != directories) {
             self.sockets = Sockets::watch(&directories)
                 .inspect_err(
-                    |error| tracing::warn!(%error, "engines' sockets are not noticed at once"),
+                    |error| tracing::warn!(%error, "services' sockets are not noticed at once"),
                 )
                 .ok()
                 .map(|sockets| (directories, sockets));
         } else if !is_asked && self.kept_up.elapsed() < SOCKETS {
             return;
         }
-        for keep_up in wanting {
+        for (keep_up, _) in wanting {
             keep_up.run();
         }
         self.kept_up = Instant::now();

@@ -47,6 +47,7 @@ pub fn end(host: &Host, job: &Job, reason: &str) {
     if let Some(closed) = job.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner).take() {
         closed.open();
     }
+    job.name_services.open();
     let detectors = job.detectors.lock().unwrap_or_else(PoisonError::into_inner).take();
     let overruns = detectors.as_ref().map_or(0, Detectors::overruns);
     if overruns > 0 {

@@ -8,6 +8,7 @@ use super::detectors::{self, Detectors, Executed};
 use super::frames::FrameSenders;
 use super::grant_book::GrantBook;
 use super::host::Host;
+use super::name_services::NameServices;
 use super::sensors::{JobObserver, job_sensors};
 use super::shell_watch::{self, Looks};
 use super::sink::{DnsSink, EventContext, LateTable};
@@ -24,7 +25,7 @@ use crate::egress::{RuleSet, has_zones, rule_set};
 use crate::network::{self, interfaces};
 use crate::nftables::{DnsFlows, InstalledTable};
 use crate::protect::Protecting;
-use crate::protect::engine_sockets::EngineSockets;
+use crate::protect::closed_sockets::{ClosedSockets, Service};
 use crate::record::recorder::Recorder;
 use crate::respond::containers::KnownContainers;
 use crate::respond::{Parts, Responder};
@@ -32,6 +33,7 @@ use crate::watch::attribution::ProcfsSensor;
 use crate::watch::kernel::KernelObserver;
 use crate::watch::nflog::{NflogGroup, NflogReader};
 use features::features;
+use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
 use resolving::{resolver_config, upstream_servers};
@@ -251,6 +253,10 @@ pub fn enforce(
         closed.open();
     }
     let table = Arc::new(installed?);
+    let name_services = NameServices::new(&host.paths, &host.config.dns, &state);
+    if state.scope == EnforcementScope::Job {
+        name_services.close();
+    }
     late_table.set(Arc::clone(&table));
     let dns_flows = forget_dns_flows(dns_flows, &host.dns_source_ports, &state.id);
     let mut features =
@@ -265,6 +271,7 @@ pub fn enforce(
         responder,
         containers,
         engine_sockets: Mutex::new(engine_sockets),
+        name_services,
         other_jobs: Mutex::new(state.other_jobs.clone()),
         detectors: Mutex::default(),
         target: Mutex::new(target),
@@ -383,12 +390,13 @@ fn close_engines(
     host: &Host,
     state: &JobState,
     worker: u32,
-) -> Result<Option<EngineSockets>, EnforceError> {
+) -> Result<Option<ClosedSockets>, EnforceError> {
     if !state.resolution.policy.disable_sudo_and_containers {
         return Ok(None);
     }
     let directory = host.paths.closed_sockets();
-    EngineSockets::close(&directory, host.paths.root(), &state.id, worker, state.uid)
+    let engine = Service::ContainerEngine;
+    ClosedSockets::close(engine, &directory, host.paths.root(), &state.id, worker, state.uid)
         .map(Some)
         .map_err(at("container engines can't be closed to the job as the policy demands"))
 }

@@ -14,6 +14,7 @@ pub mod host;
 pub mod last_known_good;
 mod memory_watch;
 mod mount_watch;
+mod name_services;
 pub mod observe;
 pub mod policy_choice;
 pub mod posture;
@@ -35,7 +36,7 @@ use crate::dns::Resolver;
 use crate::egress::target::CgroupId;
 use crate::egress::{EnforcementTarget, PlanError, RuleSet, rule_set};
 use crate::nftables::{InstallError, InstalledTable};
-use crate::protect::engine_sockets::EngineSockets;
+use crate::protect::closed_sockets::{CloseError, ClosedSockets};
 use crate::record::recorder::Recorder;
 use crate::record::summary::ReportHeader;
 use crate::respond::Responder;
@@ -87,7 +88,9 @@ pub struct Job {
     /// The containers that it has started.
     containers: Arc<EngineContainers>,
     /// What of container engines is closed to it.
-    engine_sockets: Mutex<Option<EngineSockets>>,
+    engine_sockets: Mutex<Option<ClosedSockets>>,
+    /// What of services that resolve names is closed to it.
+    name_services: name_services::NameServices,
     /// What was measured when the job was bound and does not change while it runs.
     features: Vec<Feature>,
     /// Gaps found since.
@@ -141,38 +144,44 @@ impl Job {
         })
     }
 
-    /// What is done when engines open sockets, where they are closed to the job.
-    fn keep_up(self: &Arc<Self>) -> Option<KeepUp> {
-        self.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?;
+    /// What is done when services open sockets, where they are closed to the job.
+    fn keep_up(self: &Arc<Self>) -> KeepUp {
         let (renewed, watched) = (Arc::downgrade(self), Arc::downgrade(self));
         let renew = move || {
             if let Some(job) = renewed.upgrade() {
-                job.renew_engine_sockets();
+                job.renew_closed_sockets();
             }
         };
         let directories = move || {
-            let job = watched.upgrade();
-            let sockets = job.as_ref().map(|job| job.engine_sockets.lock());
-            let sockets = sockets.map(|sockets| sockets.unwrap_or_else(PoisonError::into_inner));
-            sockets.and_then(|sockets| Some(sockets.as_ref()?.directories())).unwrap_or_default()
+            let Some(job) = watched.upgrade() else { return Vec::new() };
+            let engines = job.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut directories =
+                engines.as_ref().map(ClosedSockets::directories).unwrap_or_default();
+            directories.extend(job.name_services.directories());
+            directories
         };
-        Some(KeepUp::new(renew, directories))
+        KeepUp::new(renew, directories)
     }
 
-    /// Closes the sockets that an engine has made anew.
-    fn renew_engine_sockets(&self) {
-        let mut sockets = self.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(closed) = sockets.as_mut() else { return };
-        let outcome = closed.renew();
-        drop(sockets);
+    /// Closes the sockets that services have made anew.
+    fn renew_closed_sockets(&self) {
+        let engines = {
+            let mut sockets = self.engine_sockets.lock().unwrap_or_else(PoisonError::into_inner);
+            sockets.as_mut().map_or(Ok(0), ClosedSockets::renew)
+        };
+        self.note_renewed("a container engine", engines);
+        self.note_renewed("a service that resolves names", self.name_services.renew());
+    }
+
+    fn note_renewed(&self, service: &str, outcome: Result<usize, CloseError>) {
         match outcome {
             Ok(0) => {}
-            Ok(_) => self.note_gap(
-                "a container engine opened a socket while the job ran; it was closed to the job when it was noticed".to_owned(),
-            ),
+            Ok(_) => self.note_gap(format!(
+                "{service} opened a socket while the job ran; it was closed to the job when it was noticed"
+            )),
             Err(error) => {
                 // Told once: it is tried again every few seconds.
-                let problem = format!("a container engine is open to the job: {}", with_causes(&error));
+                let problem = format!("{service} is open to the job: {}", with_causes(&error));
                 if !self.gaps().contains(&problem) {
                     self.note_gap(problem);
                 }
@@ -203,6 +212,7 @@ impl Job {
                 });
             }
         }
+        features.extend(self.name_services.feature());
         posture::posture(posture::Measured {
             mode: self.enforced.egress,
             is_audit_fallback: self.state.is_audit_fallback,
@@ -324,6 +334,7 @@ impl Job {
         if is_same_scope {
             return Ok(());
         }
+        self.name_services.close();
         let reason = "another job has started on this host: only this job's own traffic is judged from now on";
         self.recorder.posture(reason.to_owned(), self.posture());
         Ok(())

@@ -5,9 +5,9 @@
 //! that ptrace is used for: the job itself is never traced, for strace, gdb and `LeakSanitizer` in it must work. What was done
 //! is looked up in procfs afterwards; only that counts.
 
+pub mod closed_sockets;
 mod code;
 mod diagnostics;
-pub mod engine_sockets;
 mod inject;
 mod registers;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::job::group_ids;
 use crate::job::host::Host;
 use crate::job::state::JobState;
 use crate::network;
-use crate::protect::engine_sockets::engine_ports;
+use crate::protect::closed_sockets::engine_ports;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use crate::job::report_header;
 use crate::job::run::blocking;
 use crate::job::state::{JobState, UnenforcedState};
 use crate::nftables::InstalledTable;
-use crate::protect::engine_sockets::open_left_overs;
+use crate::protect::closed_sockets::open_left_overs;
 use crate::record::recorder::Recorder;
 use crate::watch::worker_exit::WorkerExit;
 use jiff::Timestamp;

@@ -1,28 +1,99 @@
-//! The sockets of container engines are closed to a job whose policy disables containers.
+//! Sockets of services that are closed to a job: those of container engines, when its policy disables containers, and those of
+//! services that resolve names, where what they ask is not judged.
 //!
 //! An entry of the socket's access control list refuses the runner's user by name: that comes before its groups (acl(5)), and
-//! nobody else is concerned. Whether it is refused is tried with the Worker's own rights. An engine that makes its socket anew
-//! is noticed by [`EngineSockets::renew`]. What was closed is written down first, so that a monitor that dies leaves nothing
+//! nobody else is concerned. Whether it is refused is tried with the Worker's own rights. A service that makes its socket anew
+//! is noticed by [`ClosedSockets::renew`]. What was closed is written down first, so that a monitor that dies leaves nothing
 //! closed for ever.
 
 mod access_list;
-mod listeners;
+mod engines;
+mod name_services;
 
 use crate::sys::credentials::with_rights_of;
 use access_list::{allow, change, refuse};
-use listeners::{USUAL_SOCKETS, listening};
 use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-pub use listeners::{USUAL_PORTS, engine_ports};
+pub use engines::{USUAL_PORTS, engine_ports};
 
-/// Why an engine's socket could not be closed.
+/// The services whose sockets are closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Service {
+    /// Container engines: Docker, containerd, podman, CRI-O, `BuildKit`.
+    ContainerEngine,
+    /// Services that resolve names for others: systemd-resolved, nscd, Avahi.
+    NameService {
+        /// The system bus, too, over which systemd-resolved can be asked.
+        with_system_bus: bool,
+    },
+}
+
+impl Service {
+    /// What the files are called in which it is written down what is closed: the job's id and this.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::ContainerEngine => "",
+            Self::NameService { .. } => ".names",
+        }
+    }
+
+    /// The paths of sockets that are closed whoever made them.
+    fn usual_sockets(self) -> Vec<&'static str> {
+        match self {
+            Self::ContainerEngine => engines::USUAL_SOCKETS.to_vec(),
+            Self::NameService { with_system_bus } => {
+                let bus = with_system_bus.then_some(name_services::SYSTEM_BUS);
+                name_services::SOCKETS.iter().copied().chain(bus).collect()
+            }
+        }
+    }
+
+    /// The sockets that are there: those with a path, and abstract ones.
+    fn listening(self, root: &Path) -> (BTreeSet<PathBuf>, Vec<String>) {
+        let usual = self.usual_sockets();
+        let mut paths: BTreeSet<PathBuf> =
+            usual.iter().map(|path| below(root, path)).filter(|path| path.exists()).collect();
+        let abstracts = match self {
+            Self::ContainerEngine => {
+                let (found, abstracts) = engines::listening();
+                paths.extend(found);
+                abstracts
+            }
+            Self::NameService { .. } => Vec::new(),
+        };
+        (paths, abstracts)
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::ContainerEngine => "a container engine",
+            Self::NameService { .. } => "a service that resolves names",
+        })
+    }
+}
+
+/// Whether systemd-resolved can be asked over the system bus: it is there, and so is the bus.
+pub fn resolves_by_system_bus(root: &Path) -> bool {
+    [name_services::SYSTEM_BUS, name_services::RESOLVED]
+        .iter()
+        .all(|path| below(root, path).exists())
+}
+
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Why a service's socket could not be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum CloseError {
     /// The job runs as root.
@@ -49,11 +120,14 @@ pub enum CloseError {
         /// The socket.
         path: PathBuf,
     },
-    /// An engine listens on an abstract address, which has no permissions.
-    #[error(
-        "a container engine listens on the abstract address {0:?}, which can't be closed to a user"
-    )]
-    Abstract(String),
+    /// It is an abstract address, which has no permissions.
+    #[error("{service} listens on the abstract address {name:?}, which can't be closed to a user")]
+    Abstract {
+        /// Who listens.
+        service: Service,
+        /// Where.
+        name: String,
+    },
 }
 
 /// What is closed for a job, as it is written down.
@@ -63,22 +137,24 @@ struct Record {
     sockets: BTreeSet<PathBuf>,
 }
 
-/// The sockets that are closed for one job.
+/// The sockets of some services that are closed for one job.
 #[derive(Debug)]
-pub struct EngineSockets {
+pub struct ClosedSockets {
+    service: Service,
     file: PathBuf,
     root: PathBuf,
     worker: u32,
     record: Record,
 }
 
-impl EngineSockets {
-    /// Closes the sockets of all engines to the user of the job's Worker. `directory` is where it is written down; `root` leads
-    /// to the host's directories.
+impl ClosedSockets {
+    /// Closes the sockets of all such services to the user of the job's Worker. `directory` is where it is written down; `root`
+    /// leads to the host's directories.
     ///
     /// # Errors
-    /// When one could not be closed; those that were are closed until [`EngineSockets::open`].
+    /// When one could not be closed; then none is.
     pub fn close(
+        service: Service,
         directory: &Path,
         root: &Path,
         job: &str,
@@ -93,11 +169,11 @@ impl EngineSockets {
             .mode(0o700)
             .create(directory)
             .map_err(CloseError::Record)?;
-        let file = directory.join(job);
+        let file = directory.join(format!("{job}{}", service.suffix()));
         // A monitor before this one may have closed them for the same job.
         let before = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let record = Record { uid, ..before.unwrap_or_default() };
-        let mut closed = Self { file, root: root.to_owned(), worker, record };
+        let mut closed = Self { service, file, root: root.to_owned(), worker, record };
         match closed.renew() {
             Ok(_) => Ok(closed),
             Err(error) => {
@@ -112,7 +188,7 @@ impl EngineSockets {
     /// # Errors
     /// See [`CloseError`].
     pub fn renew(&mut self) -> Result<usize, CloseError> {
-        let (paths, abstracts) = listening(&self.root);
+        let (paths, abstracts) = self.service.listening(&self.root);
         let mut renewed = 0;
         for path in paths {
             if !self.can_connect(&path)? {
@@ -129,15 +205,15 @@ impl EngineSockets {
             renewed += 1;
         }
         match abstracts.into_iter().next() {
-            Some(name) => Err(CloseError::Abstract(name)),
+            Some(name) => Err(CloseError::Abstract { service: self.service, name }),
             None => Ok(renewed),
         }
     }
 
-    /// Where engines make sockets: the usual directories, or of one that is not there what is above it, and those of the
+    /// Where such services make sockets: the usual directories, or of one that is not there what is above it, and those of the
     /// sockets that were closed.
     pub fn directories(&self) -> Vec<PathBuf> {
-        let usual = USUAL_SOCKETS.iter().map(|path| self.root.join(path.trim_start_matches('/')));
+        let usual = self.service.usual_sockets().into_iter().map(|path| below(&self.root, path));
         let all = usual.chain(self.record.sockets.iter().cloned());
         all.filter_map(|path| {
             path.ancestors().skip(1).find(|above| above.is_dir()).map(PathBuf::from)
@@ -169,7 +245,7 @@ impl EngineSockets {
         let groups: Vec<u32> = status.groups.clone();
         let tried = with_rights_of(status.ruid, status.rgid, &groups, || UnixStream::connect(path));
         match tried.map_err(|_| CloseError::Worker)? {
-            // An engine that does not accept now may do so later.
+            // A service that does not accept now may do so later.
             Ok(_) => Ok(true),
             Err(error) => Ok(!matches!(
                 error.kind(),
@@ -183,7 +259,7 @@ impl EngineSockets {
 pub fn open_left_overs(directory: &Path, is_running: impl Fn(&str) -> bool) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if is_running(&name) {
+        if is_running(name.split('.').next().unwrap_or(&name)) {
             continue;
         }
         match fs::read(entry.path()).map(|bytes| serde_json::from_slice::<Record>(&bytes)) {
@@ -204,7 +280,7 @@ fn open(file: &Path, record: &Record) {
     for path in record.sockets.iter().filter(|path| !others.contains(*path)) {
         match change(path, |entries| allow(entries, record.uid)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::error!(path = %path.display(), %error, "an engine's socket could not be opened again");
+                tracing::error!(path = %path.display(), %error, "a service's socket could not be opened again");
             }
             _ => {}
         }
@@ -249,7 +325,7 @@ mod tests {
             getxattr(&path, ATTRIBUTE, buffer.as_mut_slice()).is_ok()
         };
         let record = Record { uid: 12_346, sockets: [path.clone()].into() };
-        for job in ["a", "b"] {
+        for job in ["a", "a.names", "b.names"] {
             fs::write(records.join(job), serde_json::to_vec(&record).unwrap()).unwrap();
         }
         open_left_overs(&records, |job| job == "b");

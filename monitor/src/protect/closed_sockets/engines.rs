@@ -5,7 +5,7 @@ use crate::containers::facts::is_called;
 use crate::watch::inodes::socket_inodes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where engines listen that have not been started yet, or not by a program of a known name.
 pub(super) const USUAL_SOCKETS: &[&str] = &[
@@ -26,12 +26,9 @@ pub const USUAL_PORTS: [u16; 2] = [2375, 2376];
 /// `accept` flag of `/proc/net/unix` (`__SO_ACCEPTCON`).
 const LISTENING: u32 = 0x1_0000;
 
-/// The sockets that engines listen on: those with a path, and abstract ones.
-pub(super) fn listening(root: &Path) -> (BTreeSet<PathBuf>, Vec<String>) {
-    let at = |path: &str| root.join(path.trim_start_matches('/'));
-    let mut paths: BTreeSet<PathBuf> =
-        USUAL_SOCKETS.iter().map(|path| at(path)).filter(|path| path.exists()).collect();
-    let mut abstracts = Vec::new();
+/// The sockets that running engines listen on: those with a path, and abstract ones.
+pub(super) fn listening() -> (BTreeSet<PathBuf>, Vec<String>) {
+    let (mut paths, mut abstracts) = (BTreeSet::new(), Vec::new());
     for pid in engines() {
         let listed = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
         let names: BTreeMap<u64, &str> = listed.lines().filter_map(listener).collect();
