@@ -21,6 +21,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use engines::{USUAL_PORTS, engine_ports};
 
@@ -189,9 +190,15 @@ impl ClosedSockets {
     /// See [`CloseError`].
     pub fn renew(&mut self) -> Result<usize, CloseError> {
         let (paths, abstracts) = self.service.listening(&self.root);
+        let _alone = one_at_a_time();
+        let others = others_of(&self.file, self.record.uid);
         let mut renewed = 0;
         for path in paths {
             if !self.can_connect(&path)? {
+                // What another job of the user has closed stays closed when that one ends.
+                if others.contains(&path) && self.record.sockets.insert(path) {
+                    self.write_down().map_err(CloseError::Record)?;
+                }
                 continue;
             }
             self.record.sockets.insert(path.clone());
@@ -228,6 +235,7 @@ impl ClosedSockets {
 
     /// Opens everything again.
     pub fn open(&self) {
+        let _alone = one_at_a_time();
         open(&self.file, &self.record);
     }
 
@@ -255,8 +263,16 @@ impl ClosedSockets {
     }
 }
 
+/// What one job closes, and another of the same user opens, must not be decided at the same time.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static CHANGING: Mutex<()> = Mutex::new(());
+    // Nothing is guarded but the order.
+    CHANGING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Opens what jobs left closed that do not run any more: an earlier monitor died. `is_running` says which do.
 pub fn open_left_overs(directory: &Path, is_running: impl Fn(&str) -> bool) {
+    let _alone = one_at_a_time();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_running(name.split('.').next().unwrap_or(&name)) {
@@ -310,7 +326,42 @@ mod tests {
     use super::access_list::ATTRIBUTE;
     use super::*;
     use rustix::fs::getxattr;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    /// A directory for a root, in which nscd listens, and a process that is not root's.
+    fn host_with_name_service() -> (tempfile::TempDir, UnixListener, std::process::Child) {
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = root.path().join("run/nscd/socket");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        let worker = Command::new("sleep").arg("1000").uid(12_346).gid(12_346).spawn().unwrap();
+        (root, listener, worker)
+    }
+
+    #[test]
+    fn what_two_jobs_of_a_user_have_closed_is_opened_with_the_second() {
+        let (root, _listener, mut worker) = host_with_name_service();
+        let records = root.path().join("closed");
+        let service = Service::NameService { with_system_bus: false };
+        let close = |job: &str| {
+            ClosedSockets::close(service, &records, root.path(), job, worker.id(), 12_346).unwrap()
+        };
+        let jobs = [close("a"), close("b")];
+        let path = root.path().join("run/nscd/socket");
+        let is_open = || jobs[0].can_connect(&path).unwrap();
+        assert!(!is_open());
+        jobs[0].open();
+        assert!(!is_open(), "it is open to a job that runs");
+        jobs[1].open();
+        assert!(is_open());
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+    }
 
     #[test]
     fn left_overs_are_opened_and_those_of_running_jobs_stay() {
