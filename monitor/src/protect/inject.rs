@@ -7,6 +7,8 @@
 //!   registers are given back; given back at the end of our own call, it would see the kernel's internal `ERESTARTSYS`.
 //! * A signal comes meanwhile. Its handler would run with the registers of our call. So all signals are blocked meanwhile;
 //!   they wait, with all that they carry, and come afterwards.
+//! * The thread computes with registers of which a system call keeps a part only (the vector extensions of aarch64): they are
+//!   given back as well.
 //! * The process is stopped by SIGSTOP, which can't be blocked: it is passed on, the call is made all the same, and the
 //!   kernel stops the thread again when we let go.
 //! * The thread is in the middle of a restartable sequence: it is let run and stopped again.
@@ -107,6 +109,7 @@ impl Injection<'_> {
             return Ok(Injected::Gone);
         }
         let own = thread.registers().map_err(at("read the registers of"))?;
+        let vectors = thread.vectors().map_err(at("read the vectors of"))?;
         let mask = thread.signal_mask().map_err(at("read the signal mask of"))?;
         thread.kill_if_abandoned(true).map_err(at("set options of"))?;
         thread.set_signal_mask(u64::MAX).map_err(at("block the signals of"))?;
@@ -133,6 +136,7 @@ impl Injection<'_> {
         if !self.go_to(&thread, Resume::Continue, Stop::Event)? {
             return Ok(Injected::Gone);
         }
+        thread.set_vectors(&vectors).map_err(at("give back the vectors of"))?;
         thread.set_registers(&own).map_err(at("give back the registers of"))?;
         thread.set_signal_mask(mask).map_err(at("give back the signal mask of"))?;
         thread.kill_if_abandoned(false).map_err(at("set options of"))?;

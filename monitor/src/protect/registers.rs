@@ -56,6 +56,10 @@ pub(super) fn is_outside_of_calls(registers: &Registers) -> bool {
     registers.orig_rax.cast_signed() < 0
 }
 
+/// `PSR_BTYPE_MASK` (asm/ptrace.h): whether and how the program has just branched.
+#[cfg(target_arch = "aarch64")]
+const BRANCH_TYPE: u64 = 0b11 << 10;
+
 /// `registers` with the program about to execute the instruction at `instruction`, which makes the call.
 ///
 /// When a call was interrupted, the kernel shows the registers set back to its instruction already (arch/arm64/kernel/signal.c,
@@ -65,6 +69,9 @@ pub(super) fn is_outside_of_calls(registers: &Registers) -> bool {
 pub(super) fn with_call(registers: &Registers, instruction: u64, call: Prctl) -> Registers {
     let mut changed = *registers;
     changed.pc = instruction;
+    // The program may have been on its way to the target of an indirect branch, where any other instruction than the one
+    // that marks targets is a fault.
+    changed.pstate &= !BRANCH_TYPE;
     changed.regs[8] = libc::SYS_prctl.unsigned_abs();
     changed.regs[0] = u64::from(call.option.unsigned_abs());
     changed.regs[1] = call.value;
