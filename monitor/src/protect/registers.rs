@@ -44,6 +44,14 @@ pub(super) fn with_call(registers: &Registers, instruction: u64, call: Prctl) ->
     }
 }
 
+/// Where the thread makes a system call next, if that decides what signals do to the call.
+///
+/// The registers say which call was interrupted, and the kernel looks at them when it delivers a signal.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn next_call(_: &Registers) -> Option<u64> {
+    None
+}
+
 /// What the call returned: 0, or a negative error number.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn result(registers: &Registers) -> i64 {
@@ -77,6 +85,15 @@ pub(super) fn with_call(registers: &Registers, instruction: u64, call: Prctl) ->
     changed.regs[1] = call.value;
     changed.regs[2..5].fill(0);
     changed
+}
+
+/// Where the thread makes a system call next, if that decides what signals do to the call.
+///
+/// Registers that were set back no longer say that a call was interrupted: a signal that is delivered with them runs its
+/// handler before the call, and what should have ended the call comes too early for it. Within the call it does not.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn next_call(registers: &Registers) -> Option<u64> {
+    Some(registers.pc)
 }
 
 /// What the call returned: 0, or a negative error number.
