@@ -58,7 +58,10 @@ fn compile(clang: &str, name: &str, object: &Path) -> Result<(), String> {
 
 /// A libelf of 2023 or newer can read sections compressed with zstd, and its static library then needs that one too.
 fn link_what_libelf_needs() {
-    let asked = Command::new("pkg-config").args(["--print-requires-private", "libelf"]).output();
+    // The variable that libbpf-sys asks, too: a cross build has a pkg-config of the target's libraries.
+    println!("cargo:rerun-if-env-changed=PKG_CONFIG");
+    let program = env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_owned());
+    let asked = Command::new(program).args(["--print-requires-private", "libelf"]).output();
     let Ok(answer) = asked else { return };
     if String::from_utf8_lossy(&answer.stdout).contains("zstd") {
         println!("cargo:rustc-link-lib=zstd");

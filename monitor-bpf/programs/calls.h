@@ -163,7 +163,7 @@ static __always_inline enum call native_call(u32 number)
 static __always_inline enum bytes_at bytes_at(u32 number, bool compat)
 {
     if (compat)
-        return number == 3 || number == 4 || number == 290 || number == 292 ? BYTES_DIRECT : BYTES_NOWHERE;
+        return number == 3 || number == 4 || (number >= 289 && number <= 292) ? BYTES_DIRECT : BYTES_NOWHERE;
     switch (number) {
     case 63: case 64: case 206: case 207: return BYTES_DIRECT;
     case 65: case 66: return BYTES_VECTOR;
@@ -184,8 +184,8 @@ static __always_inline enum call compat_call(u32 number)
     case 438: return CALL_GETFD;
     case 364: return CALL_PERF;
     case 283: return CALL_CONNECT;
-    case 291: case 292: case 297: case 365: return CALL_RECEIVE;
-    case 4: case 146: case 290: case 296: return CALL_WRITE;
+    case 291: case 292: case 297: case 365: case 417: return CALL_RECEIVE; /* recv, recvfrom, recvmsg, recvmmsg */
+    case 4: case 146: case 289: case 290: case 296: return CALL_WRITE;     /* write, writev, send, sendto, sendmsg */
     case 41: case 63: case 55: case 221: case 358: return CALL_DUPLICATE;
     }
     return CALL_OTHER;

@@ -6,7 +6,10 @@
 //!   on from a stop *on the way back to the program*. So the thread is brought to such a stop a second time before its
 //!   registers are given back; given back at the end of our own call, it would see the kernel's internal `ERESTARTSYS`.
 //! * A signal comes meanwhile. Its handler would run with the registers of our call. So all signals are blocked meanwhile;
-//!   they wait, with all that they carry, and come afterwards.
+//!   they wait, with all that they carry, and come afterwards: where the registers don't say that a call was interrupted,
+//!   when the thread is in that call again, so that a signal which ends the call does.
+//! * The thread computes with registers of which a system call keeps a part only (the vector extensions of aarch64): they are
+//!   given back as well.
 //! * The process is stopped by SIGSTOP, which can't be blocked: it is passed on, the call is made all the same, and the
 //!   kernel stops the thread again when we let go.
 //! * The thread is in the middle of a restartable sequence: it is let run and stopped again.
@@ -14,8 +17,8 @@
 //! * This monitor is killed meanwhile. As long as the registers are not the thread's own, the kernel kills the Worker with
 //!   us: a job that fails is better than a Worker that goes on with foreign registers.
 
-use super::registers::{Prctl, is_outside_of_calls, result, with_call};
-use crate::sys::ptrace::{Resume, Stop, Thread};
+use super::registers::{INSTRUCTION, Prctl, is_outside_of_calls, next_call, result, with_call};
+use crate::sys::ptrace::{Registers, Resume, Stop, Thread};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -107,6 +110,7 @@ impl Injection<'_> {
             return Ok(Injected::Gone);
         }
         let own = thread.registers().map_err(at("read the registers of"))?;
+        let vectors = thread.vectors().map_err(at("read the vectors of"))?;
         let mask = thread.signal_mask().map_err(at("read the signal mask of"))?;
         thread.kill_if_abandoned(true).map_err(at("set options of"))?;
         thread.set_signal_mask(u64::MAX).map_err(at("block the signals of"))?;
@@ -133,7 +137,13 @@ impl Injection<'_> {
         if !self.go_to(&thread, Resume::Continue, Stop::Event)? {
             return Ok(Injected::Gone);
         }
+        thread.set_vectors(&vectors).map_err(at("give back the vectors of"))?;
         thread.set_registers(&own).map_err(at("give back the registers of"))?;
+        if self.makes_a_call_next(&own)
+            && !self.go_to(&thread, Resume::ToSystemCall, Stop::SystemCall)?
+        {
+            return Ok(Injected::Gone);
+        }
         thread.set_signal_mask(mask).map_err(at("give back the signal mask of"))?;
         thread.kill_if_abandoned(false).map_err(at("set options of"))?;
         thread.detach().map_err(at("let go of"))?;
@@ -164,6 +174,15 @@ impl Injection<'_> {
         thread.restartable_sequences().is_some_and(|address| {
             self.memory.read_exact_at(&mut sequence, address + RSEQ_CS_OFFSET).is_ok()
                 && u64::from_ne_bytes(sequence) != 0
+        })
+    }
+
+    /// Whether the thread must be in its next system call before it gets signals again.
+    fn makes_a_call_next(&self, own: &Registers) -> bool {
+        let mut instruction = [0; INSTRUCTION.len()];
+        next_call(own).is_some_and(|address| {
+            self.memory.read_exact_at(&mut instruction, address).is_ok()
+                && instruction == INSTRUCTION
         })
     }
 

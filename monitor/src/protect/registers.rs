@@ -44,6 +44,14 @@ pub(super) fn with_call(registers: &Registers, instruction: u64, call: Prctl) ->
     }
 }
 
+/// Where the thread makes a system call next, if that decides what signals do to the call.
+///
+/// The registers say which call was interrupted, and the kernel looks at them when it delivers a signal.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn next_call(_: &Registers) -> Option<u64> {
+    None
+}
+
 /// What the call returned: 0, or a negative error number.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn result(registers: &Registers) -> i64 {
@@ -56,6 +64,10 @@ pub(super) fn is_outside_of_calls(registers: &Registers) -> bool {
     registers.orig_rax.cast_signed() < 0
 }
 
+/// `PSR_BTYPE_MASK` (asm/ptrace.h): whether and how the program has just branched.
+#[cfg(target_arch = "aarch64")]
+const BRANCH_TYPE: u64 = 0b11 << 10;
+
 /// `registers` with the program about to execute the instruction at `instruction`, which makes the call.
 ///
 /// When a call was interrupted, the kernel shows the registers set back to its instruction already (arch/arm64/kernel/signal.c,
@@ -65,11 +77,23 @@ pub(super) fn is_outside_of_calls(registers: &Registers) -> bool {
 pub(super) fn with_call(registers: &Registers, instruction: u64, call: Prctl) -> Registers {
     let mut changed = *registers;
     changed.pc = instruction;
+    // The program may have been on its way to the target of an indirect branch, where any other instruction than the one
+    // that marks targets is a fault.
+    changed.pstate &= !BRANCH_TYPE;
     changed.regs[8] = libc::SYS_prctl.unsigned_abs();
     changed.regs[0] = u64::from(call.option.unsigned_abs());
     changed.regs[1] = call.value;
     changed.regs[2..5].fill(0);
     changed
+}
+
+/// Where the thread makes a system call next, if that decides what signals do to the call.
+///
+/// Registers that were set back no longer say that a call was interrupted: a signal that is delivered with them runs its
+/// handler before the call, and what should have ended the call comes too early for it. Within the call it does not.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn next_call(registers: &Registers) -> Option<u64> {
+    Some(registers.pc)
 }
 
 /// What the call returned: 0, or a negative error number.

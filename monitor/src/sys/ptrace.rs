@@ -22,12 +22,29 @@ const GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 /// `NT_PRSTATUS` (elf.h): the general registers.
 const GENERAL_REGISTERS: usize = 1;
 
+/// The sets of registers of which a system call may forget a part: those of the scalable vector and matrix extensions,
+/// `NT_ARM_SVE` and `NT_ARM_SSVE` (elf.h). Elsewhere a call leaves all vector registers as they are.
+#[cfg(target_arch = "aarch64")]
+const FORGOTTEN_BY_CALLS: [usize; 2] = [0x405, 0x40b];
+#[cfg(not(target_arch = "aarch64"))]
+const FORGOTTEN_BY_CALLS: [usize; 0] = [];
+
+/// `SVE_PT_REGS_SVE` (asm/ptrace.h): the set holds more than a system call keeps.
+const HOLDS_VECTORS: u16 = 1;
+
 /// The pauses between two looks whether a thread has stopped: a thread that waits stops within some 50 µs.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// The registers of a thread as the kernel shows them.
 pub type Registers = libc::user_regs_struct;
+
+/// What of a thread's registers a system call would forget.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Vectors {
+    /// By the set's number.
+    sets: Vec<(usize, Vec<u8>)>,
+}
 
 /// Why a thread has stopped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,6 +86,18 @@ struct RseqConfiguration {
     signature: u32,
     flags: u32,
     padding: u32,
+}
+
+/// `struct user_sve_header`, with which the kernel's answer begins.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct VectorHeader {
+    size: u32,
+    most_size: u32,
+    vector_length: u16,
+    most_vector_length: u16,
+    flags: u16,
+    reserved: u16,
 }
 
 impl Thread {
@@ -190,6 +219,51 @@ impl Thread {
             iov_len: size_of::<Registers>(),
         };
         self.request(libc::PTRACE_SETREGSET, GENERAL_REGISTERS, &raw mut vector as usize)
+    }
+
+    /// What of its registers a system call would forget. It must be stopped.
+    ///
+    /// # Errors
+    /// `ESRCH` when it is gone or not stopped.
+    pub fn vectors(&self) -> io::Result<Vectors> {
+        let mut vectors = Vectors::default();
+        for set in FORGOTTEN_BY_CALLS {
+            let mut header = VectorHeader::default();
+            let mut vector = libc::iovec {
+                iov_base: (&raw mut header).cast::<c_void>(),
+                iov_len: size_of::<VectorHeader>(),
+            };
+            match self.request(libc::PTRACE_GETREGSET, set, &raw mut vector as usize) {
+                Ok(()) => {}
+                // The processor or the kernel has no such registers.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
+                Err(error) => return Err(error),
+            }
+            if header.flags & HOLDS_VECTORS == 0 {
+                continue;
+            }
+            let mut bytes = vec![0_u8; header.size as usize];
+            let mut vector =
+                libc::iovec { iov_base: bytes.as_mut_ptr().cast::<c_void>(), iov_len: bytes.len() };
+            self.request(libc::PTRACE_GETREGSET, set, &raw mut vector as usize)?;
+            bytes.truncate(vector.iov_len);
+            vectors.sets.push((set, bytes));
+        }
+        Ok(vectors)
+    }
+
+    /// Gives back what a system call may have forgotten. It must be stopped.
+    ///
+    /// # Errors
+    /// `ESRCH` when it is gone or not stopped.
+    pub fn set_vectors(&self, vectors: &Vectors) -> io::Result<()> {
+        for (set, bytes) in &vectors.sets {
+            let mut copy = bytes.clone();
+            let mut vector =
+                libc::iovec { iov_base: copy.as_mut_ptr().cast::<c_void>(), iov_len: copy.len() };
+            self.request(libc::PTRACE_SETREGSET, *set, &raw mut vector as usize)?;
+        }
+        Ok(())
     }
 
     /// The signals that it blocks. It must be stopped.

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/select.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -75,13 +76,18 @@ static void *writer(void *unused) {
     return unused;
 }
 
-// Registers of a thread that makes no calls.
+static uint64_t shifted(uint64_t value) { return value >> 7; }
+
+// By a pointer: some processors remember until the next instruction that a call came that way.
+static uint64_t (*volatile shift)(uint64_t) = shifted;
+
+// Registers of a thread that makes no system calls.
 static void *computer(void *unused) {
     while (!done) {
         uint64_t a = 1, b = 2, c = 3, d = 4;
         double x = 1.0, y = 3.0;
         for (int i = 0; i < 200000; i++) {
-            a = a * 6364136223846793005ULL + b; b ^= a >> 7; c += b * 3; d = (d << 1 | d >> 63) ^ c;
+            a = a * 6364136223846793005ULL + b; b ^= shift(a); c += b * 3; d = (d << 1 | d >> 63) ^ c;
             x += y / 7.0; y = y * 0.999 + 1.0;
         }
         static _Thread_local uint64_t first; static _Thread_local double first_x;
@@ -91,6 +97,33 @@ static void *computer(void *unused) {
     }
     return unused;
 }
+
+#if defined(__aarch64__)
+// Registers of the scalable vector extension, of which system calls keep the first 128 bits only.
+__attribute__((target("+sve"))) static void *vector_computer(void *unused) {
+    while (!done && getauxval(AT_HWCAP) & HWCAP_SVE) {
+        uint64_t rounds = 1000000, changed, active, all;
+        __asm__ volatile("ptrue p7.b\n"
+                         "index z31.b, #0, #1\n"
+                         "1: subs %0, %0, #1\n"
+                         "b.ne 1b\n"
+                         "ptrue p6.b\n"
+                         "index z30.b, #0, #1\n"
+                         "cmpne p5.b, p6/z, z30.b, z31.b\n"
+                         "cntp %1, p6, p5.b\n"
+                         "cntp %2, p6, p7.b\n"
+                         "cntb %3\n"
+                         : "+r"(rounds), "=r"(changed), "=r"(active), "=r"(all)
+                         :
+                         : "z30", "z31", "p5", "p6", "p7", "cc");
+        if (changed != 0) fail("vectors changed", (long)changed);
+        if (active != all) fail("predicates changed", (long)active);
+    }
+    return unused;
+}
+#else
+static void *vector_computer(void *unused) { return unused; }
+#endif
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
@@ -180,7 +213,7 @@ int main(void) {
     struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO};
     sigaction(SIGRTMIN + 3, &action, 0);
     if (pipe(pipes)) return 2;
-    void *(*starts[])(void *) = {sleeper, poller, reader, writer, computer, turner, turner, sender, maker, parent};
+    void *(*starts[])(void *) = {sleeper, poller, reader, writer, computer, vector_computer, turner, turner, sender, maker, parent};
     pthread_t threads[sizeof starts / sizeof *starts];
     pthread_create(&receiver_thread, 0, receiver, 0);
     long turners = 0;
