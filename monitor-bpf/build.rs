@@ -56,8 +56,13 @@ fn compile(clang: &str, name: &str, object: &Path) -> Result<(), String> {
     Err(format!("`{clang}` failed:\n{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// A libelf of 2023 or newer can read sections compressed with zstd, and its static library then needs that one too.
+/// A libelf of 2023 or newer can read sections compressed with zstd, and its static library then needs that one too; that of
+/// elfutils 0.192 lacks two functions.
 fn link_what_libelf_needs() {
+    const GAPS: &str = "libelf_search_tree.c";
+    println!("cargo:rerun-if-changed={GAPS}");
+    // Whole: nothing has asked for the functions yet when the linker comes to them.
+    cc::Build::new().file(GAPS).link_lib_modifier("+whole-archive").compile("elf_search_tree");
     // The variable that libbpf-sys asks, too: a cross build has a pkg-config of the target's libraries.
     println!("cargo:rerun-if-env-changed=PKG_CONFIG");
     let program = env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_owned());

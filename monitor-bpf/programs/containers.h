@@ -137,7 +137,7 @@ int BPF_PROG(container_executes, struct task_struct *task)
     told->contained.container = container;
     told->contained.is_held = 0;
     told->contained.pad = 0;
-    /* By the stack: before Linux 5.17 no value of a map may be copied from a ring buffer's memory. */
+    /* By the stack: Linux 5.15 takes no value of a map from the memory of a ring buffer. */
     u64 now = told->event.time;
     bpf_map_update_elem(&told_containers, &container, &now, BPF_ANY);
     bool may_hold = member || (host->is_holding_all && is_made_in(task, mounts, host->network));
