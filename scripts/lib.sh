@@ -66,6 +66,19 @@ require_cgroup_v2() {
             "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1"
 }
 
+# Tests read the memory of processes of their own that are no children of the reader. Where Yama forbids that (Ubuntu), it is
+# allowed until the script ends.
+allow_tracing() {
+    local scope=/proc/sys/kernel/yama/ptrace_scope before
+    before=$(cat "$scope" 2>/dev/null || echo 0)
+    [ "$before" != 0 ] || return 0
+    say "kernel.yama.ptrace_scope is 0 while this runs, and $before again afterwards"
+    echo 0 >"$scope" || die "kernel.yama.ptrace_scope can't be changed from $before to 0" \
+        "it is 3 until the machine is restarted; run the tests on another one"
+    # shellcheck disable=SC2064  # As it is now.
+    trap "echo '$before' >'$scope'" EXIT
+}
+
 # Whether the kernel takes an nftables table; tried in a network namespace of its own.
 require_nftables() {
     unshare -n nft add table inet portcullis_probe 2>/dev/null ||
