@@ -418,6 +418,8 @@ int BPF_PROG(delivers, int signal, void *information, void *action)
     return 0;
 }
 
+#define SIGNAL_CHILD 17
+
 struct signal_event {
     struct event event;
     struct sent_signal signal;
@@ -439,7 +441,8 @@ int BPF_PROG(signals, int signal, void *information, struct task_struct *target)
         if (signal == SIGNAL_STOP && bpf_map_lookup_elem(&ended, &sender))
             bpf_map_update_elem(&monitor_stopped, &key, &is_stopped, BPF_ANY);
         struct membership *member = bpf_task_storage_get(&members, task, 0, 0);
-        if (!member || sender == process)
+        /* The kernel tells a tracer of each stop by SIGCHLD, as the monitor is at binding; whoever sends it harms nobody. */
+        if (!member || sender == process || signal == SIGNAL_CHILD)
             return 0;
         struct signal_event told = {.signal = {.number = signal}};
         describe(&told.event, EVENT_SIGNAL, task, member->job);

@@ -1,11 +1,15 @@
 //! When a job is looked at: soon after a connection was made, when somebody asks, a second after the last look when nothing
-//! happens, and never so often that looking takes more than its share of a processor.
+//! happens, and not so often that looking takes more than its share of a processor, unless a look takes very long.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How often a job with a connection to another machine is looked at when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long a job is not looked at, at most, to keep looking within its share: a look at a host with many sockets, or with too
+/// few processors, takes long, and a shell that lives for longer than this is to be seen all the same.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// How much is spent on seeing a shell soon.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +135,7 @@ impl Budget {
         let owes = self.debt.saturating_sub(earned);
         let cost = end.saturating_duration_since(begin) + owes;
         self.left = has.saturating_sub(cost);
-        self.debt = cost.saturating_sub(has);
+        self.debt = cost.saturating_sub(has).min(LONGEST_REST / self.pace.share);
         self.at = end;
     }
 
@@ -219,6 +223,17 @@ mod tests {
             looks += run(&mut schedule, &mut now, next, Duration::from_micros(100));
         }
         assert!((8..=11).contains(&looks), "{looks} looks in a second");
+    }
+
+    #[test]
+    fn a_look_that_takes_long_does_not_put_the_next_one_off_for_long() {
+        for pace in [Pace::HASTY, Pace::CALM] {
+            let begin = Instant::now();
+            let mut schedule = Schedule::starting(begin, pace);
+            let (mut now, cost) = (begin, Duration::from_millis(500));
+            let looks = run(&mut schedule, &mut now, begin + Duration::from_mins(1), cost);
+            assert!(looks >= 35, "{looks} looks in a minute");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::caller::testing::{FakeRunner, eventually};
 use crate::cgroup::{Cgroup, Hierarchy};
+use crate::sys::ptrace::Thread;
 use portcullis_monitor_bpf::event::AccessWay;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,12 +33,15 @@ struct Seen {
     unusual: Mutex<Vec<Unusual>>,
     escaped: Mutex<Vec<(Process, Escape, Option<Process>)>>,
     accessed: Mutex<Vec<(Process, Access)>>,
+    signalled: Mutex<Vec<u32>>,
 }
 
 impl KernelObserver for Seen {
     fn held(&self, _process: ProcessKey) {}
 
-    fn signalled(&self, _process: Process, _signal: u32) {}
+    fn signalled(&self, _process: Process, signal: u32) {
+        self.signalled.lock().unwrap().push(signal);
+    }
 
     fn executed(&self, process: Process) {
         self.executed.lock().unwrap().push(process);
@@ -141,10 +145,18 @@ fn nothing_of_a_guarded_memory_is_obtained() {
         eventually("the target goes on", || (!matches!(state(worker), 'T' | 't')).then_some(()));
     }
     for target in [world.runner.listener.pid, std::process::id()] {
-        let (count, text) = obtained(&reader, "open", target, 20);
-        assert_eq!(count, 0, "{text}");
-        let (count, text) = obtained(&reader, "vm-read", target, 20);
-        assert_eq!(count, 0, "{text}");
+        for technique in ["open", "vm-read"] {
+            let (count, text) = obtained(&reader, technique, target, 20);
+            assert_eq!(count, 0, "{text}");
+            // The marker may be nowhere in this memory: what counts is that each reader was ended.
+            eventually("every attempt is told", || {
+                let told = world.seen.accessed.lock().unwrap();
+                let ended = told.iter().filter(|(process, access)| {
+                    process.argv[1] == technique && access.target == target && access.is_ended
+                });
+                (ended.count() >= 20).then_some(())
+            });
+        }
     }
     world.end();
 }
@@ -169,6 +181,32 @@ fn a_reader_is_only_told_where_nobody_is_to_be_ended() {
             told.iter().any(|(_, access)| access.way == way && !access.is_ended).then_some(())
         });
     }
+    world.end();
+}
+
+/// The monitor attaches to the Worker when it is bound: that the kernel tells it of stops is no signal of the job.
+#[test]
+fn stops_of_who_is_traced_are_no_signals_of_the_job() {
+    let mut world = World::new("tracer", true);
+    let traced = world.runner.ask("sleep 1000 & echo $!").parse().unwrap();
+    std::thread::scope(|scope| {
+        // The tracer's thread alone may go on with what it traces.
+        scope.spawn(|| {
+            let thread = Thread::seize(traced).unwrap().unwrap();
+            thread.interrupt().unwrap();
+            thread.wait(Duration::from_secs(20)).unwrap();
+            thread.detach().unwrap();
+        });
+    });
+    // The twin, which comes later: a signal that the job does send.
+    let done = world.runner.ask(&format!("/bin/kill -CONT {}; echo $?", std::process::id()));
+    assert_eq!(done, "0");
+    eventually("the signal is told", || {
+        let told = world.seen.signalled.lock().unwrap();
+        told.contains(&libc::SIGCONT.unsigned_abs()).then_some(())
+    });
+    let told = world.seen.signalled.lock().unwrap().clone();
+    assert!(!told.contains(&libc::SIGCHLD.unsigned_abs()), "{told:?}");
     world.end();
 }
 
