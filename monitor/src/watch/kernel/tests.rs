@@ -189,7 +189,7 @@ fn a_reader_is_only_told_where_nobody_is_to_be_ended() {
 fn stops_of_who_is_traced_are_no_signals_of_the_job() {
     let mut world = World::new("tracer", true);
     let traced = world.runner.ask("sleep 1000 & echo $!").parse().unwrap();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         // The tracer's thread alone may go on with what it traces.
         scope.spawn(|| {
             let thread = Thread::seize(traced).unwrap().unwrap();
