@@ -11,6 +11,7 @@ use crate::egress::target::{CgroupId, OwnerMode};
 use crate::nftables::{Probed, probe};
 use crate::service_manager::ServiceManager;
 use crate::store::{ServedStore, keep_header};
+use crate::watch::audit::take_back_leftovers;
 use crate::watch::backend::Sensors;
 use portcullis_common::event::EnforcementScope;
 use portcullis_common::hook::with_causes;
@@ -82,6 +83,7 @@ impl Host {
             group.inspect_err(|error| tracing::warn!(error = %with_causes(error), "the monitor has no cgroup of its own")).ok()
         });
         let containers = Containers::new(&paths, hierarchy.as_ref().ok().cloned());
+        take_back_leftovers();
         let host = Self {
             dns_source_ports: SourcePorts::default(),
             containers: Arc::new(containers),

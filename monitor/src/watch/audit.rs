@@ -3,10 +3,15 @@
 //!
 //! Records are read by multicast, so that an audit daemon of the machine goes on as before, and rules carry a key of ours.
 //! Only threads that were made while audit was on are told of: a daemon that is older is not.
-//! Who has audit switched on pays for it at each system call (some 0.1 µs), and the kernel gives every process that is made a
-//! context for it from then on; so a rule that gives it to none is left behind where it was off before.
+//! Who has audit switched on pays for it at each system call (some 0.1 µs, with our rules more), and the kernel gives every
+//! process that is made a context for it from then on; so a rule that gives it to none is left behind where it was off before.
+//! A monitor that is killed leaves its rules: who uses them, and whether audit was off before, is kept in the kernel with them
+//! ([`users`]), so that the next monitor takes them back.
+
+mod users;
 
 use super::netlink::{Connection, HEADER_LENGTH, Pace, Reader, messages};
+use crate::caller::ProcFs;
 use crate::sys::namespace::in_network_namespace;
 use netlink_packet_core::{NLM_F_ACK, NetlinkDeserializable, NetlinkHeader};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -18,6 +23,7 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+use users::User;
 
 /// `NETLINK_AUDIT`.
 const NETLINK_AUDIT: isize = 9;
@@ -30,16 +36,19 @@ const AUDIT_GET: u16 = 1000;
 const AUDIT_SET: u16 = 1001;
 const AUDIT_ADD_RULE: u16 = 1011;
 const AUDIT_DEL_RULE: u16 = 1012;
+const AUDIT_LIST_RULES: u16 = 1013;
 const AUDIT_SYSCALL: u16 = 1300;
 const AUDIT_OBJ_PID: u16 = 1318;
 
-/// `AUDIT_FILTER_TASK`, `AUDIT_FILTER_EXIT`; `AUDIT_NEVER`, `AUDIT_ALWAYS`.
+/// `AUDIT_FILTER_USER`, `AUDIT_FILTER_TASK`, `AUDIT_FILTER_EXIT`; `AUDIT_NEVER`, `AUDIT_ALWAYS`.
+const FILTER_USER: u32 = 0;
 const FILTER_TASK: u32 = 1;
 const FILTER_EXIT: u32 = 4;
 const NEVER: u32 = 0;
 const ALWAYS: u32 = 2;
 
-/// `AUDIT_ARCH`, `AUDIT_ARG0`, `AUDIT_FILTERKEY`; `AUDIT_EQUAL`.
+/// `AUDIT_PID`, `AUDIT_ARCH`, `AUDIT_ARG0`, `AUDIT_FILTERKEY`; `AUDIT_EQUAL`.
+const FIELD_PID: u32 = 0;
 const FIELD_ARCH: u32 = 11;
 const FIELD_FIRST_ARGUMENT: u32 = 200;
 const FIELD_KEY: u32 = 210;
@@ -110,8 +119,8 @@ pub(crate) struct Reach {
 #[derive(Debug)]
 pub(crate) struct AuditRules {
     control: Mutex<Connection>,
-    /// It was off before.
-    is_ours: bool,
+    /// This process.
+    user: User,
 }
 
 /// The rules are the machine's: all jobs share them.
@@ -119,7 +128,7 @@ static SHARED: Mutex<Weak<AuditRules>> = Mutex::new(Weak::new());
 
 /// Whether audit could be used, without changing anything.
 pub(crate) fn probe() -> io::Result<()> {
-    if status(&mut control()?)? == LOCKED {
+    if status(&mut control()?)?.enabled == LOCKED {
         return Err(io::Error::other("audit is locked until the machine is restarted"));
     }
     Ok(())
@@ -142,34 +151,50 @@ impl AuditRules {
 
     fn add() -> io::Result<Self> {
         let mut control = control()?;
-        let enabled = status(&mut control)?;
+        let Status { enabled, .. } = status(&mut control)?;
         if enabled == LOCKED {
             return Err(io::Error::other("audit is locked until the machine is restarted"));
         }
-        // Of a monitor that rested, or was killed.
+        let key = ProcFs.key(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
+        // Whoever uses our rules already, or was killed while it did, knows better.
+        let was_off = enabled == 0 || users::listed(&mut control)?.iter().any(|user| user.was_off);
+        let user = User { key, was_off };
+        // First of all, so that nothing is without a name when this is killed now.
+        change(&mut control, AUDIT_ADD_RULE, &user.rule())?;
+        let rules = Self { control: Mutex::new(control), user };
+        rules.put_in_force(enabled)?;
+        Ok(rules)
+    }
+
+    fn put_in_force(&self, enabled: u32) -> io::Result<()> {
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of a monitor that rested.
         let _ = change(&mut control, AUDIT_DEL_RULE, &resting());
         for rule in rules() {
             change(&mut control, AUDIT_ADD_RULE, &rule)?;
         }
-        if enabled == 0 {
-            enable(&mut control, true)?;
-        }
-        Ok(Self { control: Mutex::new(control), is_ours: enabled == 0 })
+        if enabled == 0 { enable(&mut control, true) } else { Ok(()) }
     }
 }
 
 impl Drop for AuditRules {
     fn drop(&mut self) {
         let control = self.control.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut outcomes: Vec<io::Result<()>> =
-            rules().iter().map(|rule| change(control, AUDIT_DEL_RULE, rule)).collect();
-        if self.is_ours {
-            outcomes.push(enable(control, false));
-            outcomes.push(change(control, AUDIT_ADD_RULE, &resting()));
-        }
-        if let Some(error) = outcomes.into_iter().find_map(Result::err) {
-            tracing::warn!(%error, "rules of the audit subsystem could not be taken back; `auditctl -D -k portcullis` does");
-        }
+        warn_of_leftovers(users::leave(control, self.user));
+    }
+}
+
+/// Takes back what monitors left behind that were killed.
+pub(crate) fn take_back_leftovers() {
+    // A kernel without audit, or a monitor that may not use it, has none.
+    if let Ok(mut control) = control() {
+        warn_of_leftovers(users::clear(&mut control));
+    }
+}
+
+fn warn_of_leftovers(outcome: io::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "rules of the audit subsystem could not be taken back; `auditctl -D -k portcullis` does, and `auditctl -e 0` where nobody else uses it");
     }
 }
 
@@ -252,14 +277,25 @@ impl NetlinkDeserializable for Bytes {
     }
 }
 
-/// `enabled` of `struct audit_status`.
-fn status(control: &mut Connection) -> io::Result<u32> {
-    let mut enabled = None;
+/// What is read of `struct audit_status`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Status {
+    /// 0 when it is off.
+    enabled: u32,
+    /// The audit daemon; 0 for none.
+    daemon: u32,
+}
+
+fn status(control: &mut Connection) -> io::Result<Status> {
+    let mut found = None;
     control.request::<Bytes>(AUDIT_GET, 0, &[], |Bytes(status)| {
-        let field = status.get(4..8).and_then(<[u8]>::first_chunk::<4>);
-        enabled = field.map(|field| u32::from_ne_bytes(*field));
+        let word = |at: usize| status.get(at * 4..).and_then(<[u8]>::first_chunk);
+        found = word(1).zip(word(3)).map(|(enabled, daemon)| Status {
+            enabled: u32::from_ne_bytes(*enabled),
+            daemon: u32::from_ne_bytes(*daemon),
+        });
     })?;
-    enabled.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    found.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn enable(control: &mut Connection, enabled: bool) -> io::Result<()> {
@@ -287,6 +323,7 @@ fn rules() -> Vec<Vec<u8>> {
                 ALWAYS,
                 &[abi.ptrace],
                 &[(FIELD_ARCH, abi.architecture), (FIELD_FIRST_ARGUMENT, request)],
+                KEY,
             )
         });
         let copy = rule(
@@ -294,6 +331,7 @@ fn rules() -> Vec<Vec<u8>> {
             ALWAYS,
             &[abi.vm_read, abi.vm_write],
             &[(FIELD_ARCH, abi.architecture)],
+            KEY,
         );
         attach.into_iter().chain([copy])
     };
@@ -302,18 +340,18 @@ fn rules() -> Vec<Vec<u8>> {
 
 /// The rule by which no process that is made has anything to do with audit.
 fn resting() -> Vec<u8> {
-    rule(FILTER_TASK, NEVER, &[], &[])
+    rule(FILTER_TASK, NEVER, &[], &[], KEY)
 }
 
-/// `struct audit_rule_data` with our key.
-fn rule(list: u32, action: u32, calls: &[u32], fields: &[(u32, u32)]) -> Vec<u8> {
+/// `struct audit_rule_data`.
+fn rule(list: u32, action: u32, calls: &[u32], fields: &[(u32, u32)], key: &str) -> Vec<u8> {
     let mut mask = [0_u32; MASK_WORDS];
     for call in calls {
         if let Some(word) = mask.get_mut((call / 32) as usize) {
             *word |= 1 << (call % 32);
         }
     }
-    let length = u32::try_from(KEY.len()).unwrap_or_default();
+    let length = u32::try_from(key.len()).unwrap_or_default();
     let all: Vec<(u32, u32)> = fields.iter().copied().chain([(FIELD_KEY, length)]).collect();
     let mut words = vec![list, action, u32::try_from(all.len()).unwrap_or_default()];
     words.extend(mask);
@@ -323,7 +361,7 @@ fn rule(list: u32, action: u32, calls: &[u32], fields: &[(u32, u32)]) -> Vec<u8>
     words.extend(column(&|at| if at < all.len() { EQUAL } else { 0 }));
     words.push(length);
     let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
-    bytes.extend(KEY.as_bytes());
+    bytes.extend(key.as_bytes());
     bytes
 }
 

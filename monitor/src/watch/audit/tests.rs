@@ -57,7 +57,8 @@ fn calls_are_told_and_rules_taken_back() {
     if !is_first_network_namespace() {
         return;
     }
-    let before = status(&mut control().unwrap()).unwrap();
+    let mut control = control().unwrap();
+    let was_off = was_off_before_tests(&mut control);
     let (sender, receiver) = std::sync::mpsc::channel();
     let reader = AuditReader::start(move |reach| {
         let _ = sender.send(reach);
@@ -78,7 +79,33 @@ fn calls_are_told_and_rules_taken_back() {
     target.kill().unwrap();
     target.wait().unwrap();
     drop(reader);
-    assert_eq!(status(&mut control().unwrap()).unwrap(), before);
+    let own = std::process::id();
+    assert!(users::listed(&mut control).unwrap().iter().all(|user| user.key.pid != own));
+    if was_off {
+        wait_until_off(&mut control);
+    }
+}
+
+/// Whether audit has to be off when no test uses it any more.
+pub(super) fn was_off_before_tests(control: &mut Connection) -> bool {
+    let is_off = status(control).unwrap().enabled == 0;
+    is_off || users::listed(control).unwrap().iter().any(|user| user.was_off)
+}
+
+/// Waits until audit is off, as far as no other test uses it: the rules are the machine's.
+pub(super) fn wait_until_off(control: &mut Connection) {
+    wait_until("audit is off", || {
+        status(control).unwrap().enabled == 0
+            || users::listed(control).unwrap().iter().any(|user| user.is_alive())
+    });
+}
+
+pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Whether records can be told here. Namespaces that the kernel makes while it starts have the lowest numbers.
