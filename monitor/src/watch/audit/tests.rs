@@ -109,7 +109,7 @@ pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Whether records can be told here. Namespaces that the kernel makes while it starts have the lowest numbers.
-fn is_first_network_namespace() -> bool {
+pub(super) fn is_first_network_namespace() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self/ns/net").is_ok_and(|own| own.ino() <= 0xF000_0000 + 64)
 }
