@@ -161,19 +161,9 @@ impl AuditRules {
         let user = User { key, was_off };
         // First of all, so that nothing is without a name when this is killed now.
         change(&mut control, AUDIT_ADD_RULE, &user.rule())?;
-        let rules = Self { control: Mutex::new(control), user };
-        rules.put_in_force(enabled)?;
+        let mut rules = Self { control: Mutex::new(control), user };
+        put_in_force(rules.control.get_mut().unwrap_or_else(PoisonError::into_inner))?;
         Ok(rules)
-    }
-
-    fn put_in_force(&self, enabled: u32) -> io::Result<()> {
-        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        // Of a monitor that rested.
-        let _ = change(&mut control, AUDIT_DEL_RULE, &resting());
-        for rule in rules() {
-            change(&mut control, AUDIT_ADD_RULE, &rule)?;
-        }
-        if enabled == 0 { enable(&mut control, true) } else { Ok(()) }
     }
 }
 
@@ -182,6 +172,16 @@ impl Drop for AuditRules {
         let control = self.control.get_mut().unwrap_or_else(PoisonError::into_inner);
         warn_of_leftovers(users::leave(control, self.user));
     }
+}
+
+/// Adds the rules, and switches audit on where it is off.
+fn put_in_force(control: &mut Connection) -> io::Result<()> {
+    // Of a monitor that rested.
+    let _ = change(control, AUDIT_DEL_RULE, &resting());
+    for rule in rules() {
+        change(control, AUDIT_ADD_RULE, &rule)?;
+    }
+    if status(control)?.enabled == 0 { enable(control, true) } else { Ok(()) }
 }
 
 /// Takes back what monitors left behind that were killed.

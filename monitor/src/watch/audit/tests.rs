@@ -1,4 +1,6 @@
+use super::users::listed;
 use super::*;
+use crate::caller::testing::eventually;
 
 /// A call as the kernel tells it; the file system's names are those of a real record.
 fn record(call: u32, arguments: &str, success: &str, key: &str) -> String {
@@ -80,7 +82,7 @@ fn calls_are_told_and_rules_taken_back() {
     target.wait().unwrap();
     drop(reader);
     let own = std::process::id();
-    assert!(users::listed(&mut control).unwrap().iter().all(|user| user.key.pid != own));
+    assert!(listed(&mut control).unwrap().iter().all(|user| user.key.pid != own));
     if was_off {
         wait_until_off(&mut control);
     }
@@ -89,23 +91,15 @@ fn calls_are_told_and_rules_taken_back() {
 /// Whether audit has to be off when no test uses it any more.
 pub(super) fn was_off_before_tests(control: &mut Connection) -> bool {
     let is_off = status(control).unwrap().enabled == 0;
-    is_off || users::listed(control).unwrap().iter().any(|user| user.was_off)
+    is_off || listed(control).unwrap().iter().any(|user| user.was_off)
 }
 
 /// Waits until audit is off, as far as no other test uses it: the rules are the machine's.
 pub(super) fn wait_until_off(control: &mut Connection) {
-    wait_until("audit is off", || {
-        status(control).unwrap().enabled == 0
-            || users::listed(control).unwrap().iter().any(|user| user.is_alive())
+    eventually("audit is off", || {
+        let is_off = status(control).unwrap().enabled == 0;
+        (is_off || listed(control).unwrap().iter().any(|user| user.is_alive())).then_some(())
     });
-}
-
-pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = std::time::Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_mins(1), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Whether records can be told here. Namespaces that the kernel makes while it starts have the lowest numbers.

@@ -3,7 +3,8 @@
 
 use super::{
     AUDIT_ADD_RULE, AUDIT_DEL_RULE, AUDIT_LIST_RULES, Bytes, FIELD_PID, FILTER_USER, KEY,
-    MASK_WORDS, MAX_FIELDS, NEVER, Status, change, enable, resting, rule, rules, status,
+    MASK_WORDS, MAX_FIELDS, NEVER, Status, change, enable, put_in_force, resting, rule, rules,
+    status,
 };
 use crate::caller::{ProcFs, ProcessKey};
 use crate::watch::netlink::Connection;
@@ -90,6 +91,10 @@ fn take_back(control: &mut Connection, left: &[User], was_off: bool) -> io::Resu
         outcomes.push(switch_off(control));
     }
     outcomes.extend(left.iter().map(|user| change(control, AUDIT_DEL_RULE, &user.rule())));
+    // Somebody may have come meanwhile, and found rules that were on their way out.
+    if listed(control)?.iter().any(|user| user.is_alive()) {
+        outcomes.push(put_in_force(control));
+    }
     outcomes.into_iter().collect()
 }
 
