@@ -1,7 +1,7 @@
 //! The measurements, one function each.
 
 use crate::Found;
-use crate::gate::{Gate, PORT, SERVER, addresses, write_policy};
+use crate::gate::{Gate, PORT, SERVER, addresses, in_turn, processor_seconds, write_policy};
 use crate::result::Row;
 use crate::statistics::Samples;
 use anyhow::{Context, Result};
@@ -20,19 +20,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Rounds in which gate and no gate take turns, so that a machine that slows down slows both.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 11;
 
-/// The same for connections, whose ratio is near its bound.
-const CONNECTION_ROUNDS: usize = 9;
-
-/// The same for the main job, whose ratio is near its bound, too.
-const JOB_ROUNDS: usize = 15;
+/// The same for the main job, whose ratio is near its bound.
+const JOB_ROUNDS: usize = 21;
 
 /// `pre-job`, from its execution to its end, with 100 endpoints; and the hook as the runner sees it, with the shell that it
 /// starts for it.
 pub(crate) fn pre_job(found: Found<'_>) -> Result<()> {
     const RUNS: usize = 200;
-    let gate = Gate::new(World::builder().build()?, &addresses(100))?;
+    let mut gate = Gate::new(World::builder().build()?, &addresses(100))?;
     let hooks = gate.world.root().join("opt/portcullis/hooks");
     let timed = timed_hook(&gate, &fs::read_to_string(hooks.join("pre-job.sh"))?)?;
     gate.world.runner(0).set_hooks(Some(&timed), Some(&hooks.join("post-job.sh")))?;
@@ -131,19 +128,16 @@ pub(crate) fn rules(found: Found<'_>) -> Result<()> {
 
 /// New TCP connections, with policies of growing size.
 pub(crate) fn connections(found: Found<'_>) -> Result<()> {
-    let gate = Gate::new(World::builder().build()?, &[])?;
+    let mut gate = Gate::new(World::builder().build()?, &[])?;
     gate.serve()?;
     let script = format!("$CLIENT connect {SERVER} {PORT} 2000");
     for count in [10, 1_000, 10_000, 100_000] {
         write_policy(&gate.world, &addresses(count))?;
-        let (mut gated, mut plain) = (Vec::new(), Vec::new());
-        for _ in 0..CONNECTION_ROUNDS {
-            plain.push(Samples::new(gate.numbers(&script, false)?).median());
-            gated.push(Samples::new(gate.numbers(&script, true)?).median());
-        }
-        let (gated, plain) = (Samples::new(gated).median(), Samples::new(plain).median());
+        let [[plain, gated]] = in_turn(ROUNDS, |is_gated| {
+            Ok([Samples::new(gate.numbers(&script, is_gated)?).median()])
+        })?;
         let detail = format!(
-            "{:.1} µs against {:.1} µs, medians of {CONNECTION_ROUNDS} rounds of 2 000",
+            "{:.1} µs against {:.1} µs, medians of {ROUNDS} rounds of 2 000",
             gated / 1e3,
             plain / 1e3
         );
@@ -156,16 +150,15 @@ pub(crate) fn connections(found: Found<'_>) -> Result<()> {
 /// One TCP stream.
 pub(crate) fn throughput(found: Found<'_>) -> Result<()> {
     const MEBIBYTES: f64 = 4096.0;
-    let gate = Gate::new(World::builder().build()?, &addresses(100))?;
+    let mut gate = Gate::new(World::builder().build()?, &addresses(100))?;
     gate.serve()?;
     let script = format!("$CLIENT send {SERVER} {PORT} {MEBIBYTES}");
-    let (mut gated, mut plain) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        plain.extend(gate.numbers(&script, false)?);
-        gated.extend(gate.numbers(&script, true)?);
-    }
+    let [durations] = in_turn(ROUNDS, |is_gated| {
+        let numbers = gate.numbers(&script, is_gated)?;
+        Ok([*numbers.first().context("the client printed no time")?])
+    })?;
     let rate = |nanoseconds: f64| MEBIBYTES * 8.0 * 1.048_576e6 / nanoseconds;
-    let (gated, plain) = (rate(Samples::new(gated).median()), rate(Samples::new(plain).median()));
+    let [plain, gated] = durations.map(rate);
     let detail =
         format!("{gated:.1} against {plain:.1} Gbit/s, medians of {ROUNDS} rounds of 4 GiB");
     found(Row::at_least("TCP throughput", gated / plain, 0.95, "×").with(&detail))
@@ -176,28 +169,19 @@ pub(crate) fn names(found: Found<'_>) -> Result<()> {
     const NAMES: usize = 1_000;
     let endpoints: Vec<String> =
         (0..NAMES).map(|number| format!("n{number}.bench.test:443")).collect();
-    let gate = Gate::new(World::builder().build()?, &endpoints)?;
+    let mut gate = Gate::new(World::builder().build()?, &endpoints)?;
     for number in 0..NAMES {
         gate.world.dns().addresses(&format!("n{number}.bench.test"), &["198.51.100.77"])?;
     }
     let server = portcullis_tests::world::network::DNS_V4;
     let cached = format!("$CLIENT dns {server} 4000 n0.bench.test");
     let uncached = format!("$CLIENT names {server} {NAMES} bench.test");
-    let mut medians = [const { Vec::new() }; 4];
-    for _ in 0..ROUNDS {
-        for (slot, (script, is_gated)) in
-            [(&cached, false), (&cached, true), (&uncached, false), (&uncached, true)]
-                .into_iter()
-                .enumerate()
-        {
-            let median = Samples::new(gate.numbers(script, is_gated)?).median() / 1e3;
-            if let Some(medians) = medians.get_mut(slot) {
-                medians.push(median);
-            }
-        }
-    }
-    let [plain_cached, gated_cached, plain_uncached, gated_uncached] =
-        medians.map(|medians| Samples::new(medians).median());
+    let [[plain_cached, gated_cached], [plain_uncached, gated_uncached]] =
+        in_turn(ROUNDS, |is_gated| {
+            let mut median =
+                |script| anyhow::Ok(Samples::new(gate.numbers(script, is_gated)?).median() / 1e3);
+            Ok([median(&cached)?, median(&uncached)?])
+        })?;
     for row in [
         Row::at_most("DNS, cached look-up", gated_cached / plain_cached, 1.0, "×")
             .with(&format!("{gated_cached:.1} µs against {plain_cached:.1} µs at the upstream")),
@@ -271,34 +255,24 @@ pub(crate) fn main_job(found: Found<'_>) -> Result<()> {
         ["git.test:443", "pypi.test:443", "files.pypi.test:443", "api.ok.test:443"]
             .map(str::to_owned)
             .into();
-    let gate = Gate::new(World::builder().main_job().build()?, &endpoints)?;
+    let mut gate = Gate::new(World::builder().main_job().build()?, &endpoints)?;
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/jobs/main.yml");
     let job = Job::from_file(Path::new(file))?.secret("DEPLOY_TOKEN", "measured");
-    let (mut wall, mut cpu) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let mut hooks = [Vec::new(), Vec::new()];
-    // The first of each comes with cold caches, `pip`'s among them.
-    for round in 0..=JOB_ROUNDS {
-        // Each is first every second time, so that neither always finds what the other has just warmed up.
-        for slot in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+    let [[plain_wall, gated_wall], [plain_cpu, gated_cpu], [_, monitor]] =
+        in_turn(JOB_ROUNDS, |is_gated| {
             clean_workspace(&gate)?;
-            let before = used_seconds(&gate)?;
-            let run = gate.run_job(&job, slot == 1)?;
-            if round == 0 {
-                continue;
-            }
-            if let (Some(wall), Some(cpu)) = (wall.get_mut(slot), cpu.get_mut(slot)) {
-                wall.push(run.wall.as_secs_f64());
-                cpu.push(used_seconds(&gate)? - before);
-            }
+            gate.prepare(is_gated)?;
+            let before = gate.used()?;
+            let run = gate.run_job(&job, is_gated)?;
             for (times, kind) in
                 hooks.iter_mut().zip([StepKind::StartedHook, StepKind::CompletedHook])
             {
                 times.extend(run.result.hook_ms(kind));
             }
-        }
-    }
-    let [plain_wall, gated_wall] = wall.map(|samples| Samples::new(samples).median());
-    let [plain_cpu, gated_cpu] = cpu.map(|samples| Samples::new(samples).median());
+            let [all, monitor] = gate.used()?.since(before);
+            Ok([run.wall.as_secs_f64(), all, monitor])
+        })?;
     let [started, completed] = hooks.map(|samples| Samples::new(samples).median());
     for row in [
         Row::at_most("the main job, wall clock", gated_wall / plain_wall, 1.02, "×").with(&format!(
@@ -310,7 +284,7 @@ pub(crate) fn main_job(found: Found<'_>) -> Result<()> {
             1.02,
             "×",
         )
-        .with(&format!("{gated_cpu:.3} s against {plain_cpu:.3} s, medians of {JOB_ROUNDS}")),
+        .with(&format!("{gated_cpu:.3} s, {:.0} ms of it the monitor's, against {plain_cpu:.3} s, medians of {JOB_ROUNDS}", monitor * 1e3)),
     ] {
         found(row)?;
     }
@@ -333,21 +307,4 @@ fn resident_mebibytes(pid: u32) -> Result<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kibibytes / 1024.0)
-}
-
-/// User and system time of a process (fields 14 and 15 of `/proc/PID/stat`, in ticks of 10 ms).
-pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(") ").context("no process name")?;
-    let ticks: f64 =
-        fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-    Ok(ticks / 100.0)
-}
-
-/// Processor time of everything in the runner's cgroup, and of the monitor.
-fn used_seconds(gate: &Gate) -> Result<f64> {
-    let stat = fs::read_to_string(gate.world.runner(0).cgroup().path().join("cpu.stat"))?;
-    let used =
-        stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("no usage_usec")?;
-    Ok(used.parse::<f64>()? / 1e6 + processor_seconds(gate.monitor.pid())?)
 }

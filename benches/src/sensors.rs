@@ -1,16 +1,14 @@
 //! What the sensors cost, and how long it is from a finding to the death of a job.
 
 use crate::Found;
-use crate::gate::{Gate, PORT, SERVER};
-use crate::measure::processor_seconds;
+use crate::gate::{Gate, PORT, SERVER, in_turn};
 use crate::result::Row;
 use crate::statistics::Samples;
 use anyhow::{Context, Result, ensure};
 use portcullis_common::event::EventKind;
 use portcullis_tests::job::Step;
-use portcullis_tests::world::{DockerOptions, IMAGE, Monitor};
-use portcullis_tests::{Job, StepKind, World};
-use std::fs;
+use portcullis_tests::world::{DockerOptions, IMAGE};
+use portcullis_tests::{Job, World};
 use std::net::{TcpListener, UdpSocket};
 use std::thread;
 
@@ -38,35 +36,15 @@ b=$(date +%s%N); make -s -j2; for n in $(seq 5000); do /bin/true; done; e=$(date
 /// Processes that come and go, behind the gate with all sensors against no monitor at all.
 pub(crate) fn processes(found: Found<'_>) -> Result<()> {
     let mut gate = Gate::new(World::builder().build()?, &[])?;
-    gate.monitor.stop()?;
-    let (mut wall, mut cpu) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    for round in 0..=rounds() {
-        for slot in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let is_gated = slot == 1;
-            // Programs on tracepoints see everything on the machine: without the gate there must be no monitor.
-            if is_gated {
-                gate.monitor.restart()?;
-                ready(&gate.monitor)?;
-            }
-            let before = used_seconds(&gate, is_gated)?;
-            let numbers = unattended(&gate, PROCESSES, is_gated)?;
-            let used = used_seconds(&gate, is_gated)? - before;
-            if is_gated {
-                gate.monitor.stop()?;
-            } else if round == 0 {
-                // The first of each warms caches up.
-                continue;
-            }
-            if round == 0 {
-                continue;
-            }
-            let [wall, cpu] = [&mut wall[slot], &mut cpu[slot]];
-            wall.push(*numbers.first().context("the job printed no time")? / 1e9);
-            cpu.push(used);
-        }
-    }
-    let [plain_wall, gated_wall] = wall.map(|samples| Samples::new(samples).median());
-    let [plain_cpu, gated_cpu] = cpu.map(|samples| Samples::new(samples).median());
+    let [[plain_wall, gated_wall], [plain_cpu, gated_cpu], [_, monitor]] =
+        in_turn(rounds(), |is_gated| {
+            gate.prepare(is_gated)?;
+            let before = gate.used()?;
+            let numbers = gate.numbers(PROCESSES, is_gated)?;
+            let wall = *numbers.first().context("the job printed no time")? / 1e9;
+            let [all, monitor] = gate.used()?.since(before);
+            Ok([wall, all, monitor])
+        })?;
     let detail = |with: f64, without: f64| {
         format!("{with:.3} s against {without:.3} s, medians of {} rounds", rounds())
     };
@@ -86,7 +64,11 @@ pub(crate) fn processes(found: Found<'_>) -> Result<()> {
             1.03,
             "×",
         )
-        .with(&detail(gated_cpu, plain_cpu)),
+        .with(&format!(
+            "{}, {:.0} ms of it the monitor's",
+            detail(gated_cpu, plain_cpu),
+            monitor * 1e3
+        )),
     )
 }
 
@@ -103,24 +85,15 @@ pub(crate) fn calls(found: Found<'_>) -> Result<()> {
         ("connect with sensors", format!("$CLIENT connect {SERVER} {PORT} 4000")),
         ("UDP send with sensors", format!("$CLIENT datagrams {SERVER} {PORT} 100000")),
     ];
-    let mut medians = [const { [const { Vec::new() }; 2] }; 2];
-    for round in 0..=rounds() {
-        for slot in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let backend = ["procfs", "bpf"][slot];
-            gate.monitor.stop()?;
-            gate.world.write_configuration(&format!("[sensors]\nbackend = \"{backend}\"\n"))?;
-            gate.monitor.restart()?;
-            ready(&gate.monitor)?;
-            for (script, medians) in scripts.iter().zip(&mut medians) {
-                let numbers = gate.numbers(&script.1, true)?;
-                if round > 0 {
-                    medians[slot].push(Samples::new(numbers).median());
-                }
-            }
-        }
-    }
-    for ((what, _), medians) in scripts.iter().zip(medians) {
-        let [without, with] = medians.map(|samples| Samples::new(samples).median());
+    let medians = in_turn(rounds(), |is_bpf| {
+        gate.monitor.stop()?;
+        let backend = if is_bpf { "bpf" } else { "procfs" };
+        gate.world.write_configuration(&format!("[sensors]\nbackend = \"{backend}\"\n"))?;
+        let mut median =
+            |script: &str| anyhow::Ok(Samples::new(gate.numbers(script, true)?).median());
+        Ok([median(&scripts[0].1)?, median(&scripts[1].1)?])
+    })?;
+    for ((what, _), [without, with]) in scripts.iter().zip(medians) {
         let unit = if what.starts_with("UDP") { 100.0 } else { 1.0 };
         found(Row::at_most(*what, with / without, 1.05, "×").with(&format!(
             "{:.2} µs against {:.2} µs with sensors by procfs, medians of {} rounds",
@@ -135,7 +108,7 @@ pub(crate) fn calls(found: Found<'_>) -> Result<()> {
 /// A shell that reads from a pipe and writes to one while its job has a connection: it is stopped until it was judged.
 pub(crate) fn stopped_shells(found: Found<'_>) -> Result<()> {
     const SHELLS: usize = 200;
-    let gate = Gate::new(World::builder().build()?, &[])?;
+    let mut gate = Gate::new(World::builder().build()?, &[])?;
     serve_quietly(&gate)?;
     lock_down(&gate.world, "Reverse-Shell")?;
     let script = |connect: &str| {
@@ -275,47 +248,6 @@ fn killed(gate: &Gate, job: &Job) -> Result<Killed> {
         all_ms: number("everything else after ", " ms").context(evidence.clone())?,
         containers: number("ms, ", " containers").unwrap_or_default(),
     })
-}
-
-/// Runs a step and returns the numbers that it printed; without the gate there need not be a monitor.
-fn unattended(gate: &Gate, script: &str, is_gated: bool) -> Result<Vec<f64>> {
-    if is_gated {
-        return gate.numbers(script, true);
-    }
-    gate.world.runner(0).set_hooks(None, None)?;
-    let result = gate.world.runner(0).run(&Job::script(script))?;
-    let step = result.step_of_kind(StepKind::Main).context("the job has no step")?;
-    Ok(step.log.lines().filter_map(|line| line.trim().parse().ok()).collect())
-}
-
-/// Waits until the monitor answers and has its sensors, which it loads once, for all jobs of a machine.
-fn ready(monitor: &Monitor) -> Result<()> {
-    monitor.status()?;
-    portcullis_tests::wait_until("the sensors are loaded", || {
-        threads_of(monitor.pid())
-            .is_ok_and(|names| !names.iter().any(|name| name == "load-sensors"))
-    })
-}
-
-/// The names of a process's threads.
-fn threads_of(pid: u32) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // One that has ended meanwhile has no name.
-        if let Ok(name) = fs::read_to_string(thread?.path().join("comm")) {
-            names.push(name.trim_end().to_owned());
-        }
-    }
-    Ok(names)
-}
-
-/// Processor time of everything in the runner's cgroup, and of the monitor when there is one.
-fn used_seconds(gate: &Gate, is_gated: bool) -> Result<f64> {
-    let stat = fs::read_to_string(gate.world.runner(0).cgroup().path().join("cpu.stat"))?;
-    let used =
-        stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("no usage_usec")?;
-    let monitor = if is_gated { processor_seconds(gate.monitor.pid())? } else { 0.0 };
-    Ok(used.parse::<f64>()? / 1e6 + monitor)
 }
 
 /// Everything is reachable, and the detection kills.
