@@ -1,6 +1,6 @@
 //! The runner's side of its connections to GitHub.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -13,6 +13,30 @@ use std::time::Duration;
 /// How long a connection may take to be made, and an upload to be answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What connections have in common. Made before the first of them is needed: reading the authorities and the first random
+/// number take tens of milliseconds of a processor, which the real runner has spent before a job's first step.
+#[derive(Clone)]
+pub(super) struct Tls(Arc<ClientConfig>);
+
+impl Tls {
+    /// Trusts the authorities of the file that `SSL_CERT_FILE` names.
+    pub(super) fn new() -> Result<Self> {
+        let file = std::env::var_os("SSL_CERT_FILE").context("SSL_CERT_FILE is not set")?;
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(&file)? {
+            roots.add(certificate?)?;
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let seeded = provider.secure_random.fill(&mut [0; 1]);
+        seeded.map_err(|_| anyhow!("there are no random numbers"))?;
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self(Arc::new(config)))
+    }
+}
+
 /// A connection to one server, kept open between requests.
 pub(super) struct Connection {
     host: String,
@@ -20,22 +44,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to port 443 of `host`, trusting the authorities of the file that `SSL_CERT_FILE` names.
-    pub(super) fn open(host: &str) -> Result<Self> {
-        let file = std::env::var_os("SSL_CERT_FILE").context("SSL_CERT_FILE is not set")?;
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(&file)? {
-            roots.add(certificate?)?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    /// Connects to port 443 of `host`.
+    pub(super) fn open(tls: &Tls, host: &str) -> Result<Self> {
         let name = ServerName::try_from(host.to_owned())?;
         let stream = connect(host)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
-        let tls = ClientConnection::new(Arc::new(config), name)?;
+        let tls = ClientConnection::new(Arc::clone(&tls.0), name)?;
         let stream = BufReader::new(StreamOwned::new(tls, stream));
         Ok(Self { host: host.to_owned(), stream })
     }

@@ -1,6 +1,6 @@
 //! `Runner.Listener`: waits for jobs and starts a Worker for each (Runner.Listener/JobDispatcher.cs).
 
-use super::https::Connection;
+use super::https::{Connection, Tls};
 use super::message::{Command, Progress};
 use super::{WORKER, worker};
 use crate::job::{Annotation, JobOutcome, JobResult, StepOutcome, StepResult};
@@ -140,9 +140,11 @@ fn load_environment_file(path: &Path) -> Result<BTreeMap<String, String>> {
 
 /// Waits for messages of the broker, for ever, and tells of each connection.
 fn poll_forever(name: &str, connected: &mpsc::Sender<()>) {
+    // A world without authorities has no broker.
+    let Ok(tls) = Tls::new() else { return };
     loop {
         let polled: Result<()> = (|| {
-            let mut connection = Connection::open(BROKER_HOST)?;
+            let mut connection = Connection::open(&tls, BROKER_HOST)?;
             connection.wait_forever()?;
             // Nobody waits for the second one any more.
             let _ = connected.send(());
