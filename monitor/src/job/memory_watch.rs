@@ -238,6 +238,15 @@ fn whose_memory(path: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caller::lineage;
+    use crate::caller::testing::{FakeRunner, eventually};
+    use crate::record::recorder::Recorder;
+    use crate::respond::Parts;
+    use crate::respond::containers::JobContainers;
+    use crate::watch::audit::tests::{is_first_network_namespace, uses_rules};
+    use portcullis_common::event::PolicyReference;
+    use portcullis_common::policy::LockdownMode;
+    use portcullis_common::resolution::ScopeKind;
 
     #[test]
     fn memory_is_known_by_its_path_on_any_mount() {
@@ -258,11 +267,11 @@ mod tests {
     fn an_opened_memory_is_told_with_who_opened_it() {
         let events = opened_on_procfs().unwrap();
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "exec 3</proc/$PPID/mem; sleep 1000"])
+            .args(["-c", "exec 3</proc/$PPID/mem; exec sleep 1000"])
             .spawn()
             .unwrap();
         let own = std::process::id();
-        crate::caller::testing::eventually("the event", || {
+        eventually("the event", || {
             events.take().unwrap().into_iter().find_map(|event| match event {
                 FileEvent::File { file, pid } if pid == child.id() => {
                     let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -273,5 +282,64 @@ mod tests {
         });
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[derive(Debug)]
+    struct NoContainers;
+
+    impl JobContainers for NoContainers {
+        fn kill(&self, _: Duration) -> (usize, Vec<String>) {
+            (0, Vec::new())
+        }
+    }
+
+    /// Without a lockdown it is only recorded, so that the Worker stays and the watch with it.
+    #[test]
+    fn who_copies_the_workers_memory_is_found_as_long_as_it_runs() {
+        if !is_first_network_namespace() {
+            return;
+        }
+        let mut runner = FakeRunner::start();
+        let pid: u32 = runner.ask("sleep 1000 >/dev/null & echo $!").parse().unwrap();
+        let found = lineage(&ProcFs, ProcFs.key(pid).unwrap()).unwrap();
+        let worker = Arc::new(Worker::open(found.worker().unwrap()).unwrap());
+        let spool = tempfile::tempdir().unwrap();
+        let responder = Responder::new(Parts {
+            job_id: "1".to_owned(),
+            policy: PolicyReference {
+                name: "hello".to_owned(),
+                version: "1".to_owned(),
+                scope: ScopeKind::Repository,
+            },
+            lockdown: LockdownMode { enabled: false, detections: Vec::new() },
+            worker: Arc::clone(&worker),
+            group: None,
+            containers: Arc::new(NoContainers),
+            recorder: Arc::new(Recorder::open(spool.path(), "1").unwrap()),
+        });
+        let watched = Watched {
+            worker: Arc::clone(&worker),
+            sensor: Arc::new(ProcfsSensor::new(&worker, None).unwrap()),
+            responder: Arc::new(responder),
+        };
+        let failures = Arc::<Mutex<Vec<String>>>::default();
+        let told = Arc::clone(&failures);
+        start(watched, move |failure| told.lock().unwrap().push(failure));
+
+        let script = format!(
+            "import ctypes\nc=ctypes.CDLL(None)\nb=ctypes.create_string_buffer(8)\nclass V(ctypes.Structure): _fields_=[('b',ctypes.c_void_p),('n',ctypes.c_size_t)]\na=int(next(l for l in open('/proc/{0}/maps') if 'stack' in l).split('-')[0],16)\nassert c.process_vm_readv({0},ctypes.byref(V(ctypes.addressof(b),8)),1,ctypes.byref(V(a,8)),1,0)==8",
+            worker.pid()
+        );
+        // The first time may come before anybody looks, and each reader is one finding.
+        eventually("two readers are recorded", || {
+            let output = std::process::Command::new("python3").args(["-c", &script]).output();
+            assert!(output.unwrap().status.success());
+            let events = fs::read_to_string(spool.path().join("events.ndjson")).unwrap();
+            (events.matches("by process_vm_readv").count() >= 2).then_some(())
+        });
+        assert!(failures.lock().unwrap().is_empty(), "{failures:?}");
+        assert!(uses_rules());
+        drop(runner);
+        eventually("the rules are left to others", || (!uses_rules()).then_some(()));
     }
 }

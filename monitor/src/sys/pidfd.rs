@@ -66,16 +66,18 @@ pub fn has_exited(pidfd: impl AsFd) -> io::Result<bool> {
     Ok(poll(&mut descriptors, PollTimeout::ZERO)? > 0)
 }
 
-/// Waits until the process has exited; `false` when `patience` ran out.
+/// Waits until the process has exited, for ever with [`Duration::MAX`]; `false` when `patience` ran out.
 ///
 /// # Errors
 /// When the descriptor can't be polled.
 pub fn wait_exit(pidfd: impl AsFd, patience: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + patience;
+    // None lies further ahead than the clock goes.
+    let deadline = Instant::now().checked_add(patience);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout =
-            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let left = deadline
+            .map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = PollTimeout::try_from(left.saturating_add(Duration::from_millis(1)))
+            .unwrap_or(PollTimeout::MAX);
         let mut descriptors = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         match poll(&mut descriptors, timeout) {
             Ok(0) if left.is_zero() => return Ok(false),
@@ -99,6 +101,7 @@ mod tests {
         assert!(!wait_exit(&pidfd, Duration::from_millis(2)).unwrap());
         send_signal(pidfd.as_fd(), Signal::SIGKILL).unwrap();
         assert!(wait_exit(&pidfd, Duration::from_mins(1)).unwrap());
+        assert!(wait_exit(&pidfd, Duration::MAX).unwrap());
         child.wait().unwrap();
         assert!(has_exited(&pidfd).unwrap());
         let error = send_signal(pidfd.as_fd(), Signal::SIGKILL).unwrap_err();

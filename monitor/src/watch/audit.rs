@@ -151,13 +151,16 @@ impl AuditRules {
 
     fn add() -> io::Result<Self> {
         let mut control = control()?;
+        // Before and after, for somebody may come or go in between.
+        let before = users::listed(&mut control)?;
         let Status { enabled, .. } = status(&mut control)?;
+        let after = users::listed(&mut control)?;
         if enabled == LOCKED {
             return Err(io::Error::other("audit is locked until the machine is restarted"));
         }
         let key = ProcFs.key(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
         // Whoever uses our rules already, or was killed while it did, knows better.
-        let was_off = enabled == 0 || users::listed(&mut control)?.iter().any(|user| user.was_off);
+        let was_off = enabled == 0 || before.iter().chain(&after).any(|user| user.was_off);
         let user = User { key, was_off };
         // First of all, so that nothing is without a name when this is killed now.
         change(&mut control, AUDIT_ADD_RULE, &user.rule())?;
@@ -410,4 +413,4 @@ fn field<'text>(text: &'text str, name: &str) -> Option<&'text str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

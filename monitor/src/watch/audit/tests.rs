@@ -81,11 +81,16 @@ fn calls_are_told_and_rules_taken_back() {
     target.kill().unwrap();
     target.wait().unwrap();
     drop(reader);
-    let own = std::process::id();
-    assert!(listed(&mut control).unwrap().iter().all(|user| user.key.pid != own));
+    assert!(!uses_rules());
     if was_off {
         wait_until_off(&mut control);
     }
+}
+
+/// Whether this process uses the rules.
+pub(crate) fn uses_rules() -> bool {
+    let own = std::process::id();
+    listed(&mut control().unwrap()).unwrap().iter().any(|user| user.key.pid == own)
 }
 
 /// Whether audit has to be off when no test uses it any more.
@@ -102,8 +107,13 @@ pub(super) fn wait_until_off(control: &mut Connection) {
     });
 }
 
-/// Whether records can be told here. Namespaces that the kernel makes while it starts have the lowest numbers.
-pub(super) fn is_first_network_namespace() -> bool {
+/// Whether records can be told here: in the network namespace of process 1; where nobody may know which that is, by its
+/// number, for those that the kernel makes while it starts have the lowest ones.
+pub(crate) fn is_first_network_namespace() -> bool {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self/ns/net").is_ok_and(|own| own.ino() <= 0xF000_0000 + 64)
+    let number = |process: &str| {
+        std::fs::metadata(format!("/proc/{process}/ns/net")).map(|namespace| namespace.ino())
+    };
+    let own = number("self").unwrap();
+    number("1").map_or(own <= 0xF000_0000 + 64, |first| own == first)
 }

@@ -62,12 +62,12 @@ pub(super) fn listed(control: &mut Connection) -> io::Result<Vec<User>> {
 
 /// `user` needs the rules no longer; the last one takes them back.
 pub(super) fn leave(control: &mut Connection, user: User) -> io::Result<()> {
-    change(control, AUDIT_DEL_RULE, &user.rule())?;
-    let others = listed(control)?;
-    if others.iter().any(|other| other.is_alive()) {
-        return Ok(());
+    let users = listed(control)?;
+    if users.iter().any(|other| *other != user && other.is_alive()) {
+        return change(control, AUDIT_DEL_RULE, &user.rule());
     }
-    take_back(control, &others, user.was_off)
+    // It stays listed until audit is off: who comes meanwhile has to know that it was.
+    take_back(control, &users, user.was_off)
 }
 
 /// Takes back what is left of those that were killed.
@@ -82,8 +82,8 @@ pub(super) fn clear(control: &mut Connection) -> io::Result<()> {
     take_back(control, &users, users.iter().any(|user| user.was_off))
 }
 
-/// Everything is done, whatever fails before; the first error is what is told. Who is left is the last to go, so that it can be
-/// tried again.
+/// Everything is done, whatever fails before; the first error is what is told. Who is listed is the last to go, so that it can
+/// be tried again.
 fn take_back(control: &mut Connection, left: &[User], was_off: bool) -> io::Result<()> {
     let mut outcomes: Vec<_> =
         rules().iter().map(|rule| change(control, AUDIT_DEL_RULE, rule)).collect();
