@@ -15,6 +15,7 @@ pub mod egress;
 pub mod job;
 pub mod network;
 pub mod nftables;
+pub mod panics;
 pub mod protect;
 pub mod record;
 pub mod respond;

@@ -4,6 +4,7 @@ use crate::config::{Config, Paths};
 use crate::containers::authorization;
 use crate::job::host::Host;
 use crate::job::registry::Registry;
+use crate::panics::on_panic;
 use crate::server::{self, listener::Listener};
 use crate::service_manager::ServiceManager;
 use crate::sys::activation::take_passed;
@@ -52,6 +53,12 @@ pub fn serve(paths: &Paths, detach: bool) -> anyhow::Result<()> {
     let containers = Arc::clone(&host.containers);
     containers.start(runtime.handle()).context("the watcher of containers could not be started")?;
     let registry = Arc::new(Registry::new(Arc::clone(&host), runtime.handle().clone()));
+    let jobs = Arc::downgrade(&registry);
+    on_panic(move |what| {
+        if let Some(registry) = jobs.upgrade() {
+            registry.note_gap(&what);
+        }
+    });
     registry.adopt_all();
     host.resume_uploads();
     runtime.block_on(async {

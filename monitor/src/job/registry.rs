@@ -67,6 +67,14 @@ impl Registry {
         }
     }
 
+    /// Records a gap of every running job.
+    pub fn note_gap(&self, gap: &str) {
+        let jobs: Vec<_> = self.jobs().values().cloned().collect();
+        for job in jobs {
+            job.note_gap(gap.to_owned());
+        }
+    }
+
     fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<Job>>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
