@@ -104,6 +104,21 @@ pub struct Resolved {
     pub lifetime: Duration,
 }
 
+impl From<Local> for Resolved {
+    /// Not to be remembered.
+    fn from(Local { verdict, reason, body }: Local) -> Self {
+        Self {
+            verdict,
+            reason,
+            grants: Vec::new(),
+            answered: Vec::new(),
+            cname_chain: Vec::new(),
+            body,
+            lifetime: Duration::ZERO,
+        }
+    }
+}
+
 impl Judge {
     /// Judges a question: `name` is its checked host name. `name_of` tells which name opened an address, for reverse
     /// look-ups.
@@ -193,6 +208,11 @@ impl Judge {
         Local { verdict: Verdict::Blocked, reason, body }
     }
 
+    /// The answer to a container's question that another job does not allow.
+    pub fn not_by_all(&self) -> Local {
+        self.blocked(Reason::NotAllowedByAll)
+    }
+
     fn blocked(&self, reason: Reason) -> Local {
         let body = Body::empty(ResponseCode::NxDomain, Some(self.explanation(&reason)));
         Local { verdict: Verdict::Blocked, reason, body }
@@ -206,15 +226,8 @@ impl Judge {
     /// The answer when it could not be found out: upstream failed, or the address could not be opened. Never remembered.
     pub fn failed(&self, code: u16, reason: Reason, verdict: Verdict) -> Resolved {
         let error = ExtendedError { code, text: reason.to_string().into() };
-        Resolved {
-            verdict,
-            reason,
-            grants: Vec::new(),
-            answered: Vec::new(),
-            cname_chain: Vec::new(),
-            body: Body::empty(ResponseCode::ServFail, Some(error)),
-            lifetime: Duration::ZERO,
-        }
+        let body = Body::empty(ResponseCode::ServFail, Some(error));
+        Local { verdict, reason, body }.into()
     }
 
     /// Judges what was found upstream about `name`.

@@ -29,6 +29,6 @@ pub use observer::{
     BudgetKind, DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Reason, Transport,
     UpstreamChange,
 };
-pub use server::Resolver;
+pub use server::{Neighbours, Resolver};
 pub use sockets::{ResolverError, SkippedListener, UpstreamSource};
 pub use source_ports::SourcePorts;

@@ -42,6 +42,8 @@ pub enum Reason {
         /// The addresses taken out of the answer, each with its use: `loopback`.
         withheld: Vec<(IpAddr, &'static str)>,
     },
+    /// A container asked, whose job can't be told, and another job that runs here does not allow the name.
+    NotAllowedByAll,
     /// A budget is used up.
     Budget(BudgetKind),
     /// More clients wait for upstream answers than [`Budgets::waiting_clients`](super::Budgets::waiting_clients).
@@ -82,6 +84,9 @@ impl fmt::Display for Reason {
                 }
                 Ok(())
             }
+            Self::NotAllowedByAll => formatter.write_str(
+                "whose the container is can't be told, and another running job's policy does not allow it",
+            ),
             Self::Budget(kind) => write!(formatter, "{kind}"),
             Self::Busy => formatter.write_str("too many queries wait for an answer"),
             Self::Upstream(problem) => write!(formatter, "no upstream answered: {problem}"),

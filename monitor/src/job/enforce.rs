@@ -41,6 +41,7 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -235,6 +236,8 @@ pub fn enforce(
     )
     .map_err(at("the job's resolver can't be started"))?;
 
+    let network_namespace =
+        namespace.metadata().map_err(at("the Worker's network namespace can't be told"))?.ino();
     let target = target(host, &state, &links, &servers, &resolver, packets.group())
         .ok_or_else(|| at("the job's id is not one")("it has fewer than 12 digits"))?;
     let rules_value =
@@ -258,6 +261,7 @@ pub fn enforce(
         name_services.close();
     }
     late_table.set(Arc::clone(&table));
+    resolver.answer_together(&host.resolvers, network_namespace);
     let dns_flows = forget_dns_flows(dns_flows, &host.dns_source_ports, &state.id);
     let mut features =
         features(host, &state, &worker, &rules_value, &resolver, group.is_some(), protection);

@@ -6,7 +6,7 @@ use crate::cgroup::{CgroupIdentity, Hierarchy, Slices, enter_monitor_group};
 use crate::config::{Config, ConfigError, Paths, SensorBackend};
 use crate::containers::Containers;
 use crate::detect::memory_read::TrustedReaders;
-use crate::dns::SourcePorts;
+use crate::dns::{Neighbours, SourcePorts};
 use crate::egress::target::{CgroupId, OwnerMode};
 use crate::nftables::{Probed, probe};
 use crate::service_manager::ServiceManager;
@@ -43,6 +43,8 @@ pub struct Host {
     pub last_known_good: LastKnownGood,
     /// Where the resolvers of all jobs ask upstreams from.
     pub dns_source_ports: SourcePorts,
+    /// The resolvers of all jobs, which answer containers together.
+    pub resolvers: Neighbours,
     /// The containers of this host.
     pub containers: Arc<Containers>,
     /// Opened when it is first needed: a directory that is missing now may be there for the next job.
@@ -86,6 +88,7 @@ impl Host {
         take_back_leftovers();
         let host = Self {
             dns_source_ports: SourcePorts::default(),
+            resolvers: Neighbours::default(),
             containers: Arc::new(containers),
             last_known_good: LastKnownGood::at(paths.last_known_good()),
             // First, for it takes longest.

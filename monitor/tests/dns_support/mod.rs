@@ -271,9 +271,19 @@ impl World {
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.resolver.port())
     }
 
+    /// Where containers' queries are led to.
+    pub(crate) fn address_for_containers(&self) -> SocketAddr {
+        let mut listeners = self.resolver.listens_anywhere().iter();
+        let v4 = listeners.find(|address| address.is_ipv4()).expect("a listener");
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), v4.port())
+    }
+
     /// Sends `message` over UDP and waits for an answer.
     pub(crate) async fn exchange(&self, message: Vec<u8>) -> Vec<u8> {
-        let address = self.address();
+        self.exchange_at(self.address(), message).await
+    }
+
+    async fn exchange_at(&self, address: SocketAddr, message: Vec<u8>) -> Vec<u8> {
         blocking(move || {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -289,7 +299,15 @@ impl World {
 
     /// Sends messages over one TCP connection in one segment and reads as many answers as `answers`.
     pub(crate) async fn exchange_tcp(&self, messages: &[Vec<u8>], answers: usize) -> Vec<Vec<u8>> {
-        let address = self.address();
+        self.exchange_tcp_at(self.address(), messages, answers).await
+    }
+
+    async fn exchange_tcp_at(
+        &self,
+        address: SocketAddr,
+        messages: &[Vec<u8>],
+        answers: usize,
+    ) -> Vec<Vec<u8>> {
         let bytes: Vec<u8> = messages.iter().flat_map(|message| framed(message)).collect();
         blocking(move || {
             let mut stream = TcpStream::connect(address).unwrap();
@@ -311,6 +329,18 @@ impl World {
     /// Asks for `name` and gives the answer in words: code, records, and the text of an Extended DNS Error.
     pub(crate) async fn ask(&self, name: &str, kind: RecordType) -> String {
         words(&self.exchange(query(name, kind)).await)
+    }
+
+    /// The same, as a container asks.
+    pub(crate) async fn ask_from_container(&self, name: &str, kind: RecordType) -> String {
+        words(&self.exchange_at(self.address_for_containers(), query(name, kind)).await)
+    }
+
+    /// The same over TCP.
+    pub(crate) async fn ask_from_container_by_tcp(&self, name: &str, kind: RecordType) -> String {
+        let address = self.address_for_containers();
+        let answers = self.exchange_tcp_at(address, &[query(name, kind)], 1).await;
+        words(&answers[0])
     }
 
     /// Waits until something was observed that reads `expected`: verdict, name, type, code and reason.

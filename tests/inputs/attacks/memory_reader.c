@@ -229,15 +229,23 @@ struct ring {
     struct io_uring_cqe *completions;
 };
 
+static void *map_ring(struct ring *ring, off_t part, size_t size)
+{
+    return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, ring->descriptor, part);
+}
+
 static int open_ring(struct ring *ring)
 {
     struct io_uring_params parameters = {0};
     ring->descriptor = syscall(SYS_io_uring_setup, 8, &parameters);
     if (ring->descriptor < 0)
         return -1;
-    char *queue = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, ring->descriptor, IORING_OFF_SQ_RING);
-    char *done = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, ring->descriptor, IORING_OFF_CQ_RING);
-    ring->entries = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, ring->descriptor, IORING_OFF_SQES);
+    /* As much as there is, for older kernels map no more. */
+    char *queue = map_ring(ring, IORING_OFF_SQ_RING, parameters.sq_off.array + parameters.sq_entries * sizeof(unsigned));
+    char *done = map_ring(ring, IORING_OFF_CQ_RING, parameters.cq_off.cqes + parameters.cq_entries * sizeof(struct io_uring_cqe));
+    ring->entries = map_ring(ring, IORING_OFF_SQES, parameters.sq_entries * sizeof(struct io_uring_sqe));
+    if (queue == MAP_FAILED || done == MAP_FAILED || ring->entries == MAP_FAILED)
+        return -1;
     ring->tail = (unsigned *)(queue + parameters.sq_off.tail);
     ring->mask = (unsigned *)(queue + parameters.sq_off.ring_mask);
     ring->array = (unsigned *)(queue + parameters.sq_off.array);
@@ -319,8 +327,9 @@ static void uring_direct(void)
     request->flags = IOSQE_FIXED_FILE;
     enter(&ring, 2);
     /* Before 5.17 the table was looked into when the requests were handed over, and was empty then. */
-    unsigned last = *ring.completed - 1;
-    shared->impossible = ring.completions[last & *ring.completed_mask].res == -EBADF;
+    for (unsigned back = 1; back <= 2; back++)
+        if (ring.completions[(*ring.completed - back) & *ring.completed_mask].res == -EBADF)
+            shared->impossible = 1;
 }
 
 static const struct technique {

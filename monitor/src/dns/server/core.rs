@@ -12,7 +12,9 @@ use super::super::observer::{
     BudgetKind, DnsDetection, DnsObservation, DnsObserver, DnsOutcome, Reason, Transport,
 };
 use super::anywhere::{self, ArrivedAt};
+use super::neighbours::{Others, Place};
 use super::resolve::Asked;
+use super::udp::Listens;
 use crate::egress::grant::GrantSink;
 use hickory_proto::rr::RecordType;
 use portcullis_common::event::Verdict;
@@ -35,6 +37,8 @@ pub(super) struct Core {
     pub(super) observer: Arc<dyn DnsObserver>,
     waiting_clients: usize,
     state: Mutex<State>,
+    /// Its place among the resolvers of other jobs, once the job's rules are in force.
+    place: Mutex<Option<Place>>,
     /// Questions under way and TCP connections.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -49,6 +53,8 @@ pub(super) struct State {
     pub(super) waiting: usize,
     /// The names that opened addresses, and until when.
     pub(super) opened: HashMap<IpAddr, (Arc<str>, Instant)>,
+    /// Those of them that were opened for containers.
+    pub(super) of_containers: HashMap<IpAddr, (Arc<str>, Instant)>,
 }
 
 /// Where an answer goes.
@@ -56,8 +62,8 @@ pub(super) struct State {
 pub(super) enum Respond {
     /// A datagram, from the address that the query arrived at when the socket has several.
     Udp(Arc<UdpSocket>, Option<ArrivedAt>),
-    /// A place in a connection's queue.
-    Tcp(mpsc::OwnedPermit<Vec<u8>>),
+    /// A place in a connection's queue, and what accepted the connection.
+    Tcp(mpsc::OwnedPermit<Vec<u8>>, Listens),
 }
 
 impl Respond {
@@ -70,8 +76,13 @@ impl Respond {
             Self::Udp(socket, Some(arrived)) => {
                 let _ = anywhere::send(&socket, answer, client, arrived);
             }
-            Self::Tcp(place) => drop(place.send(answer.to_vec())),
+            Self::Tcp(place, _) => drop(place.send(answer.to_vec())),
         }
+    }
+
+    /// Whether it goes to a container or to another network namespace: their queries are led to sockets of their own.
+    fn is_for_container(&self) -> bool {
+        matches!(self, Self::Udp(_, Some(_)) | Self::Tcp(_, Listens::Anywhere))
     }
 }
 
@@ -128,13 +139,20 @@ impl Core {
                 under_way: HashMap::new(),
                 waiting: 0,
                 opened: HashMap::new(),
+                of_containers: HashMap::new(),
             }),
+            place: Mutex::default(),
             tasks: Mutex::default(),
         }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its place among the resolvers of other jobs.
+    pub(super) fn place(&self) -> MutexGuard<'_, Option<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `work` until it ends or the resolver stops.
@@ -175,13 +193,20 @@ impl Core {
         };
         let reply = ReplyTo::new(&query);
         let limit = limit(&reply, transport);
-        let key = query.question.cache_key();
+        let asked_by_all = if respond.is_for_container() {
+            self.place().as_ref().map(Place::others)
+        } else {
+            None
+        };
+        let question_key = query.question.cache_key();
+        let key_of_containers = asked_by_all.as_ref().map(|all| all.key(question_key.as_bytes()));
+        let key = key_of_containers.as_deref().unwrap_or(question_key.as_bytes());
         let now = Instant::now();
         let cached =
             |outcome| DnsObservation { client, transport, process: None, cached: true, outcome };
         let known = {
             let state = self.state();
-            state.cache.get(key.as_bytes(), now).map(|(entry, age)| {
+            state.cache.get(key, now).map(|(entry, age)| {
                 write_response(out, &reply, &entry.body, age, limit);
                 Arc::clone(&entry.outcome)
             })
@@ -198,7 +223,8 @@ impl Core {
                 match self.judge.question(&name, question.query_type(), length, name_of) {
                     Decision::Answer(local) => (respond, local),
                     Decision::Ask(ask) => {
-                        match self.ask(&query, name, ask, (client, transport), respond) {
+                        let permitted = Permitted { key, name, ask, others: asked_by_all };
+                        match self.ask(&query, permitted, (client, transport), respond) {
                             Asking::Waits => return Step::Later,
                             Asking::Refused(respond, refusal) => (respond, refusal),
                             Asking::Known(respond, body, outcome) => {
@@ -262,22 +288,29 @@ impl Core {
     fn ask(
         self: &Arc<Self>,
         query: &Query<'_>,
-        name: String,
-        ask: Ask,
+        Permitted { key, name, ask, others }: Permitted<'_>,
         (client, transport): (SocketAddr, Transport),
         respond: Respond,
     ) -> Asking {
-        let key = query.question.cache_key();
+        let question = query.question;
+        let is_of_container = others.is_some();
+        let consents = others.map_or_else(
+            || Some(Vec::new()),
+            |others| others.allow(&name, question.query_type(), question.wire().len()),
+        );
+        let Some(consents) = consents else {
+            return Asking::Refused(respond, self.judge.not_by_all());
+        };
         let mut state = self.state();
         // The answer may have come since the cache was looked into. It is remembered and those who wait for it are taken
         // out under one lock, so that under this one it is either known, or on its way, or to be asked for.
-        if let Some((entry, _)) = state.cache.get(key.as_bytes(), Instant::now()) {
+        if let Some((entry, _)) = state.cache.get(key, Instant::now()) {
             return Asking::Known(respond, Arc::clone(&entry.body), Arc::clone(&entry.outcome));
         }
         if state.waiting >= self.waiting_clients {
             return Asking::Refused(respond, self.judge.refused(Reason::Busy));
         }
-        let joins = state.under_way.contains_key(key.as_bytes());
+        let joins = state.under_way.contains_key(key);
         let charged =
             if joins { Charged::default() } else { self.charge(&mut state.usage, &name, &ask) };
         let asking = if let Some(kind) = charged.refused {
@@ -291,7 +324,7 @@ impl Core {
                 respond,
             };
             state.waiting += 1;
-            state.under_way.entry(key.as_bytes().into()).or_default().push(waiter);
+            state.under_way.entry(key.into()).or_default().push(waiter);
             Asking::Waits
         };
         drop(state);
@@ -307,10 +340,13 @@ impl Core {
         }
         if matches!(asking, Asking::Waits) && !joins {
             let asked = Asked {
-                key: key.as_bytes().into(),
+                key: key.into(),
                 name,
-                query_type: query.question.query_type(),
+                query_type: question.query_type(),
+                question_length: question.wire().len(),
                 ask,
+                is_of_container,
+                consents,
                 client,
                 transport,
             };
@@ -341,6 +377,16 @@ impl Core {
         }
         charged
     }
+}
+
+/// A question that the policy lets pass.
+struct Permitted<'query> {
+    /// Under which its answer is remembered.
+    key: &'query [u8],
+    name: String,
+    ask: Ask,
+    /// Whose policies must let it pass, too, when a container asks.
+    others: Option<Others>,
 }
 
 /// What charging the budgets came to.

@@ -3,11 +3,13 @@
 mod anywhere;
 mod core;
 mod listen;
+mod neighbours;
 mod resolve;
 mod tcp;
 mod udp;
 
 use self::core::Core;
+pub use self::neighbours::Neighbours;
 use super::config::ResolverConfig;
 use super::exchange::{self, Exchange};
 use super::judge::Judge;
@@ -105,7 +107,12 @@ impl Resolver {
                 let tcp = TcpListener::from_std(listener.tcp)?;
                 addresses.push(udp.local_addr()?);
                 tasks.spawn(udp::serve(Arc::clone(&core), Arc::new(udp), sockets));
-                tasks.spawn(tcp::serve(Arc::clone(&core), tcp, config.tcp, Arc::clone(&slots)));
+                tasks.spawn(tcp::serve(
+                    Arc::clone(&core),
+                    (tcp, sockets),
+                    config.tcp,
+                    Arc::clone(&slots),
+                ));
             }
             Ok(addresses)
         };
@@ -123,6 +130,17 @@ impl Resolver {
             core,
             tasks,
         })
+    }
+
+    /// Answers containers together with the resolvers of other jobs in the network namespace with this inode number: what
+    /// one of them does not allow is not answered, and what is answered is open for all. To be called when the job's rules
+    /// are in force, and judge containers, too.
+    pub fn answer_together(&self, neighbours: &Neighbours, namespace: u64) {
+        let place = neighbours.enter(namespace, &self.core);
+        for other in place.others().resolvers {
+            self.core.take_over(&other);
+        }
+        *self.core.place() = Some(place);
     }
 
     /// The port of all listeners, UDP and TCP.
@@ -161,6 +179,7 @@ impl Resolver {
 
 impl Drop for Resolver {
     fn drop(&mut self) {
+        drop(self.core.place().take());
         // The others end with `tasks`.
         self.core.tasks().abort_all();
     }

@@ -7,8 +7,10 @@ use super::super::message::{ExtendedError, write_response};
 use super::super::names::NameVerdict;
 use super::super::observer::{DnsObservation, DnsOutcome, Reason, Transport};
 use super::core::{Core, State, Waiter, limit, type_name};
+use super::neighbours::Consent;
 use portcullis_common::event::Verdict;
 use portcullis_common::policy::EgressMode;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,17 +27,15 @@ pub(super) struct Asked {
     pub(super) key: Box<[u8]>,
     pub(super) name: String,
     pub(super) query_type: u16,
+    /// The question's length on the wire.
+    pub(super) question_length: usize,
     pub(super) ask: Ask,
+    pub(super) is_of_container: bool,
+    /// What other jobs' policies say to a container's question.
+    pub(super) consents: Vec<Consent>,
     /// Who asked first.
     pub(super) client: SocketAddr,
     pub(super) transport: Transport,
-}
-
-impl Asked {
-    /// The question's length on the wire: the key is the name and the type, the class is missing.
-    fn question_length(&self) -> usize {
-        self.key.len() + 2
-    }
 }
 
 /// Takes the waiting clients out when the question is over, also when it ends before its time.
@@ -82,12 +82,11 @@ impl Core {
             let remembered = (Arc::clone(&body), Arc::clone(&outcome));
             state.cache.insert(&asked.key, remembered.0, remembered.1, resolved.lifetime, now);
             for grant in &resolved.grants {
-                if state.opened.len() >= MAXIMUM_OPENED {
-                    state.opened.retain(|_, (_, until)| now < *until);
+                let known = (grant.name.shared(), now + grant.lifetime);
+                if asked.is_of_container {
+                    remember(&mut state.of_containers, grant.address, known.clone(), now);
                 }
-                if state.opened.len() < MAXIMUM_OPENED {
-                    state.opened.insert(grant.address, (grant.name.shared(), now + grant.lifetime));
-                }
+                remember(&mut state.opened, grant.address, known, now);
             }
             under_way.take(&mut state)
         };
@@ -130,19 +129,17 @@ impl Core {
     }
 
     fn judge_found(&self, asked: &Asked, found: Result<Findings, ExchangeError>) -> Resolved {
-        match found {
-            Ok(findings) => self.judge.answer(
-                &asked.name,
-                asked.query_type,
-                asked.question_length(),
-                &asked.ask,
-                &findings,
-            ),
+        let findings = match found {
+            Ok(findings) => findings,
             Err(error) => {
                 let reason = Reason::Upstream(error.to_string().into());
-                self.judge.failed(ExtendedError::NETWORK_ERROR, reason, asked.ask.verdict)
+                return self.judge.failed(ExtendedError::NETWORK_ERROR, reason, asked.ask.verdict);
             }
-        }
+        };
+        let question = (asked.name.as_str(), asked.query_type, asked.question_length);
+        let (name, query_type, length) = question;
+        let resolved = self.judge.answer(name, query_type, length, &asked.ask, &findings);
+        self.agree(question, &asked.consents, &findings, resolved)
     }
 
     /// Opens what the answer grants, before it leaves. Returns what is to be answered, and whether it was opened.
@@ -168,6 +165,21 @@ impl Core {
             // The call goes through without a grant; only what is recorded about it is less.
             EgressMode::Audit => (Resolved { reason, ..resolved }, false),
         }
+    }
+}
+
+/// Remembers the name of an address, as far as there is room.
+fn remember(
+    known: &mut HashMap<IpAddr, (Arc<str>, Instant)>,
+    address: IpAddr,
+    name: (Arc<str>, Instant),
+    now: Instant,
+) {
+    if known.len() >= MAXIMUM_OPENED {
+        known.retain(|_, (_, until)| now < *until);
+    }
+    if known.len() < MAXIMUM_OPENED {
+        known.insert(address, name);
     }
 }
 

@@ -4,6 +4,7 @@ use super::super::config::TcpLimits;
 use super::super::message::MAXIMUM_QUERY;
 use super::super::observer::Transport;
 use super::core::{Core, Respond, Step};
+use super::udp::Listens;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Accepts connections until the task is aborted. `slots` are shared by all listeners of the resolver.
 pub(super) async fn serve(
     core: Arc<Core>,
-    listener: TcpListener,
+    (listener, listens): (TcpListener, Listens),
     limits: TcpLimits,
     slots: Arc<Semaphore>,
 ) {
@@ -39,6 +40,7 @@ pub(super) async fn serve(
         let shared = Arc::clone(&core);
         core.spawn(async move {
             let (reader, writer) = stream.into_split();
+            let client = (client, listens);
             let _ = timeout(limits.total, converse(shared, reader, writer, client, limits)).await;
             drop(slot);
         });
@@ -50,7 +52,7 @@ async fn converse(
     core: Arc<Core>,
     reader: impl AsyncRead + Unpin,
     writer: impl AsyncWrite + Unpin,
-    client: SocketAddr,
+    client: (SocketAddr, Listens),
     limits: TcpLimits,
 ) {
     let (queue, answers) = mpsc::channel(limits.pipelined);
@@ -68,7 +70,7 @@ async fn read_queries(
     core: &Arc<Core>,
     mut reader: impl AsyncRead + Unpin,
     queue: mpsc::Sender<Vec<u8>>,
-    client: SocketAddr,
+    (client, listens): (SocketAddr, Listens),
     limits: TcpLimits,
 ) {
     let mut message = Vec::with_capacity(512);
@@ -81,7 +83,7 @@ async fn read_queries(
         }
         // Each query has its place in the queue before it is handled, so an answer that comes later never finds it full.
         let Ok(place) = queue.clone().reserve_owned().await else { return };
-        let respond = Respond::Tcp(place);
+        let respond = Respond::Tcp(place, listens);
         let step = core.handle(&message, &mut out, client, Transport::Tcp, respond);
         match step {
             Step::Reply(respond, observation) => {
