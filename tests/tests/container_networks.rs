@@ -228,6 +228,60 @@ fn podmans_containers_are_judged() -> Result<()> {
     assert_nothing_left(&gate.world)
 }
 
+/// With several runners whose a container is can't be told: it reaches what every running job allows, by name too, and nothing
+/// else.
+#[test]
+fn beside_another_runners_job_containers_reach_what_both_allow() -> Result<()> {
+    let policy = |name: &str, hosts: &str| {
+        format!(
+            "name: {name}\negress-policy: block\nallowed-endpoints: [{hosts}]\nattach: [{{repository: octo/{name}}}]\n"
+        )
+    };
+    let one = policy("one", "'ok.test:80', 'other.test:80'");
+    let two = policy("two", "'ok.test:80'");
+    let world = World::builder().engine().runners(2).build()?;
+    let docker = world.docker(&DockerOptions::default())?;
+    let gate = Gate::up(world, &[("one", &one), ("two", &two)])?;
+    for runner in gate.world.runners() {
+        runner.start()?;
+    }
+    let call = |host: &str| {
+        contained(
+            "",
+            &format!("curl -sS --max-time 10 -o /dev/null http://{host}/ && echo arrived"),
+        )
+    };
+    let mut first = Puppet::start(&gate, 0, "octo/one")?;
+    let alone = first.run(&call("other.test"))?;
+    ensure!(alone.output.contains("arrived"), "{alone:?}\n{}", docker.log());
+    // The second job has asked for nothing itself.
+    let second = Puppet::start(&gate, 1, "octo/two")?;
+    let twin = first.run(&call("ok.test"))?;
+    ensure!(twin.output.contains("arrived"), "{twin:?}\n{}", gate.monitor.log());
+    let refused = first.run(&call("other.test"))?;
+    ensure!(!refused.output.contains("arrived"), "{refused:?}");
+    let sent = first.run(&contained("", SEND))?;
+    assert_said(&sent, "sent")?;
+    let result = second.finish()?;
+    assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
+    let again = first.run(&call("other.test"))?;
+    ensure!(again.output.contains("arrived"), "{again:?}\n{}", gate.monitor.log());
+    let result = first.finish()?;
+    gate.monitor.wait_until_idle()?;
+    assert_eq!(result.outcome, JobOutcome::Success, "{}", result.log());
+    gate.assert_contained(&result)?;
+    // Either job's resolver may have heard the query; its record has it, with the container.
+    let mut queries = Vec::new();
+    for id in gate.world.job_ids()? {
+        queries.extend(dns(&gate.world.events(&id)?).cloned());
+    }
+    let is_refused = |query: &DnsEvent| {
+        query.name == "other.test" && query.verdict == Verdict::Blocked && query.container.is_some()
+    };
+    ensure!(queries.iter().any(is_refused), "{queries:#?}");
+    assert_nothing_left(&gate.world)
+}
+
 /// Containers that were there before the job are judged while it runs: what it could make them send is the job's.
 /// C6: a container in the host's network that may change the packet filter can't remove the rules.
 #[test]
