@@ -132,6 +132,9 @@ fn nothing_of_a_guarded_memory_is_obtained() {
         let (count, text) = obtained(&reader, &technique, worker, ATTEMPTS);
         print!("{text}");
         assert_eq!(count, 0, "{text}");
+        if text.contains("impossible with this kernel") {
+            continue;
+        }
         let told = eventually("every attempt is told", || {
             let told = world.seen.accessed.lock().unwrap();
             let of_technique = told.iter().filter(|(process, _)| process.argv[1] == technique);
@@ -172,7 +175,7 @@ fn a_reader_is_only_told_where_nobody_is_to_be_ended() {
         ("attach", AccessWay::Ptrace),
         ("getfd", AccessWay::Descriptor),
         ("perf", AccessWay::Perf),
-        ("uring-direct", AccessWay::IoUring),
+        ("uring", AccessWay::IoUring),
     ] {
         let (count, text) = obtained(&reader, technique, worker, 1);
         assert_eq!(count, 1, "{text}");
