@@ -23,6 +23,10 @@ const ENVIRONMENT_LIMIT: usize = 256 << 10;
 /// How long a step's name may be.
 const STEP_LIMIT: usize = 256;
 
+/// How often a process is read that executes another program each time. An exec takes some hundred microseconds, as long as
+/// several looks.
+const MAXIMUM_LOOKS: u32 = 8;
+
 /// The variable that holds the step's id.
 const STEP_VARIABLE: &[u8] = b"GITHUB_ACTION=";
 
@@ -71,15 +75,24 @@ impl ProcessInspector {
                 return Some(Arc::clone(&found.process));
             }
         }
-        let process = Arc::new(self.snapshot(key, &handle, &stat, image.executable.as_ref()));
-        // A process that is exiting has lost its program already: what was seen before tells more, and what is seen now is
-        // not worth remembering.
-        if handle.exe().is_err() {
-            return Some(self.recall(key).unwrap_or(process));
+        let settled = settle(
+            image,
+            |image| self.snapshot(key, &handle, &stat, image.executable.as_ref()),
+            || image_of(&handle.stat().ok()?, &handle),
+        );
+        match settled {
+            Settled::Same(image, process) => {
+                let process = Arc::new(process);
+                let known = Known { image, process: Arc::clone(&process) };
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, known);
+                Some(process)
+            }
+            // A process that is exiting has lost its program already: what was seen before tells more.
+            Settled::Gone(process) if process.argv.is_empty() => {
+                Some(self.recall(key).unwrap_or_else(|| Arc::new(process)))
+            }
+            Settled::Gone(process) | Settled::Changing(process) => Some(Arc::new(process)),
         }
-        let known = Known { image, process: Arc::clone(&process) };
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, known);
-        Some(process)
     }
 
     /// The process as it was when it was seen last.
@@ -160,7 +173,18 @@ fn open(key: ProcessKey) -> Option<(ProcHandle, Stat, Image)> {
     if stat.starttime != key.start_time || matches!(stat.state, 'Z' | 'X') {
         return None;
     }
-    let image = Image {
+    let image = Image { executable: handle.exe().ok(), ..image_of_stat(&stat) };
+    Some((handle, stat, image))
+}
+
+/// What a process executes; `None` when it has lost its program: it is exiting.
+fn image_of(stat: &Stat, handle: &ProcHandle) -> Option<Image> {
+    Some(Image { executable: Some(handle.exe().ok()?), ..image_of_stat(stat) })
+}
+
+/// What `stat` tells of a program image.
+fn image_of_stat(stat: &Stat) -> Image {
+    Image {
         name: stat.comm.clone(),
         addresses: [
             stat.startcode,
@@ -168,9 +192,39 @@ fn open(key: ProcessKey) -> Option<(ProcHandle, Stat, Image)> {
             stat.arg_start.unwrap_or_default(),
             stat.env_start.unwrap_or_default(),
         ],
-        executable: handle.exe().ok(),
-    };
-    Some((handle, stat, image))
+        executable: None,
+    }
+}
+
+/// What became of a process while it was read.
+#[derive(Debug, Eq, PartialEq)]
+enum Settled<T> {
+    /// It executed this all the time.
+    Same(Image, T),
+    /// It has lost its program since.
+    Gone(T),
+    /// It executed another program each time.
+    Changing(T),
+}
+
+/// Reads a process that executed `image` a moment ago, until it executes the same before and after: its executable and its
+/// arguments are read one after the other, and another program in between would give a mixture.
+fn settle<T>(
+    mut image: Image,
+    mut read: impl FnMut(&Image) -> T,
+    mut now: impl FnMut() -> Option<Image>,
+) -> Settled<T> {
+    let mut looks = 1;
+    loop {
+        let found = read(&image);
+        match now() {
+            None => return Settled::Gone(found),
+            Some(later) if later == image => return Settled::Same(image, found),
+            Some(_) if looks == MAXIMUM_LOOKS => return Settled::Changing(found),
+            Some(later) => image = later,
+        }
+        looks += 1;
+    }
 }
 
 /// Opens a process; the handle keeps naming it when its pid is recycled.
@@ -211,4 +265,37 @@ fn bounded_text(path: &std::path::Path) -> String {
         end -= 1;
     }
     text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Image, MAXIMUM_LOOKS, Settled, settle};
+
+    fn image(number: u64) -> Image {
+        Image { name: "program".to_owned(), addresses: [number; 4], executable: None }
+    }
+
+    #[test]
+    fn what_is_read_across_an_exec_is_read_again() {
+        let mut looks = Vec::new();
+        let mut later = [Some(image(2)), Some(image(2))].into_iter();
+        let settled =
+            settle(image(1), |image| looks.push(image.addresses[0]), || later.next().flatten());
+        assert_eq!((settled, looks), (Settled::Same(image(2), ()), vec![1, 2]));
+    }
+
+    #[test]
+    fn who_ends_or_never_stays_the_same_is_told_as_it_was_read_last() {
+        assert_eq!(settle(image(1), |_| (), || None), Settled::Gone(()));
+        let (mut looks, mut number) = (0, 1);
+        let settled = settle(
+            image(1),
+            |_| looks += 1,
+            || {
+                number += 1;
+                Some(image(number))
+            },
+        );
+        assert_eq!((settled, looks), (Settled::Changing(()), MAXIMUM_LOOKS));
+    }
 }

@@ -10,6 +10,7 @@ use crate::caller::testing::{FakeRunner, eventually, scratch_network_namespace};
 use crate::caller::{ProcFs, Worker, lineage};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::sys::namespace::in_network_namespace;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -405,6 +406,27 @@ fn an_exec_makes_a_new_snapshot_and_long_command_lines_are_cut() {
     assert_eq!(after.start_time, before.start_time);
     assert!(after.exe.as_ref().unwrap().ends_with("sleep"), "{:?}", after.exe);
     assert!(after.argv.iter().map(String::len).sum::<usize>() <= 4096);
+}
+
+#[test]
+fn a_snapshot_is_of_one_program() {
+    let mut runner = FakeRunner::start();
+    // One process that becomes the other program again and again.
+    let script = runner.directory().join("turns");
+    let turns = "case $1 in bash) exec dash \"$0\" dash ;; *) exec bash \"$0\" bash ;; esac\n";
+    std::fs::write(&script, turns).unwrap();
+    let child = runner.start_child(&format!("exec bash {} bash", script.display()));
+    let mut seen = BTreeMap::<String, u32>::new();
+    while seen.len() < 2 || seen.values().any(|times| *times < 500) {
+        // One that remembers nothing looks at everything each time.
+        let process = ProcessInspector::new(runner.worker, 1).inspect(child).unwrap();
+        let argv: Vec<&str> = process.argv.iter().map(String::as_str).collect();
+        // What it was before its first exec is none of the two.
+        let ["bash" | "dash", path, name] = argv[..] else { continue };
+        let exe = process.exe.as_deref().and_then(|exe| exe.rsplit('/').next());
+        assert_eq!((exe, path), (Some(name), script.to_str().unwrap()), "{process:?}");
+        *seen.entry(name.to_owned()).or_default() += 1;
+    }
 }
 
 #[tokio::test]
