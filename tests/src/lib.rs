@@ -31,6 +31,7 @@ pub mod server;
 pub mod stand_in;
 mod sync;
 pub mod world;
+pub mod zlib;
 
 pub use canary::Canary;
 pub use job::{Job, JobOutcome, JobResult, StepKind, StepOutcome};

@@ -3,10 +3,10 @@
 
 mod life;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use life::{AUDIT, Gate, detections};
 use portcullis_tests::world::Process;
-use portcullis_tests::{JobOutcome, World, wait_until};
+use portcullis_tests::{JobOutcome, World, wait_until, zlib};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -42,30 +42,11 @@ fn readable_directory(gate: &Gate) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// The sources of zlib, which the build of the product has in cargo's directory as part of a crate.
-fn zlib() -> Result<PathBuf> {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--locked", "--offline"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("no packages")?;
-    let manifest = packages
-        .iter()
-        .find(|package| package["name"] == "libbpf-sys")
-        .and_then(|package| package["manifest_path"].as_str())
-        .context("no libbpf-sys")?;
-    let sources = Path::new(manifest).with_file_name("zlib");
-    ensure!(sources.join("configure").is_file(), "{} is not there", sources.display());
-    Ok(sources)
-}
-
 #[test]
 fn a_c_project_is_compiled_and_tested() -> Result<()> {
     let gate = gate()?;
     let copy = readable_directory(&gate)?;
-    let copied = Command::new("cp").arg("-rT").arg(zlib()?).arg(&copy).status()?;
+    let copied = Command::new("cp").arg("-rT").arg(zlib::sources()?).arg(&copy).status()?;
     ensure!(copied.success());
     let log = assert_unnoticed(
         &gate,

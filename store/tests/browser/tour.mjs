@@ -155,7 +155,7 @@ await part("a job that runs is seen while it runs: calls, files, and its end", a
   const other = await browser.context.newPage();
   browser.watch(other);
   await other.goto(`${server}/jobs/${id}/files`);
-  await other.waitForSelector("#part >> text=src/crc32.c");
+  await other.waitForSelector("#part >> text=tree/crc32.c");
   assert.match(await other.textContent("#part"), /python/);
   await other.close();
   // Now it opens a shell for somebody, and is killed for it; this page has not been loaded again.

@@ -14,6 +14,7 @@ use crate::server::github::GitHub;
 use crate::server::web::Web;
 use crate::server::{git, package_index};
 use crate::sync::Stop;
+use crate::zlib;
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
@@ -77,7 +78,7 @@ impl Builder {
         self
     }
 
-    /// The Git server has `hello.git`: a small C library with its tests.
+    /// The Git server has `zlib.git`: a real C library with its tests.
     #[must_use]
     pub fn repository(mut self) -> Self {
         self.has_repository = true;
@@ -310,7 +311,7 @@ impl Builder {
             world.publish_package("exfil-helper", "1.0.0", &inputs.join("exfil-helper"))?;
         }
         if self.has_repository {
-            world.publish_repository("hello", &inputs.join("hello"))?;
+            world.publish_repository("zlib", &zlib::sources()?)?;
         }
         Ok(())
     }
