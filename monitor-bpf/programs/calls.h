@@ -5,26 +5,40 @@
 
 #include "kernel.h"
 
+/* Where a call is looked at, as a bit of what it is. */
+#define AT_ENTRY 0x80
+#define AT_EXIT 0x40
+
 enum call {
     CALL_OTHER = 0,
-    CALL_OPEN,       /* gives a descriptor of a file */
-    CALL_READ,       /* reads from the descriptor in its first argument */
     CALL_SENDFILE,   /* reads from the descriptor in its second argument */
-    CALL_PTRACE,     /* process in the second argument */
+    CALL_OPEN = AT_EXIT, /* gives a descriptor of a file */
+    CALL_PIDFD_OPEN, /* gives a descriptor of a process */
+    CALL_READ,       /* reads from the descriptor in its first argument */
+    CALL_RECEIVE,    /* like CALL_READ, of sockets only */
+    CALL_CONNECT,    /* socket in the first argument */
+    CALL_DUPLICATE,  /* gives a descriptor of an open file, and returns it */
+    CALL_PTRACE = AT_ENTRY, /* process in the second argument */
     CALL_VM_READ,    /* process in the first argument */
     CALL_VM_WRITE,   /* process in the first argument */
     CALL_GETFD,      /* pidfd in the first argument */
     CALL_PERF,       /* process in the second argument */
-    CALL_CONNECT,    /* socket in the first argument */
-    CALL_RECEIVE,    /* like CALL_READ, of sockets only */
     CALL_WRITE,      /* writes to the descriptor in its first argument */
-    CALL_DUPLICATE,  /* gives a descriptor of an open file, and returns it */
 };
 
-/* pidfd_open has the same number in every ABI. */
-#define PIDFD_OPEN 434
-/* So has io_uring_enter. */
+/* io_uring_enter has the same number in every ABI. */
 #define IO_URING_ENTER 426
+
+/* Which call a number is, in the 64-bit ABI and in the 32-bit one (`enum call`). A table and not a switch: every system call of
+ * the machine comes this way, mostly with caches that others have filled, and one line of it is read faster than a program's
+ * branches. */
+struct abi_calls {
+    u8 native, compat;
+};
+#define NATIVE(number, call) [number].native = call
+#define COMPAT(number, call) [number].compat = call
+/* One more than the largest number, which is one of x32. */
+#define CALL_NUMBERS 547
 
 #define PTRACE_TRACEME 0
 
@@ -66,27 +80,43 @@ static __always_inline u64 argument(struct pt_regs *registers, bool compat, u32 
     return which == 0 ? first : which == 1 ? second : third;
 }
 
-static __always_inline enum call native_call(u32 number)
-{
-    switch (number & ~X32_BIT) {
-    case 2: case 257: case 437: return CALL_OPEN;               /* open, openat, openat2 */
-    case 0: case 17: case 19: case 295: case 327:               /* read, pread64, readv, preadv, preadv2 */
-    case 275: case 326: return CALL_READ;                       /* splice, copy_file_range */
-    case 515: case 534: case 546: return CALL_READ;             /* x32: readv, preadv, preadv2 */
-    case 40: return CALL_SENDFILE;
-    case 101: case 521: return CALL_PTRACE;
-    case 310: case 539: return CALL_VM_READ;
-    case 311: case 540: return CALL_VM_WRITE;
-    case 438: return CALL_GETFD;
-    case 298: return CALL_PERF;
-    case 42: return CALL_CONNECT;
-    case 45: case 47: case 299: return CALL_RECEIVE;            /* recvfrom, recvmsg, recvmmsg */
-    case 517: case 519: case 537: return CALL_RECEIVE;          /* x32: recvfrom, recvmsg, recvmmsg */
-    case 1: case 20: case 44: case 46: return CALL_WRITE;       /* write, writev, sendto, sendmsg */
-    case 32: case 33: case 72: case 292: return CALL_DUPLICATE; /* dup, dup2, fcntl, dup3 */
-    }
-    return CALL_OTHER;
-}
+static const struct abi_calls calls[CALL_NUMBERS] = {
+    NATIVE(434, CALL_PIDFD_OPEN), COMPAT(434, CALL_PIDFD_OPEN),
+    NATIVE(2, CALL_OPEN), NATIVE(257, CALL_OPEN), NATIVE(437, CALL_OPEN), /* open, openat, openat2 */
+    /* read, pread64, readv, preadv, preadv2 */
+    NATIVE(0, CALL_READ), NATIVE(17, CALL_READ), NATIVE(19, CALL_READ), NATIVE(295, CALL_READ), NATIVE(327, CALL_READ),
+    NATIVE(275, CALL_READ), NATIVE(326, CALL_READ), /* splice, copy_file_range */
+    NATIVE(515, CALL_READ), NATIVE(534, CALL_READ), NATIVE(546, CALL_READ), /* x32: readv, preadv, preadv2 */
+    NATIVE(40, CALL_SENDFILE),
+    NATIVE(101, CALL_PTRACE), NATIVE(521, CALL_PTRACE),
+    NATIVE(310, CALL_VM_READ), NATIVE(539, CALL_VM_READ),
+    NATIVE(311, CALL_VM_WRITE), NATIVE(540, CALL_VM_WRITE),
+    NATIVE(438, CALL_GETFD),
+    NATIVE(298, CALL_PERF),
+    NATIVE(42, CALL_CONNECT),
+    NATIVE(45, CALL_RECEIVE), NATIVE(47, CALL_RECEIVE), NATIVE(299, CALL_RECEIVE), /* recvfrom, recvmsg, recvmmsg */
+    NATIVE(517, CALL_RECEIVE), NATIVE(519, CALL_RECEIVE), NATIVE(537, CALL_RECEIVE), /* x32: recvfrom, recvmsg, recvmmsg */
+    /* write, writev, sendto, sendmsg */
+    NATIVE(1, CALL_WRITE), NATIVE(20, CALL_WRITE), NATIVE(44, CALL_WRITE), NATIVE(46, CALL_WRITE),
+    /* dup, dup2, fcntl, dup3 */
+    NATIVE(32, CALL_DUPLICATE), NATIVE(33, CALL_DUPLICATE), NATIVE(72, CALL_DUPLICATE), NATIVE(292, CALL_DUPLICATE),
+    COMPAT(5, CALL_OPEN), COMPAT(295, CALL_OPEN), COMPAT(437, CALL_OPEN),
+    COMPAT(3, CALL_READ), COMPAT(145, CALL_READ), COMPAT(180, CALL_READ), COMPAT(333, CALL_READ), COMPAT(378, CALL_READ),
+    COMPAT(313, CALL_READ), COMPAT(377, CALL_READ),
+    COMPAT(187, CALL_SENDFILE), COMPAT(239, CALL_SENDFILE),
+    COMPAT(26, CALL_PTRACE),
+    COMPAT(347, CALL_VM_READ),
+    COMPAT(348, CALL_VM_WRITE),
+    COMPAT(438, CALL_GETFD),
+    COMPAT(336, CALL_PERF),
+    COMPAT(362, CALL_CONNECT),
+    /* socketcall is any of them */
+    COMPAT(102, CALL_RECEIVE), COMPAT(371, CALL_RECEIVE), COMPAT(372, CALL_RECEIVE), COMPAT(337, CALL_RECEIVE),
+    COMPAT(417, CALL_RECEIVE),
+    COMPAT(4, CALL_WRITE), COMPAT(146, CALL_WRITE), COMPAT(369, CALL_WRITE), COMPAT(370, CALL_WRITE),
+    COMPAT(41, CALL_DUPLICATE), COMPAT(63, CALL_DUPLICATE), COMPAT(55, CALL_DUPLICATE), COMPAT(221, CALL_DUPLICATE),
+    COMPAT(330, CALL_DUPLICATE),
+};
 
 static __always_inline enum bytes_at bytes_at(u32 number, bool compat)
 {
@@ -100,29 +130,12 @@ static __always_inline enum bytes_at bytes_at(u32 number, bool compat)
     return BYTES_NOWHERE;
 }
 
-static __always_inline enum call compat_call(u32 number)
-{
-    switch (number) {
-    case 5: case 295: case 437: return CALL_OPEN;
-    case 3: case 145: case 180: case 333: case 378: case 313: case 377: return CALL_READ;
-    case 187: case 239: return CALL_SENDFILE;
-    case 26: return CALL_PTRACE;
-    case 347: return CALL_VM_READ;
-    case 348: return CALL_VM_WRITE;
-    case 438: return CALL_GETFD;
-    case 336: return CALL_PERF;
-    case 362: return CALL_CONNECT;
-    case 102: case 371: case 372: case 337: case 417: return CALL_RECEIVE; /* socketcall is any of them */
-    case 4: case 146: case 369: case 370: return CALL_WRITE;
-    case 41: case 63: case 55: case 221: case 330: return CALL_DUPLICATE;
-    }
-    return CALL_OTHER;
-}
-
 #else
 
 /* _TIF_32BIT */
 #define IS_COMPAT (1ul << 22)
+/* There is no third ABI. */
+#define X32_BIT 0
 
 static __always_inline bool is_compat(struct task_struct *task)
 {
@@ -141,24 +154,40 @@ static __always_inline u64 argument(struct pt_regs *registers, bool compat, u32 
     return compat ? (u32)value : value;
 }
 
-static __always_inline enum call native_call(u32 number)
-{
-    switch (number) {
-    case 56: case 437: return CALL_OPEN;
-    case 63: case 65: case 67: case 69: case 286: case 76: case 285: return CALL_READ;
-    case 71: return CALL_SENDFILE;
-    case 117: return CALL_PTRACE;
-    case 270: return CALL_VM_READ;
-    case 271: return CALL_VM_WRITE;
-    case 438: return CALL_GETFD;
-    case 241: return CALL_PERF;
-    case 203: return CALL_CONNECT;
-    case 207: case 212: case 243: return CALL_RECEIVE;
-    case 64: case 66: case 206: case 211: return CALL_WRITE;
-    case 23: case 24: case 25: return CALL_DUPLICATE; /* dup, dup3, fcntl */
-    }
-    return CALL_OTHER;
-}
+static const struct abi_calls calls[CALL_NUMBERS] = {
+    NATIVE(434, CALL_PIDFD_OPEN), COMPAT(434, CALL_PIDFD_OPEN),
+    NATIVE(56, CALL_OPEN), NATIVE(437, CALL_OPEN),
+    NATIVE(63, CALL_READ), NATIVE(65, CALL_READ), NATIVE(67, CALL_READ), NATIVE(69, CALL_READ), NATIVE(286, CALL_READ),
+    NATIVE(76, CALL_READ), NATIVE(285, CALL_READ),
+    NATIVE(71, CALL_SENDFILE),
+    NATIVE(117, CALL_PTRACE),
+    NATIVE(270, CALL_VM_READ),
+    NATIVE(271, CALL_VM_WRITE),
+    NATIVE(438, CALL_GETFD),
+    NATIVE(241, CALL_PERF),
+    NATIVE(203, CALL_CONNECT),
+    NATIVE(207, CALL_RECEIVE), NATIVE(212, CALL_RECEIVE), NATIVE(243, CALL_RECEIVE),
+    NATIVE(64, CALL_WRITE), NATIVE(66, CALL_WRITE), NATIVE(206, CALL_WRITE), NATIVE(211, CALL_WRITE),
+    NATIVE(23, CALL_DUPLICATE), NATIVE(24, CALL_DUPLICATE), NATIVE(25, CALL_DUPLICATE), /* dup, dup3, fcntl */
+    COMPAT(5, CALL_OPEN), COMPAT(322, CALL_OPEN), COMPAT(437, CALL_OPEN),
+    COMPAT(3, CALL_READ), COMPAT(145, CALL_READ), COMPAT(180, CALL_READ), COMPAT(361, CALL_READ), COMPAT(392, CALL_READ),
+    COMPAT(340, CALL_READ), COMPAT(391, CALL_READ),
+    COMPAT(187, CALL_SENDFILE), COMPAT(239, CALL_SENDFILE),
+    COMPAT(26, CALL_PTRACE),
+    COMPAT(376, CALL_VM_READ),
+    COMPAT(377, CALL_VM_WRITE),
+    COMPAT(438, CALL_GETFD),
+    COMPAT(364, CALL_PERF),
+    COMPAT(283, CALL_CONNECT),
+    /* recv, recvfrom, recvmsg, recvmmsg */
+    COMPAT(291, CALL_RECEIVE), COMPAT(292, CALL_RECEIVE), COMPAT(297, CALL_RECEIVE), COMPAT(365, CALL_RECEIVE),
+    COMPAT(417, CALL_RECEIVE),
+    /* write, writev, send, sendto, sendmsg */
+    COMPAT(4, CALL_WRITE), COMPAT(146, CALL_WRITE), COMPAT(289, CALL_WRITE), COMPAT(290, CALL_WRITE),
+    COMPAT(296, CALL_WRITE),
+    COMPAT(41, CALL_DUPLICATE), COMPAT(63, CALL_DUPLICATE), COMPAT(55, CALL_DUPLICATE), COMPAT(221, CALL_DUPLICATE),
+    COMPAT(358, CALL_DUPLICATE),
+};
 
 static __always_inline enum bytes_at bytes_at(u32 number, bool compat)
 {
@@ -172,25 +201,28 @@ static __always_inline enum bytes_at bytes_at(u32 number, bool compat)
     return BYTES_NOWHERE;
 }
 
-static __always_inline enum call compat_call(u32 number)
+#endif
+
+static __always_inline struct abi_calls calls_of(u32 number)
 {
-    switch (number) {
-    case 5: case 322: case 437: return CALL_OPEN;
-    case 3: case 145: case 180: case 361: case 392: case 340: case 391: return CALL_READ;
-    case 187: case 239: return CALL_SENDFILE;
-    case 26: return CALL_PTRACE;
-    case 376: return CALL_VM_READ;
-    case 377: return CALL_VM_WRITE;
-    case 438: return CALL_GETFD;
-    case 364: return CALL_PERF;
-    case 283: return CALL_CONNECT;
-    case 291: case 292: case 297: case 365: case 417: return CALL_RECEIVE; /* recv, recvfrom, recvmsg, recvmmsg */
-    case 4: case 146: case 289: case 290: case 296: return CALL_WRITE;     /* write, writev, send, sendto, sendmsg */
-    case 41: case 63: case 55: case 221: case 358: return CALL_DUPLICATE;
-    }
-    return CALL_OTHER;
+    struct abi_calls none = {};
+    number &= ~X32_BIT;
+    /* One variable, which the verifier sees compared. */
+    barrier_var(number);
+    return number < CALL_NUMBERS ? calls[number] : none;
 }
 
-#endif
+static __always_inline enum call call_of(u32 number, bool compat)
+{
+    struct abi_calls known = calls_of(number);
+    return compat ? known.compat : known.native;
+}
+
+/* Whether a number is a call that is looked at there (`AT_ENTRY`, `AT_EXIT`) in any ABI: which one it is takes longer. */
+static __always_inline bool may_be_judged(u32 number, u8 where)
+{
+    struct abi_calls known = calls_of(number);
+    return (known.native | known.compat) & where;
+}
 
 #endif

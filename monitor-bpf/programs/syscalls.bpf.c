@@ -191,11 +191,11 @@ static __noinline int learn_memory(struct settings *known, struct file *file)
 }
 
 /* The monitor opens its own files to show which operations they have. */
-static __noinline int learn(struct settings *known, struct file *file, u32 call)
+static __noinline int learn(struct settings *known, struct file *file, enum call call)
 {
     struct inode *inode = BPF_CORE_READ(file, f_inode);
     char name[8] = {};
-    if (call == PIDFD_OPEN)
+    if (call == CALL_PIDFD_OPEN)
         known->pidfd_operations = (u64)BPF_CORE_READ(file, f_op);
     if (BPF_CORE_READ(inode, i_sb, s_magic) != PROC_MAGIC)
         return 0;
@@ -246,9 +246,6 @@ static __noinline int tell_port(struct file *file)
 SEC("tp_btf/sys_enter")
 int BPF_PROG(enters, struct pt_regs *registers, long number)
 {
-    struct task_struct *task = bpf_get_current_task_btf();
-    bool compat = is_compat(task);
-    enum call call = compat ? compat_call(number) : native_call(number);
     u32 key = 0, target;
     struct settings *known = bpf_map_lookup_elem(&settings, &key);
     if (!known)
@@ -259,6 +256,10 @@ int BPF_PROG(enters, struct pt_regs *registers, long number)
         if (bpf_map_lookup_elem(&held, &process))
             bpf_send_signal(SIGNAL_STOP);
     }
+    if (!may_be_judged(number, AT_ENTRY))
+        return 0;
+    bool compat = is_compat(bpf_get_current_task_btf());
+    enum call call = call_of(number, compat);
     if (call == CALL_WRITE && is_any_connected())
         note_relayed(registers);
     if (call < CALL_PTRACE || call > CALL_PERF || !known->is_guarding)
@@ -296,10 +297,11 @@ int BPF_PROG(enters, struct pt_regs *registers, long number)
 SEC("tp_btf/sys_exit")
 int BPF_PROG(leaves, struct pt_regs *registers, long result)
 {
-    struct task_struct *task = bpf_get_current_task_btf();
     u32 number = call_number(registers), key = 0;
-    bool compat = is_compat(task);
-    enum call call = compat ? compat_call(number) : native_call(number);
+    if (!may_be_judged(number, AT_EXIT))
+        return 0;
+    bool compat = is_compat(bpf_get_current_task_btf());
+    enum call call = call_of(number, compat);
     if (call == CALL_CONNECT && result == 0) {
         struct file *file = file_of(argument(registers, compat, 0));
         if (file)
@@ -317,13 +319,13 @@ int BPF_PROG(leaves, struct pt_regs *registers, long result)
             known->is_holding = 1;
         return 0;
     }
-    if ((call != CALL_OPEN && number != PIDFD_OPEN) || result < 0)
+    if ((call != CALL_OPEN && call != CALL_PIDFD_OPEN) || result < 0)
         return 0;
     struct file *file = known ? file_of(result) : NULL;
     if (!file)
         return 0;
     if (known->learner && known->learner == bpf_get_current_pid_tgid() >> 32)
-        learn(known, file, number);
+        learn(known, file, call);
     if (known->is_guarding && call == CALL_OPEN && (u64)BPF_CORE_READ(file, f_op) == known->memory_operations) {
         learn_memory(known, file);
         judge_file(known, file, number);
@@ -480,7 +482,7 @@ int BPF_PROG(touches, struct mm_struct *memory)
     u32 number = call_number(registers);
     struct file *file;
     /* Command lines are read this way, too, so it must be known for what. */
-    switch (compat ? compat_call(number) : native_call(number)) {
+    switch (call_of(number, compat)) {
     case CALL_READ:
         file = file_of(argument(registers, compat, 0));
         break;
