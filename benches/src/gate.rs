@@ -3,7 +3,7 @@
 use crate::statistics::Samples;
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::world::{Monitor, MonitorOptions};
-use portcullis_tests::{Job, JobOutcome, JobResult, StepKind, World, wait_until};
+use portcullis_tests::{Job, JobOutcome, JobResult, StepKind, World};
 use std::fmt::Write;
 use std::fs;
 use std::net::TcpListener;
@@ -83,7 +83,7 @@ impl Gate {
             _ => {}
         }
         if is_gated {
-            ready(&self.monitor)?;
+            self.monitor.wait_until_ready()?;
             self.world.install_hooks()
         } else {
             self.world.runner(0).set_hooks(None, None)
@@ -160,27 +160,6 @@ pub(crate) fn in_turn<const FIGURES: usize>(
         }
     }
     Ok(samples.map(|sides| sides.map(|samples| Samples::new(samples).median())))
-}
-
-/// Waits until the monitor answers and has its sensors, which it loads once, for all jobs of a machine.
-pub(crate) fn ready(monitor: &Monitor) -> Result<()> {
-    monitor.status()?;
-    wait_until("the sensors are loaded", || {
-        threads_of(monitor.pid())
-            .is_ok_and(|names| !names.iter().any(|name| name == "load-sensors"))
-    })
-}
-
-/// The names of a process's threads.
-fn threads_of(pid: u32) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // One that has ended meanwhile has no name.
-        if let Ok(name) = fs::read_to_string(thread?.path().join("comm")) {
-            names.push(name.trim_end().to_owned());
-        }
-    }
-    Ok(names)
 }
 
 /// User and system time of a process (fields 14 and 15 of `/proc/PID/stat`, in ticks of 10 ms).

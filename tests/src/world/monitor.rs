@@ -2,11 +2,12 @@
 
 use super::RunnerHost;
 use super::command::{HostCommand, Process};
-use crate::patience::{patience, wait_for};
+use crate::patience::{patience, wait_for, wait_until};
 use crate::sync::lock;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use portcullis_common::wire::{Answer, Call, PROTOCOL_VERSION, Request, Status};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -124,6 +125,19 @@ impl Monitor {
         }
     }
 
+    /// Waits until it answers and has its sensors, which it loads once, for all jobs of a machine.
+    ///
+    /// # Errors
+    /// When it does not come so far.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        self.status()?;
+        wait_until("the sensors are loaded", || {
+            threads_of(self.pid())
+                .is_ok_and(|names| !names.iter().any(|name| name == "load-sensors"))
+        })
+        .with_context(|| format!("the monitor's log:\n{}", self.log()))
+    }
+
     /// Waits until it has no job.
     ///
     /// # Errors
@@ -139,6 +153,18 @@ impl Monitor {
     pub fn subcommand(&self, arguments: &[&str]) -> HostCommand {
         command(&self.host, &self.options, &self.program).args(arguments)
     }
+}
+
+/// The names of a process's threads.
+fn threads_of(pid: u32) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended meanwhile has no name.
+        if let Ok(name) = fs::read_to_string(thread?.path().join("comm")) {
+            names.push(name.trim_end().to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn command(host: &RunnerHost, options: &MonitorOptions, program: &PathBuf) -> HostCommand {

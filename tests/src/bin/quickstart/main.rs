@@ -120,6 +120,8 @@ fn run(options: &Options, outcome: &mut Outcome) -> Result<()> {
     world.write_policy("hello-build", &policy)?;
     world.install_hooks()?;
     let monitor = world.monitor(MonitorOptions::default())?;
+    // As on a host whose monitor runs since it was started.
+    monitor.wait_until_ready()?;
 
     chapter("the job, as its log on GitHub would show it")?;
     let canary = Canary::generate()?;

@@ -68,6 +68,7 @@ pub(crate) fn run(options: &super::Options, outcome: &mut Outcome) -> Result<()>
     say(server.enrol(&world)?.trim_end())?;
     world.install_hooks()?;
     let monitor = world.monitor(MonitorOptions::default())?;
+    monitor.wait_until_ready()?;
     let tokens = IdTokens::serve(world.web(), policy_server::URL)?;
     let canary = Canary::generate()?;
 
