@@ -11,19 +11,19 @@
 
 enum call {
     CALL_OTHER = 0,
-    CALL_SENDFILE,   /* reads from the descriptor in its second argument */
-    CALL_OPEN = AT_EXIT, /* gives a descriptor of a file */
-    CALL_PIDFD_OPEN, /* gives a descriptor of a process */
-    CALL_READ,       /* reads from the descriptor in its first argument */
-    CALL_RECEIVE,    /* like CALL_READ, of sockets only */
-    CALL_CONNECT,    /* socket in the first argument */
-    CALL_DUPLICATE,  /* gives a descriptor of an open file, and returns it */
+    CALL_SENDFILE,          /* reads from the descriptor in its second argument */
+    CALL_OPEN = AT_EXIT,    /* gives a descriptor of a file */
+    CALL_PIDFD_OPEN,        /* gives a descriptor of a process */
+    CALL_READ,              /* reads from the descriptor in its first argument */
+    CALL_RECEIVE,           /* like CALL_READ, of sockets only */
+    CALL_CONNECT,           /* socket in the first argument */
+    CALL_DUPLICATE,         /* gives a descriptor of an open file, and returns it */
     CALL_PTRACE = AT_ENTRY, /* process in the second argument */
-    CALL_VM_READ,    /* process in the first argument */
-    CALL_VM_WRITE,   /* process in the first argument */
-    CALL_GETFD,      /* pidfd in the first argument */
-    CALL_PERF,       /* process in the second argument */
-    CALL_WRITE,      /* writes to the descriptor in its first argument */
+    CALL_VM_READ,           /* process in the first argument */
+    CALL_VM_WRITE,          /* process in the first argument */
+    CALL_GETFD,             /* pidfd in the first argument */
+    CALL_PERF,              /* process in the second argument */
+    CALL_WRITE,             /* writes to the descriptor in its first argument */
 };
 
 /* io_uring_enter has the same number in every ABI. */
