@@ -20,15 +20,20 @@ use portcullis_common::event::{
 };
 use portcullis_common::hook::with_causes;
 use portcullis_common::policy::EffectivePolicy;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+use std::{io, iter};
 
 /// Observations of the resolver that wait to be recorded. Each is a few hundred bytes, and there only while it waits.
 const WAITING_OBSERVATIONS: usize = 16_384;
+
+/// How long observations wait in a burst. Being woken for each costs the client more than recording it does: the two share a
+/// processor. As long as logged packets wait, so that a name stands before the call that followed from it.
+const BURST_PAUSE: Duration = Duration::from_millis(2);
 
 /// What is needed to make events of facts.
 #[derive(Debug)]
@@ -160,6 +165,7 @@ pub struct DnsSink {
     queue: Sender<Observed>,
     waiting: Arc<AtomicUsize>,
     lost: AtomicU64,
+    recorder: Thread,
     notices: tokio::sync::mpsc::Sender<String>,
 }
 
@@ -184,10 +190,12 @@ impl DnsSink {
         let (queue, observed) = channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let (events, left) = (Arc::clone(&context), Arc::clone(&waiting));
-        thread::Builder::new()
+        let recorder = thread::Builder::new()
             .name("dns-events".to_owned())
-            .spawn(move || record(&events, &observed, &left))?;
-        Ok(Self { context, queue, waiting, lost: AtomicU64::new(0), notices })
+            .spawn(move || record(&events, &observed, &left))?
+            .thread()
+            .clone();
+        Ok(Self { context, queue, waiting, lost: AtomicU64::new(0), recorder, notices })
     }
 
     /// How many observations there was no room for.
@@ -199,6 +207,7 @@ impl DnsSink {
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
         if self.queue.send(Observed::Flush(done)).is_ok() {
+            self.recorder.unpark();
             // An error means that the thread is gone, and with it what waited.
             let _ = wait.recv();
         }
@@ -214,15 +223,24 @@ impl DnsSink {
 }
 
 fn record(context: &EventContext, observed: &Receiver<Observed>, waiting: &AtomicUsize) {
-    while let Ok(observed) = observed.recv() {
-        if !matches!(observed, Observed::Flush(_)) {
-            waiting.fetch_sub(1, Ordering::Relaxed);
+    let mut woken: Option<Instant> = None;
+    while let Ok(first) = observed.recv() {
+        let now = Instant::now();
+        let before = woken.replace(now);
+        for observed in iter::once(first).chain(observed.try_iter()) {
+            if !matches!(observed, Observed::Flush(_)) {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+            match observed {
+                Observed::Query(observation) => context.observation(&observation),
+                Observed::Detection(detection) => context.detection(&detection),
+                // Nobody waits any more when this fails.
+                Observed::Flush(done) => drop(done.send(())),
+            }
         }
-        match observed {
-            Observed::Query(observation) => context.observation(&observation),
-            Observed::Detection(detection) => context.detection(&detection),
-            // Nobody waits any more when this fails.
-            Observed::Flush(done) => drop(done.send(())),
+        if before.is_some_and(|before| now.duration_since(before) < 2 * BURST_PAUSE) {
+            // Whoever waits for everything to be recorded ends this.
+            thread::park_timeout(BURST_PAUSE);
         }
     }
 }
