@@ -36,9 +36,12 @@ install_npm() {
 
 # Installs a cargo tool that is missing.
 install_cargo_tool() {
+    # A debug build below the target directory: compiling it takes longer than all that it does here.
+    local tools=${CARGO_TARGET_DIR:-$PWD/target}/test-cargo
+    PATH=$PATH:$tools/bin
     command -v "$1" >/dev/null || {
         say "installing $1"
-        cargo install --locked --quiet "$1"
+        cargo install --locked --quiet --debug --root "$tools" "$1"
     }
 }
 

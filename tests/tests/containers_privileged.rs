@@ -289,7 +289,7 @@ fn composed_containers_are_ordinary() -> Result<()> {
 version: "3"
 services:
   store: {{image: {IMAGE}, command: [nc, -ll, -p, "6379", -e, /bin/echo, stored], volumes: ["data:/data"]}}
-  client: {{image: {IMAGE}, command: [sh, -c, "sleep 2; nc -w 5 store 6379"], depends_on: [store], volumes: [".:/src"]}}
+  client: {{image: {IMAGE}, command: [sh, -c, "until nc -w 5 store 6379; do sleep 1; done"], depends_on: [store], volumes: [".:/src"]}}
 volumes: {{data: {{}}}}
 END
 docker-compose up --abort-on-container-exit && docker-compose down -v"#
