@@ -223,24 +223,31 @@ impl DnsSink {
 }
 
 fn record(context: &EventContext, observed: &Receiver<Observed>, waiting: &AtomicUsize) {
+    in_bursts(observed, BURST_PAUSE, |observed| {
+        if !matches!(observed, Observed::Flush(_)) {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        match observed {
+            Observed::Query(observation) => context.observation(&observation),
+            Observed::Detection(detection) => context.detection(&detection),
+            // Nobody waits any more when this fails.
+            Observed::Flush(done) => drop(done.send(())),
+        }
+    });
+}
+
+/// Hands what is sent to `take` until nobody can send any more. In a burst, when something came less than twice the pause
+/// after what came before it, the next waits until the pause is over or the thread is unparked.
+fn in_bursts<T>(queue: &Receiver<T>, pause: Duration, mut take: impl FnMut(T)) {
     let mut woken: Option<Instant> = None;
-    while let Ok(first) = observed.recv() {
+    while let Ok(first) = queue.recv() {
         let now = Instant::now();
         let before = woken.replace(now);
-        for observed in iter::once(first).chain(observed.try_iter()) {
-            if !matches!(observed, Observed::Flush(_)) {
-                waiting.fetch_sub(1, Ordering::Relaxed);
-            }
-            match observed {
-                Observed::Query(observation) => context.observation(&observation),
-                Observed::Detection(detection) => context.detection(&detection),
-                // Nobody waits any more when this fails.
-                Observed::Flush(done) => drop(done.send(())),
-            }
+        for one in iter::once(first).chain(queue.try_iter()) {
+            take(one);
         }
-        if before.is_some_and(|before| now.duration_since(before) < 2 * BURST_PAUSE) {
-            // Whoever waits for everything to be recorded ends this.
-            thread::park_timeout(BURST_PAUSE);
+        if before.is_some_and(|before| now.duration_since(before) < 2 * pause) {
+            thread::park_timeout(pause);
         }
     }
 }
@@ -292,5 +299,36 @@ impl GrantSink for LateTable {
             Some(table) => table.grant(grants),
             None => Err(GrantError::Kernel(io::Error::other("the rules are not installed yet"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_bursts;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn in_a_burst_things_wait_until_somebody_can_t() {
+        const PAUSE: Duration = Duration::from_hours(1);
+        let (queue, queued) = channel();
+        let (taken, take) = channel();
+        let reader =
+            thread::spawn(move || in_bursts(&queued, PAUSE, |one| taken.send(one).unwrap()));
+        queue.send(0).unwrap();
+        assert_eq!(take.recv().unwrap(), 0, "the first does not wait");
+        // Until one is not taken at once.
+        let waits = (1..1_000_000)
+            .find(|number| {
+                queue.send(*number).unwrap();
+                take.recv_timeout(Duration::from_millis(20)).is_err()
+            })
+            .unwrap();
+        reader.thread().unpark();
+        assert_eq!(take.recv().unwrap(), waits);
+        drop(queue);
+        reader.thread().unpark();
+        reader.join().unwrap();
     }
 }
