@@ -125,7 +125,9 @@ fn a_process_that_moves_to_an_exempt_group_gains_nothing() -> Result<()> {
             _ => None,
         })
         .collect();
-    ensure!(found.len() == 21, "{} of 21 moves were told: {found:?}", found.len());
+    // The last one starts others while it waits to be moved back; what they are started in is its doing.
+    let own = found.iter().filter(|found| !found.evidence.contains("it was moved by")).count();
+    ensure!(own == 21, "{own} of 21 moves were told: {found:?}");
     ensure!(
         found.iter().all(|found| found
             .process
